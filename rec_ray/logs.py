@@ -1,0 +1,81 @@
+"""One log line when a step starts and one when it ends, readable on a terminal and as JSON in a pod.
+
+`configure_logging` sets up the process once; `step` is a context that times a step and logs its result. It knows no
+step, no settings and nothing of Ray's own log files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+LOGGER = logging.getLogger("rec_ray")
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def configure_logging(*, as_json: bool = False, level: int = logging.INFO) -> None:
+    """Send the program's log lines to standard error; the libraries' own only from warnings up."""
+    handler = logging.StreamHandler(sys.stderr)
+    if as_json:
+        handler.setFormatter(_JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    LOGGER.handlers[:] = [handler]
+    LOGGER.setLevel(level)
+    LOGGER.propagate = False
+
+
+@dataclass
+class StepLog:
+    """What a running step wants to say at its end."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, **facts: Any) -> None:
+        """Add facts, such as rows=12, to the line that ends the step."""
+        self.facts.update(facts)
+
+
+@contextlib.contextmanager
+def step(name: str, seconds: dict[str, float] | None = None, **facts: Any) -> Iterator[StepLog]:
+    """Log the start and the end of a step; put its seconds into `seconds[name]` when that is given."""
+    LOGGER.info("%s ...%s", name, _said(facts), extra={"fields": {"step": name, "event": "start", **facts}})
+    started = time.perf_counter()
+    log = StepLog()
+    try:
+        yield log
+    except BaseException as error:
+        took = time.perf_counter() - started
+        fields = {"step": name, "event": "failed", "seconds": round(took, 2)}
+        LOGGER.error("%s failed after %.1f s: %s", name, took, type(error).__name__, extra={"fields": fields})
+        raise
+    took = time.perf_counter() - started
+    if seconds is not None:
+        seconds[name] = seconds.get(name, 0.0) + took
+    fields = {"step": name, "event": "end", "seconds": round(took, 2), **facts, **log.facts}
+    LOGGER.info("%s done in %.1f s%s", name, took, _said(log.facts), extra={"fields": fields})
+
+
+def _said(facts: dict[str, Any]) -> str:
+    return "".join(
+        f", {key} {value:,}" if isinstance(value, int) else f", {key} {value}" for key, value in facts.items()
+    )

@@ -1,0 +1,196 @@
+"""Encoders that turn a timeline of events into one vector per position, each of which has seen only the events before.
+
+Item vectors, event types and time gaps of `b` timelines come in, `[b, L + 1, d]` goes out: position `t` has seen exactly
+the events `0 .. t-1`, so one forward pass trains every position and position `length` is the user as of now. They do not
+know how item vectors were made, which events are positives, or what happens to the result.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+GAP_BUCKETS = 33
+"""Time gaps fall into powers of two of a second: bucket 32 begins at 2**31 s, 68 years."""
+
+
+class EventEmbedding(nn.Module):
+    """Event inputs: the item's vector, plus what kind of event it was, plus how long after the one before."""
+
+    def __init__(self, embedding_size: int, event_types: int, time_gaps: bool) -> None:
+        """event_types: rows of the event type table (index 0 is unknown); 1 or less: types are not read."""
+        super().__init__()
+        # Item vectors may be of unit length; entries of about 1 are what the rest of the encoder expects.
+        self.scale = math.sqrt(embedding_size)
+        self.event_type = nn.Embedding(event_types, embedding_size) if event_types > 1 else None
+        self.gap = nn.Embedding(GAP_BUCKETS, embedding_size) if time_gaps else None
+        for table in (self.event_type, self.gap):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor) -> Tensor:
+        """vectors: [b, L, d]; event_type, gap_seconds: [b, L] -> [b, L, d]."""
+        events = vectors * self.scale
+        if self.event_type is not None:
+            events = events + self.event_type(event_type)
+        if self.gap is not None:
+            bucket = gap_seconds.float().clamp(min=0).add(1).log2().long().clamp(max=GAP_BUCKETS - 1)
+            events = events + self.gap(bucket)
+        return events
+
+
+class MeanHistory(nn.Module):
+    """The mean of the events so far, mapped once: YouTube's bag of watches (Covington et al. 2016)."""
+
+    def __init__(self, embedding_size: int, *, event_types: int = 1, time_gaps: bool = False, dropout: float = 0.0):
+        """Widths and switches as in `TransformerHistory`."""
+        super().__init__()
+        self.events = EventEmbedding(embedding_size, event_types, time_gaps)
+        self.begin = nn.Parameter(torch.randn(embedding_size) * 0.02)
+        self.norm = nn.LayerNorm(embedding_size)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(embedding_size, embedding_size)
+
+    def forward(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
+        """vectors: [b, L, d]; event_type, gap_seconds: [b, L]; length: [b] -> [b, L + 1, d]."""
+        events = self.events(vectors, event_type, gap_seconds)
+        padded = torch.arange(events.shape[1], device=length.device) >= length[:, None]
+        events = events.masked_fill(padded[..., None], 0.0)
+        slots = torch.cat([self.begin.expand(events.shape[0], 1, -1), events], dim=1)
+        seen = torch.arange(1, slots.shape[1] + 1, device=slots.device).clamp(max=None)
+        seen = torch.minimum(seen[None], length[:, None] + 1)
+        mean = slots.cumsum(1) / seen[..., None]
+        return self.output(self.dropout(self.norm(mean)))  # type: ignore[no-any-return]
+
+
+class TransformerHistory(nn.Module):
+    """A causal transformer over the events with positions counted from the first (SASRec, Kang & McAuley 2018)."""
+
+    def __init__(
+        self,
+        embedding_size: int,
+        history_length: int,
+        *,
+        event_types: int = 1,
+        time_gaps: bool = False,
+        layers: int = 2,
+        heads: int = 2,
+        dropout: float = 0.5,
+        norm: str = "post",
+        relative_bias: bool = False,
+        last_residual: bool = False,
+        conv: int = 0,
+        absolute: bool = True,
+        attn_dropout: float | None = None,
+        ffn_mult: int = 4,
+        activation: str = "gelu",
+        gate: bool = False,
+    ) -> None:
+        """history_length: the longest timeline that forward accepts.
+
+        Raises:
+            ValueError: heads do not divide the embedding size, or `norm` is neither "pre" nor "post".
+        """
+        super().__init__()
+        if embedding_size % heads:
+            raise ValueError(f"heads ({heads}) must divide embedding_size ({embedding_size})")
+        if norm not in ("pre", "post"):
+            raise ValueError(f"norm must be 'pre' or 'post', got {norm!r}")
+        self.events = EventEmbedding(embedding_size, event_types, time_gaps)
+        self.begin = nn.Parameter(torch.randn(embedding_size) * 0.02)
+        self.position = nn.Parameter(torch.randn(history_length + 1, embedding_size) * 0.02) if absolute else None
+        self.relative = nn.Parameter(torch.zeros(heads, history_length + 1)) if relative_bias else None
+        self.input_norm = nn.LayerNorm(embedding_size)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            _Block(embedding_size, heads, dropout, norm, dropout if attn_dropout is None else attn_dropout,
+                   ffn_mult, activation, conv, gate) for _ in range(layers)
+        )
+        self.output_norm = nn.LayerNorm(embedding_size) if norm == "pre" else nn.Identity()
+        self.last_residual = nn.Parameter(torch.zeros(1)) if last_residual else None
+
+    def forward(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
+        """vectors: [b, L, d]; event_type, gap_seconds: [b, L]; length: [b] -> [b, L + 1, d].
+
+        Positions beyond `length` hold no meaning.
+
+        Raises:
+            ValueError: L is more than `history_length`.
+        """
+        events = self.events(vectors, event_type, gap_seconds)
+        slots = torch.cat([self.begin.expand(events.shape[0], 1, -1), events], dim=1)
+        n = slots.shape[1]
+        x = slots
+        if self.position is not None:
+            if n > self.position.shape[0]:
+                raise ValueError(
+                    f"timelines of {n - 1} events came, the model was built for {self.position.shape[0] - 1}: "
+                    "cut them to their latest events or raise history_length"
+                )
+            x = x + self.position[:n]
+        x = self.dropout(self.input_norm(x))
+        step = torch.arange(n, device=x.device)
+        distance = step[:, None] - step[None]
+        unseen = (distance < 0)[None] | (step[None, None] > length[:, None, None])
+        bias = torch.zeros(x.shape[0], 1, n, n, device=x.device, dtype=x.dtype)
+        if self.relative is not None:
+            bias = bias + self.relative[:, distance.clamp(min=0)][None]
+        bias = bias.masked_fill(unseen[:, None], float("-inf"))
+        for block in self.blocks:
+            x = block(x, bias)
+        x = self.output_norm(x)
+        if self.last_residual is not None:
+            x = x + self.last_residual * slots
+        return x  # type: ignore[no-any-return]
+
+
+class _Block(nn.Module):
+    """Self-attention and a feed-forward layer, each with dropout, a residual and a layer norm."""
+
+    def __init__(self, size: int, heads: int, dropout: float, norm: str, attn_dropout: float, ffn_mult: int,
+                 activation: str, conv: int, gate: bool) -> None:
+        super().__init__()
+        self.heads, self.pre = heads, norm == "pre"
+        self.attention_dropout = attn_dropout
+        self.query_key_value = nn.Linear(size, 3 * size)
+        self.attention_output = nn.Linear(size, size)
+        self.activation = activation
+        self.expand = nn.Linear(size, ffn_mult * size)
+        self.contract = nn.Linear(ffn_mult * size, size)
+        self.norm_attention, self.norm_feed_forward = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.dropout = nn.Dropout(dropout)
+        self.conv = nn.Parameter(torch.full((conv, size), 1.0 / conv)) if conv else None
+        self.mix = nn.Parameter(torch.full((size,), 0.0)) if conv else None
+        self.gate = nn.Linear(size, 2 * size) if gate else None
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x: [b, n, d]; bias: [b, heads or 1, n, n], added to the attention scores."""
+        if self.gate is not None:
+            g1, g2 = torch.sigmoid(self.gate(x) + 2.0).chunk(2, dim=-1)
+            x = x + g1 * self.dropout(self._attend(self.norm_attention(x), bias))
+            return x + g2 * self.dropout(self._feed_forward(self.norm_feed_forward(x)))
+        if self.pre:
+            x = x + self.dropout(self._attend(self.norm_attention(x), bias))
+            return x + self.dropout(self._feed_forward(self.norm_feed_forward(x)))
+        x = self.norm_attention(x + self.dropout(self._attend(x, bias)))
+        return self.norm_feed_forward(x + self.dropout(self._feed_forward(x)))  # type: ignore[no-any-return]
+
+    def _attend(self, x: Tensor, bias: Tensor) -> Tensor:
+        b, n, size = x.shape
+        qkv = self.query_key_value(x).view(b, n, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(
+            qkv[0], qkv[1], qkv[2], attn_mask=bias, dropout_p=self.attention_dropout if self.training else 0.0
+        )
+        y = self.attention_output(mixed.transpose(1, 2).reshape(b, n, size))
+        if self.conv is not None and self.mix is not None:
+            k = self.conv.shape[0]
+            p = F.pad(x, (0, 0, k - 1, 0))
+            low = sum(p[:, i : i + n] * self.conv[k - 1 - i] for i in range(k))
+            y = y + self.mix * low
+        return y  # type: ignore[no-any-return]
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.contract(getattr(F, self.activation)(self.expand(x)))  # type: ignore[no-any-return]

@@ -1,0 +1,325 @@
+"""Losses that teach a query to score its own candidate above the others, with the corrections that sampling asks for.
+
+Query vectors, candidate vectors and encoded item ids come in, one scalar goes out; a candidate set is made with
+`mixed_candidates`, shared between workers with `gather_candidates`, and scored with `softmax_loss` (or, one negative at a
+time, `bpr_loss`). They do not know towers, features or data files, nor who drew the positives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+MAX_LOGITS = 2**22
+"""Logits that live at one time: 16 MiB of float32, measured best on a CPU (less starves the products, more the cache)."""
+
+
+@dataclass(frozen=True)
+class CandidateSet:
+    """Candidates that all positions of a batch share.
+
+    ids:    [c] int64, sorted, no duplicates: an item that was drawn twice is one column, so no negative is secretly
+            the positive of its own row.
+    target: [p] int64, the column of each position's positive.
+    log_q:  [c] float32, log of the chance that a column is in the set; None where the set is the whole catalogue.
+    """
+
+    ids: Tensor
+    target: Tensor
+    log_q: Tensor | None
+
+
+def mixed_candidates(
+    positive_ids: Tensor,
+    catalogue_size: int,
+    uniform_negatives: int,
+    probability: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+) -> CandidateSet:
+    """Merge the positives of a batch with uniform draws from the catalogue (mixed negative sampling, Yang et al. 2020).
+
+    positive_ids: [p] int64 in 1 .. catalogue_size. 0, the unknown item, is no candidate.
+    uniform_negatives: draws with replacement. From `catalogue_size` on, the set is the whole catalogue and the loss
+        becomes the exact softmax, without correction.
+    probability: [catalogue_size + 1], the chance of each item to be a positive, by index.
+
+    Raises:
+        ValueError: a positive lies outside the catalogue.
+    """
+    device = positive_ids.device
+    if len(positive_ids) and not 1 <= int(positive_ids.min()) <= int(positive_ids.max()) <= catalogue_size:
+        raise ValueError(
+            f"positives must lie in 1..{catalogue_size}, got {int(positive_ids.min())}..{int(positive_ids.max())}: "
+            "leave unknown items (index 0) out of the targets"
+        )
+    if uniform_negatives >= catalogue_size:
+        return CandidateSet(torch.arange(1, catalogue_size + 1, device=device), positive_ids - 1, None)
+    uniform = torch.randint(1, catalogue_size + 1, (uniform_negatives,), generator=generator, device=device)
+    ids, column = torch.unique(torch.cat([positive_ids, uniform]), return_inverse=True)
+    log_q = inclusion_log_q(probability[ids], len(positive_ids), uniform_negatives, catalogue_size)
+    return CandidateSet(ids, column[: len(positive_ids)], log_q)
+
+
+def inclusion_log_q(probability: Tensor, batch_draws: int, uniform_draws: int, catalogue_size: int) -> Tensor:
+    """Log of the chance that an item is in a merged candidate set.
+
+    An item with probability p stays out of m_batch draws by popularity with chance (1 - p)^m_batch, and out of m_uniform
+    uniform draws from N items with (1 - 1/N)^m_uniform, so
+
+        log q = log(1 - (1 - p)^m_batch * (1 - 1/N)^m_uniform).
+
+    For small numbers that is log(m_batch * p + m_uniform / N), the mixture of Yang et al. (2020); the exact form never
+    exceeds 0, as duplicates are merged and a popular item is one column only.
+    """
+    p = probability.double().clamp(min=1e-12, max=1 - 1e-7)
+    stays_out = batch_draws * torch.log1p(-p)
+    if uniform_draws:
+        stays_out = stays_out + uniform_draws * torch.log1p(torch.tensor(-1.0 / max(catalogue_size, 2)))
+    return torch.log(-torch.expm1(stays_out)).float()
+
+
+class FrequencyEstimator:
+    """Streaming estimate of how often items are drawn (Yi et al. 2019, algorithm 2, without hash collisions).
+
+    It keeps, for each item, the step at which it was last seen and a moving mean B of the steps between; the chance to
+    be in a step's batch is 1 / B.
+    """
+
+    def __init__(self, vocabulary_size: int, learning_rate: float = 0.05) -> None:
+        """learning_rate: weight of the newest gap in the moving mean; smaller is steadier and slower to adapt."""
+        self.learning_rate, self.step = learning_rate, 0
+        self.last_seen = torch.zeros(vocabulary_size)
+        self.gap = torch.zeros(vocabulary_size)
+
+    def update(self, ids: Tensor) -> None:
+        """Count one batch. ids: [m] int64; repeats within a batch count once."""
+        self.step += 1
+        ids = torch.unique(ids)
+        gap = self.step - self.last_seen[ids]
+        first = self.last_seen[ids] == 0
+        moved = (1 - self.learning_rate) * self.gap[ids] + self.learning_rate * gap
+        self.gap[ids] = torch.where(first, gap, moved)
+        self.last_seen[ids] = float(self.step)
+
+    def log_q(self, ids: Tensor) -> Tensor:
+        """Log of the chance of each id to be in a batch; an id never seen counts as due at the next step.
+
+        ids: [c] int64 -> [c] float32.
+        """
+        gap = torch.where(self.last_seen[ids] == 0, torch.tensor(float(self.step + 1)), self.gap[ids])
+        return -gap.clamp(min=1.0).log()
+
+
+def softmax_loss(
+    query: Tensor,
+    candidate: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 0.07,
+    log_q: Tensor | None = None,
+    correct_target: bool = True,
+    weight: Tensor | None = None,
+    total_weight: Tensor | float | None = None,
+    candidate_ids: Tensor | None = None,
+    explicit_row: Tensor | None = None,
+    explicit_candidate: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    max_logits: int = MAX_LOGITS,
+) -> Tensor:
+    """Weighted mean of -log softmax of each position's target among shared candidates.
+
+    With s = query . candidate / temperature, the logit of column j is s_j - log_q_j (the logQ correction of Bengio &
+    Senecal 2008 and Yi et al. 2019: what is sampled often would otherwise be pushed down too often).
+
+    query: [p, d]; candidate: [c, d]; target: [p] int64 columns.
+    log_q: [c], log of the chance of each column to be in the set. None: no correction (whole catalogue).
+    correct_target: False leaves the target's own logit as s, for it is in the set with certainty.
+    weight: [p] of each position; total_weight: what the sum is divided by, by default the sum of `weight`.
+    candidate_ids: [c], only needed when ids repeat among the columns: then a column with the target's id that is not the
+        target (an accidental hit) is left out of that position's denominator.
+    explicit_row, explicit_candidate: [e] int64 and [e, d], extra negatives (say, disliked items), each of which joins
+        the denominator of one position only, uncorrected.
+    label_smoothing: share of the target's mass that is spread over all columns.
+    max_logits: bound on the logits in memory; positions are worked in chunks of max_logits / c.
+
+    Raises:
+        ValueError: only one of the two explicit arguments is given.
+    """
+    if (explicit_row is None) != (explicit_candidate is None):
+        raise ValueError("explicit_row and explicit_candidate go together")
+    p = query.shape[0]
+    if weight is None:
+        weight = torch.ones(p, device=query.device)
+    if total_weight is None:
+        total_weight = weight.sum().clamp(min=1e-12)
+    row_weight = weight / total_weight
+    extra = None
+    if explicit_row is not None and explicit_candidate is not None:
+        scores = (query[explicit_row] * explicit_candidate).sum(1) / temperature
+        extra = _logsumexp_by_row(scores.float(), explicit_row, p)
+    loss: Tensor = _ChunkedSoftmax.apply(  # type: ignore[no-untyped-call]
+        query, candidate, target, row_weight, extra, log_q, correct_target, candidate_ids, 1 / temperature, max_logits
+    )
+    if label_smoothing:
+        # Cross entropy against (1 - e) * target + e / c differs by e * (target's logit - mean logit): two products.
+        spread = (query * (candidate[target] - candidate.mean(0))).sum(1) / temperature
+        loss = loss + label_smoothing * (row_weight * spread).sum()
+    return loss
+
+
+def in_batch_softmax_loss(query: Tensor, candidate: Tensor, ids: Tensor, **options: Any) -> Tensor:
+    """`softmax_loss` where the positives of the other rows are the negatives (Yi et al. 2019).
+
+    query, candidate: [b, d], row i of one belongs to row i of the other; ids: [b] int64 of the candidates. Accidental
+    hits are masked. For the correction pass log_q = log(b * p) or the streaming estimate, one value a row.
+    """
+    target = torch.arange(len(query), device=query.device)
+    return softmax_loss(query, candidate, target, candidate_ids=ids, **options)
+
+
+def bpr_loss(query: Tensor, positive: Tensor, negative: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Weighted mean of -log sigmoid(positive score - negative score) (Rendle et al. 2009); for comparison only.
+
+    query, positive, negative: [p, d]; weight: [p].
+    """
+    rows = -F.logsigmoid((query * (positive - negative)).sum(1))
+    if weight is None:
+        return rows.mean()
+    return (rows * weight).sum() / weight.sum().clamp(min=1e-12)
+
+
+def gather_candidates(candidate: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates of all workers, merged by id; gradients flow back to the worker each vector came from.
+
+    candidate: [c, d] and ids: [c] int64 (no duplicates) of this worker; c may differ between workers.
+
+    Returns:
+        [u, d] and [u] int64, sorted by id, equal on every worker. A column of an own id is found with
+        `torch.searchsorted`. Every worker must then divide its loss by the total weight of all workers over the number
+        of workers (`global_total_weight`), so that averaging gradients gives those of one big batch.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        order = ids.argsort()
+        return candidate[order], ids[order]
+    world = dist.get_world_size()
+    size = torch.tensor([len(ids)], device=ids.device)
+    sizes = [torch.zeros_like(size) for _ in range(world)]
+    dist.all_gather(sizes, size)
+    most = int(torch.cat(sizes).max())
+    padded_ids = F.pad(ids, (0, most - len(ids)), value=-1)
+    all_ids = [torch.empty_like(padded_ids) for _ in range(world)]
+    dist.all_gather(all_ids, padded_ids)
+    padded = F.pad(candidate, (0, 0, 0, most - len(ids)))
+    vectors: Tensor = _AllGather.apply(padded)  # type: ignore[no-untyped-call]
+    flat_ids = torch.cat(all_ids)
+    present = (flat_ids >= 0).nonzero()[:, 0]
+    merged, column = torch.unique(flat_ids[present], return_inverse=True)
+    # The first worker that has an item supplies it.
+    first = torch.full((len(merged),), len(flat_ids), device=ids.device)
+    first = first.scatter_reduce(0, column, present, "amin")
+    return vectors[first], merged
+
+
+def global_total_weight(weight: Tensor) -> Tensor:
+    """The mean over workers of the sum of weights: the `total_weight` that makes averaged gradients those of one batch.
+
+    weight: [p] of this worker -> scalar, without gradient.
+    """
+    total = weight.detach().sum()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        total = total / dist.get_world_size()
+    return total.clamp(min=1e-12)
+
+
+def _logsumexp_by_row(scores: Tensor, row: Tensor, rows: int) -> Tensor:
+    """scores, row: [e] -> [rows]; -inf where a row has none."""
+    most = torch.full((rows,), float("-inf"), device=scores.device)
+    most = most.scatter_reduce(0, row, scores.detach(), "amax")
+    summed = torch.zeros(rows, device=scores.device).index_add(0, row, (scores - most[row]).exp())
+    return most.masked_fill(summed == 0, float("-inf")) + summed.clamp(min=1e-30).log()
+
+
+class _AllGather(torch.autograd.Function):
+    """All-gather along the rows whose backward sums, over workers, the gradients of this worker's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        ctx.rows = len(local)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed[dist.get_rank() * ctx.rows :][: ctx.rows]
+
+
+class _ChunkedSoftmax(torch.autograd.Function):
+    """Softmax loss whose logits never exist all at once: each chunk's gradient is taken while its logits are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        candidate: Tensor,
+        target: Tensor,
+        row_weight: Tensor,
+        extra: Tensor | None,
+        log_q: Tensor | None,
+        correct_target: bool,
+        candidate_ids: Tensor | None,
+        scale: float,
+        max_logits: int,
+    ) -> Tensor:
+        p, c = query.shape[0], candidate.shape[0]
+        chunk = max(1, min(p, max_logits // max(c, 1)))
+        query_gradient = torch.empty_like(query)
+        candidate_gradient = torch.zeros_like(candidate)
+        extra_gradient = None if extra is None else torch.empty_like(extra)
+        # One buffer for all chunks: fresh memory for each would cost more than the product.
+        buffer = torch.empty(chunk, c, device=query.device)
+        loss = torch.zeros((), device=query.device)
+        for start in range(0, p, chunk):
+            part = slice(start, min(start + chunk, p))
+            q, columns, weight = query[part].float() * scale, target[part, None], row_weight[part, None]
+            logits = torch.mm(q, candidate.float().T, out=buffer[: len(q)])
+            if log_q is not None:
+                logits.sub_(log_q)
+                if not correct_target:
+                    logits.scatter_add_(1, columns, log_q[columns])
+            if candidate_ids is not None:
+                hit = candidate_ids[None] == candidate_ids[columns]
+                logits.masked_fill_(hit.scatter_(1, columns, False), float("-inf"))
+            of_target = logits.gather(1, columns)
+            most = logits.amax(1, keepdim=True)
+            summed = logits.sub_(most).exp_().sum(1, keepdim=True)
+            total = most + summed.log()
+            if extra is not None and extra_gradient is not None:
+                seen = total
+                total = torch.logaddexp(seen, extra[part, None])
+                extra_gradient[part] = (weight * (extra[part, None] - total).exp())[:, 0]
+                summed = summed * (total - seen).exp()
+            loss += (weight * (total - of_target)).sum()
+            # The softmax is never normalised in place: a row's factor goes to the small side of each product.
+            factor = weight / summed
+            of_query = (logits @ candidate.float()).mul_(factor).sub_(weight * candidate[target[part]])
+            query_gradient[part] = of_query.mul_(scale).to(query.dtype)
+            candidate_gradient += (logits.T @ (q * factor)).to(candidate.dtype)
+            candidate_gradient.index_add_(0, target[part], (q * -weight).to(candidate.dtype))
+        ctx.save_for_backward(query_gradient, candidate_gradient, extra_gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        query, candidate, extra = ctx.saved_tensors
+        extra = None if extra is None else extra * gradient
+        return query * gradient, candidate * gradient, None, None, extra, None, None, None, None, None

@@ -1,0 +1,273 @@
+"""The two towers: one gives every item a vector, the other gives a user a vector at every position of a timeline.
+
+Encoded ids, `FeatureBatch`es and timelines come in; vectors of one size come out, of unit length when the similarity is
+cosine, so that a product of the two is the score. The towers do not know raw ids, losses, files or where features come
+from; `build_two_tower` takes plain JSON-able arguments, which is all that a bundle has to store beside the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from rec_ray.retrieval.feature_batch import FeatureBatch, FeatureShape
+from rec_ray.retrieval.history import MeanHistory, TransformerHistory
+
+
+class FeatureEncoder(nn.Module):
+    """Features of a row as one vector: the sum of each field's mean token vector and a linear map of the numbers."""
+
+    def __init__(self, shape: FeatureShape, embedding_size: int, hidden: int = 0, dropout: float = 0.0) -> None:
+        """hidden: width of a residual MLP on the sum that lets features interact; 0 leaves it out."""
+        super().__init__()
+        self.shape, self.embedding_size = shape, embedding_size
+        self.tokens = nn.Embedding(shape.tokens, embedding_size, sparse=True) if shape.fields else None
+        if self.tokens is not None:
+            nn.init.normal_(self.tokens.weight, std=1 / math.sqrt(embedding_size))
+        width = shape.numeric + shape.vector
+        self.dense = nn.Linear(width, embedding_size) if width else None
+        self.interaction = (
+            nn.Sequential(
+                nn.LayerNorm(embedding_size),
+                nn.Linear(embedding_size, hidden),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(hidden, embedding_size),
+            )
+            if hidden and not shape.is_empty
+            else None
+        )
+
+    def forward(self, features: FeatureBatch) -> Tensor:
+        """Features of n rows -> [n, d]; zeros where the shape is empty."""
+        n = len(features)
+        encoded = torch.zeros(n, self.embedding_size, device=features.numeric.device)
+        if self.tokens is not None:
+            counts = features.token_counts.reshape(-1)
+            offsets = counts.cumsum(0) - counts
+            bags = F.embedding_bag(features.tokens, self.tokens.weight, offsets, mode="mean", sparse=True)
+            encoded = encoded + bags.view(n, self.shape.fields, self.embedding_size).sum(1)
+        if self.dense is not None:
+            encoded = encoded + self.dense(torch.cat([features.numeric, features.vector], dim=1))
+        if self.interaction is not None:
+            encoded = encoded + self.interaction(encoded)
+        return encoded
+
+
+class ItemTower(nn.Module):
+    """An item's vector: what its id has learned plus what its features say."""
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        shape: FeatureShape,
+        embedding_size: int,
+        *,
+        id_dropout: float = 0.1,
+        dropout: float = 0.0,
+        hidden: int = 0,
+    ) -> None:
+        """vocabulary_size: rows of the id table, row 0 for unknown ids.
+
+        id_dropout: chance in training that an item shows up as unknown, so that features learn to carry items without
+            history (DropoutNet, Volkovs et al. 2017). Without features it is switched off.
+        """
+        super().__init__()
+        self.id_dropout = 0.0 if shape.is_empty else id_dropout
+        self.ids = nn.Embedding(vocabulary_size, embedding_size, sparse=True)
+        nn.init.normal_(self.ids.weight, std=1 / math.sqrt(embedding_size))
+        with torch.no_grad():
+            self.ids.weight[0] = 0.0
+        self.features = FeatureEncoder(shape, embedding_size, hidden, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, id_index: Tensor, features: FeatureBatch) -> Tensor:
+        """id_index: [n] int64, 0 for unknown ids; features: n rows -> [n, d]."""
+        if self.training and self.id_dropout > 0:
+            dropped = torch.rand(id_index.shape, device=id_index.device) < self.id_dropout
+            id_index = id_index.masked_fill(dropped, 0)
+        return self.dropout(self.ids(id_index) + self.features(features))  # type: ignore[no-any-return]
+
+
+class UserTower(nn.Module):
+    """A user's vector at every position of a timeline: the history so far, and the user's features as of then."""
+
+    def __init__(
+        self,
+        shape: FeatureShape,
+        embedding_size: int,
+        *,
+        history: str = "transformer",
+        history_length: int = 50,
+        event_types: int = 1,
+        layers: int = 2,
+        heads: int = 2,
+        dropout: float = 0.5,
+        norm: str = "post",
+        time_gaps: bool = False,
+        hidden: int = 0,
+        **experimental: Any,
+    ) -> None:
+        """history: "none" (features only), "mean" or "transformer".
+
+        Raises:
+            ValueError: `history` is none of the three.
+        """
+        super().__init__()
+        self.embedding_size, self.history_length = embedding_size, history_length
+        self.features = FeatureEncoder(shape, embedding_size, hidden or 2 * embedding_size, dropout)
+        self.begin: nn.Parameter | None = None
+        self.history: MeanHistory | TransformerHistory | None = None
+        if history == "none":
+            self.begin = nn.Parameter(torch.randn(embedding_size) * 0.02)
+        elif history == "mean":
+            self.history = MeanHistory(embedding_size, event_types=event_types, time_gaps=time_gaps, dropout=dropout)
+        elif history == "transformer":
+            self.history = TransformerHistory(
+                embedding_size, history_length, event_types=event_types, time_gaps=time_gaps,
+                layers=layers, heads=heads, dropout=dropout, norm=norm, **experimental,
+            )
+        else:
+            raise ValueError(f"history must be 'none', 'mean' or 'transformer', got {history!r}")
+
+    def forward(
+        self,
+        history_vectors: Tensor,
+        event_type: Tensor,
+        gap_seconds: Tensor,
+        length: Tensor,
+        user_features: FeatureBatch,
+        feature_row: Tensor,
+    ) -> Tensor:
+        """A vector at each of the L + 1 positions of b timelines; position t has seen exactly the events before t.
+
+        history_vectors: [b, L, d] item vectors; event_type, gap_seconds: [b, L]; length: [b] events of each timeline.
+        user_features: R rows; feature_row: [b, L + 1] int64, the row that holds as of each position.
+
+        Returns:
+            [b, L + 1, d]; positions beyond `length` hold no meaning.
+        """
+        if self.history is not None:
+            state = self.history(history_vectors, event_type, gap_seconds, length)
+        else:
+            assert self.begin is not None
+            state = self.begin.expand(*feature_row.shape, -1)
+        if self.features.shape.is_empty:
+            return state  # type: ignore[no-any-return]
+        return state + self.features(user_features)[feature_row]  # type: ignore[no-any-return]
+
+
+class TwoTower(nn.Module):
+    """Both towers and the similarity that joins them (the retrieval model of Yi et al. 2019)."""
+
+    def __init__(self, item_tower: ItemTower, user_tower: UserTower, similarity: str = "cosine") -> None:
+        """similarity: "cosine" (vectors are L2-normalised) or "dot".
+
+        Raises:
+            ValueError: `similarity` is neither.
+        """
+        super().__init__()
+        if similarity not in ("cosine", "dot"):
+            raise ValueError(f"similarity must be 'cosine' or 'dot', got {similarity!r}")
+        self.item_tower, self.user_tower, self.similarity = item_tower, user_tower, similarity
+
+    def embed_items(self, id_index: Tensor, features: FeatureBatch) -> Tensor:
+        """id_index: [n] int64; features: n rows -> [n, d], L2-normalised when the similarity is cosine."""
+        return self._finish(self.item_tower(id_index, features))
+
+    def embed_timelines(
+        self,
+        history_vectors: Tensor,
+        event_type: Tensor,
+        gap_seconds: Tensor,
+        length: Tensor,
+        user_features: FeatureBatch,
+        feature_row: Tensor,
+    ) -> Tensor:
+        """Arguments as in `UserTower.forward` -> [b, L + 1, d], L2-normalised when the similarity is cosine."""
+        return self._finish(
+            self.user_tower(history_vectors, event_type, gap_seconds, length, user_features, feature_row)
+        )
+
+    def embed_users(
+        self,
+        history_vectors: Tensor,
+        event_type: Tensor,
+        gap_seconds: Tensor,
+        length: Tensor,
+        user_features: FeatureBatch,
+        feature_row: Tensor,
+    ) -> Tensor:
+        """Arguments as in `UserTower.forward` -> [b, d]: the user after all `length` events."""
+        timelines = self.embed_timelines(
+            history_vectors, event_type, gap_seconds, length, user_features, feature_row
+        )
+        return timelines[torch.arange(len(length), device=length.device), length]
+
+    def sparse_parameters(self) -> list[nn.Parameter]:
+        """Embedding tables whose gradients are sparse: they belong to a row-wise optimizer."""
+        tables = (self.item_tower.ids, self.item_tower.features.tokens, self.user_tower.features.tokens)
+        return [table.weight for table in tables if table is not None]
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """All other parameters."""
+        sparse = {id(parameter) for parameter in self.sparse_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in sparse]
+
+    def _finish(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
+
+
+def build_two_tower(
+    *,
+    vocabulary_size: int,
+    item_shape: Mapping[str, int],
+    user_shape: Mapping[str, int],
+    embedding_size: int = 64,
+    similarity: str = "cosine",
+    id_dropout: float = 0.1,
+    item_dropout: float = 0.0,
+    item_hidden: int = 0,
+    user_hidden: int = 0,
+    history: str = "transformer",
+    history_length: int = 50,
+    event_types: int = 1,
+    layers: int = 2,
+    heads: int = 2,
+    dropout: float = 0.5,
+    norm: str = "post",
+    time_gaps: bool = False,
+    **experimental: Any,
+) -> TwoTower:
+    """A fresh model from plain JSON-able arguments; a bundle stores exactly these and calls this again.
+
+    item_shape, user_shape: `dataclasses.asdict` of a `FeatureShape`.
+    """
+    item_tower = ItemTower(
+        vocabulary_size,
+        FeatureShape(**item_shape),
+        embedding_size,
+        id_dropout=id_dropout,
+        dropout=item_dropout,
+        hidden=item_hidden,
+    )
+    user_tower = UserTower(
+        FeatureShape(**user_shape),
+        embedding_size,
+        history=history,
+        history_length=history_length,
+        event_types=event_types,
+        layers=layers,
+        heads=heads,
+        dropout=dropout,
+        norm=norm,
+        time_gaps=time_gaps,
+        hidden=user_hidden,
+        **experimental,
+    )
+    return TwoTower(item_tower, user_tower, similarity)

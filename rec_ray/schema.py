@@ -1,0 +1,106 @@
+"""Column names, Arrow schemas of the tables that cross a border, and how a user declares a feature.
+
+Steps take every column name from here and check a table with `require_columns` when it enters. The module knows Arrow
+types only: no settings, no Feast, no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+
+from rec_ray.errors import SchemaError, listed
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+EVENT_TIMESTAMP = "event_timestamp"
+EVENT_TYPE = "event_type"
+EVENT_VALUE = "event_value"
+EVENT_ORDER = "event_order"
+FIRST_SEEN = "first_seen"
+AS_OF = "as_of"
+EMBEDDING = "embedding"
+ITEM_IDS = "item_ids"
+SCORES = "scores"
+MODEL_VERSION = "model_version"
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+Kind = Literal["numeric", "categorical", "categories", "category_path", "text", "timestamp", "vector"]
+"""How a feature is read.
+
+numeric: a number. categorical: one value. categories: several values, as a list or as a string with a separator.
+category_path: a path from general to special, each prefix is a token. text: word and character n-grams.
+timestamp: a point in time. vector: ready-made numbers of a fixed length.
+"""
+
+
+@dataclass(frozen=True)
+class FeatureDeclaration:
+    """What a feature is, in the user's words; the name is the key it is declared under."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: Kind
+    separator: str | None = None
+    """Splits a string into values; only for `categories` and `category_path` that are not lists already."""
+    length: int | None = None
+    """Number of values of a `vector`."""
+
+
+INTERACTIONS = pa.schema(
+    [
+        pa.field(USER_ID, pa.string(), nullable=False),
+        pa.field(ITEM_ID, pa.string()),
+        pa.field(EVENT_TIMESTAMP, TIMESTAMP, nullable=False),
+        pa.field(EVENT_ORDER, pa.int64(), nullable=False),
+        pa.field(EVENT_TYPE, pa.string()),
+        pa.field(EVENT_VALUE, pa.float32()),
+    ]
+)
+"""One row an event; declared user features as of the event stand behind these columns.
+
+`event_order` numbers the rows as they lie in the source, so that events of one instant keep their order. A row with a
+null `item_id` is no event: it carries the features of the user as of its timestamp (a query row).
+"""
+
+ITEM_EMBEDDINGS = pa.schema(
+    [pa.field(ITEM_ID, pa.string(), nullable=False), pa.field(EMBEDDING, pa.list_(pa.float32()), nullable=False)]
+)
+USER_EMBEDDINGS = pa.schema(
+    [pa.field(USER_ID, pa.string(), nullable=False), pa.field(EMBEDDING, pa.list_(pa.float32()), nullable=False)]
+)
+RECOMMENDATIONS = pa.schema(
+    [
+        pa.field(USER_ID, pa.string(), nullable=False),
+        pa.field(ITEM_IDS, pa.list_(pa.string()), nullable=False),
+        pa.field(SCORES, pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+
+def require_columns(table: pa.Table | pa.Schema, schema: pa.Schema, *, what: str) -> None:
+    """Check that a table has the columns of a schema with their types; further columns are allowed.
+
+    Raises:
+        SchemaError: names the missing columns or the first column of another type.
+    """
+    have = table if isinstance(table, pa.Schema) else table.schema
+    missing = [name for name in schema.names if name not in have.names]
+    if missing:
+        raise SchemaError(f"{what} lacks the columns {listed(missing)}; it has {listed(have.names)}")
+    for field in schema:
+        found = have.field(field.name).type
+        if not _same_type(found, field.type):
+            raise SchemaError(f"{what} has column {field.name!r} of type {found}; expected {field.type}")
+
+
+def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Compare two types; the name of a list's element does not matter, and neither does the size of its offsets."""
+    if pa.types.is_list(expected) and (pa.types.is_list(found) or pa.types.is_large_list(found)):
+        return _same_type(found.value_type, expected.value_type)
+    if pa.types.is_string(expected) and pa.types.is_large_string(found):
+        return True
+    return bool(found.equals(expected))
