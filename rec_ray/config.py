@@ -1,7 +1,7 @@
 """Every setting of the program: typed, documented, frozen, and unknown keys refused.
 
-`load_settings` reads the settings file of a project, lets the environment (`REC_RAY__SECTION__KEY`) and then the command
-line (`section.key=value`) override it, and resolves relative paths against the file's folder. It is the only module
+`load_settings` reads the settings file of a project, lets the environment (`REC_RAY__SECTION__KEY`) and then the
+command line (`section.key=value`) override it, and resolves relative paths against the file's folder. It is the only module
 that reads the environment, and it opens nothing but the settings file and mounted secret files.
 """
 
@@ -122,6 +122,10 @@ class TrainSettings(Section):
     in_batch_negatives: bool = Field(True, description="Other positives of the batch are negatives.")
     uniform_negatives: int = Field(2048, ge=0, description="Items drawn uniformly as negatives, the same for a batch.")
     log_q: bool = Field(True, description="Correct the softmax for how often an item is drawn as a negative.")
+    label_smoothing: Fraction = Field(0.0, description="Share of a target's mass that is spread over all items.")
+    cache_bytes: int = Field(
+        2_000_000_000, ge=0, description="Timelines of one worker up to this size stay in memory; larger ones stream."
+    )
     seed: int = Field(0, description="Repeats a run on one worker.")
     num_workers: Positive = Field(1, description="Training processes.")
     use_gpu: bool = Field(False, description="One GPU for each training process.")
@@ -139,6 +143,9 @@ class EvaluationSettings(Section):
     )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05, description="Share of all events between the validation and the test cut-off (split: time)."
+    )
+    validation_users: Positive = Field(
+        10_000, description="Users on whom NDCG@10 is watched after each epoch; the metrics are always over all."
     )
     ks: list[Positive] = Field([5, 10, 20, 50, 100], description="Cut-offs of Recall@k and NDCG@k.", min_length=1)
     gate: Literal["warn", "refuse", "off"] = Field(

@@ -62,16 +62,20 @@ class FeatureTables:
 class TrainingData:
     """Encoded timelines and catalogue, stored as Parquet under the prefix of the run.
 
-    timelines: folder, one row a user (`training_data.TIMELINES`).
-    catalogue: folder, one row an item (`training_data.CATALOGUE`), in the order of `item_index`.
+    timelines: folder, one row a user (`retrieval.timelines.TIMELINES`).
+    catalogue: folder, one row an item (`retrieval.catalogue.CATALOGUE`), with features as of the test cut-off.
+    catalogue_now: the same as of now.
+    positives: events to learn from.
     """
 
     timelines: str
     catalogue: str
+    catalogue_now: str
     preprocessor: Preprocessor
     users: int
     items: int
     events: int
+    positives: int
     split_times: SplitTimes
     facts: dict[str, Any] = field(default_factory=dict)
 

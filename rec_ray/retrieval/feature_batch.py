@@ -2,7 +2,7 @@
 
 A `FeatureBatch` holds numbers, token bags and ready-made vectors of `n` rows (items or user states); numpy arrays come
 in, torch tensors that can be cut by row and moved to a device go out. It does not know what a feature means, how it
-was encoded or which tower reads it: the preprocessor decides that, and `FeatureShape` is all that a tower needs to know.
+was encoded or which tower reads it: the preprocessor decides that, and `FeatureShape` is all a tower needs to know.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Encoders that turn a timeline of events into one vector per position, each of which has seen only the events before.
 
-Item vectors, event types and time gaps of `b` timelines come in, `[b, L + 1, d]` goes out: position `t` has seen exactly
-the events `0 .. t-1`, so one forward pass trains every position and position `length` is the user as of now. They do not
-know how item vectors were made, which events are positives, or what happens to the result.
+Item vectors, event types and time gaps of `b` timelines come in, `[b, L + 1, d]` goes out: position `t` has seen
+exactly the events `0 .. t-1`, so one forward pass trains every position and position `length` is the user as of now.
+They do not know how item vectors were made, which events are positives, or what happens to the result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 GAP_BUCKETS = 33
 """Time gaps fall into powers of two of a second: bucket 32 begins at 2**31 s, 68 years."""
@@ -60,14 +60,14 @@ class MeanHistory(nn.Module):
         padded = torch.arange(events.shape[1], device=length.device) >= length[:, None]
         events = events.masked_fill(padded[..., None], 0.0)
         slots = torch.cat([self.begin.expand(events.shape[0], 1, -1), events], dim=1)
-        seen = torch.arange(1, slots.shape[1] + 1, device=slots.device).clamp(max=None)
+        seen = torch.arange(1, slots.shape[1] + 1, device=slots.device)
         seen = torch.minimum(seen[None], length[:, None] + 1)
         mean = slots.cumsum(1) / seen[..., None]
-        return self.output(self.dropout(self.norm(mean)))  # type: ignore[no-any-return]
+        return self.output(self.dropout(self.norm(mean)))
 
 
 class TransformerHistory(nn.Module):
-    """A causal transformer over the events with positions counted from the first (SASRec, Kang & McAuley 2018)."""
+    """A causal transformer over the events, positions counted from the first (SASRec, Kang & McAuley 2018)."""
 
     def __init__(
         self,
@@ -78,16 +78,8 @@ class TransformerHistory(nn.Module):
         time_gaps: bool = False,
         layers: int = 2,
         heads: int = 2,
-        dropout: float = 0.5,
+        dropout: float = 0.2,
         norm: str = "post",
-        relative_bias: bool = False,
-        last_residual: bool = False,
-        conv: int = 0,
-        absolute: bool = True,
-        attn_dropout: float | None = None,
-        ffn_mult: int = 4,
-        activation: str = "gelu",
-        gate: bool = False,
     ) -> None:
         """history_length: the longest timeline that forward accepts.
 
@@ -101,16 +93,11 @@ class TransformerHistory(nn.Module):
             raise ValueError(f"norm must be 'pre' or 'post', got {norm!r}")
         self.events = EventEmbedding(embedding_size, event_types, time_gaps)
         self.begin = nn.Parameter(torch.randn(embedding_size) * 0.02)
-        self.position = nn.Parameter(torch.randn(history_length + 1, embedding_size) * 0.02) if absolute else None
-        self.relative = nn.Parameter(torch.zeros(heads, history_length + 1)) if relative_bias else None
+        self.position = nn.Parameter(torch.randn(history_length + 1, embedding_size) * 0.02)
         self.input_norm = nn.LayerNorm(embedding_size)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            _Block(embedding_size, heads, dropout, norm, dropout if attn_dropout is None else attn_dropout,
-                   ffn_mult, activation, conv, gate) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(_Block(embedding_size, heads, dropout, norm) for _ in range(layers))
         self.output_norm = nn.LayerNorm(embedding_size) if norm == "pre" else nn.Identity()
-        self.last_residual = nn.Parameter(torch.zeros(1)) if last_residual else None
 
     def forward(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
         """vectors: [b, L, d]; event_type, gap_seconds: [b, L]; length: [b] -> [b, L + 1, d].
@@ -123,74 +110,45 @@ class TransformerHistory(nn.Module):
         events = self.events(vectors, event_type, gap_seconds)
         slots = torch.cat([self.begin.expand(events.shape[0], 1, -1), events], dim=1)
         n = slots.shape[1]
-        x = slots
-        if self.position is not None:
-            if n > self.position.shape[0]:
-                raise ValueError(
-                    f"timelines of {n - 1} events came, the model was built for {self.position.shape[0] - 1}: "
-                    "cut them to their latest events or raise history_length"
-                )
-            x = x + self.position[:n]
-        x = self.dropout(self.input_norm(x))
-        step = torch.arange(n, device=x.device)
-        distance = step[:, None] - step[None]
-        unseen = (distance < 0)[None] | (step[None, None] > length[:, None, None])
-        bias = torch.zeros(x.shape[0], 1, n, n, device=x.device, dtype=x.dtype)
-        if self.relative is not None:
-            bias = bias + self.relative[:, distance.clamp(min=0)][None]
-        bias = bias.masked_fill(unseen[:, None], float("-inf"))
+        if n > self.position.shape[0]:
+            raise ValueError(
+                f"timelines of {n - 1} events came, the model was built for {self.position.shape[0] - 1}: "
+                "cut them to their latest events or raise history_length"
+            )
+        x = self.dropout(self.input_norm(slots + self.position[:n]))
+        # Slot s holds event s - 1: position t sees the slots up to t, and no slot that is padding.
+        slot = torch.arange(n, device=x.device)
+        seen = (slot <= slot[:, None]) & (slot <= length[:, None, None])
         for block in self.blocks:
-            x = block(x, bias)
-        x = self.output_norm(x)
-        if self.last_residual is not None:
-            x = x + self.last_residual * slots
-        return x  # type: ignore[no-any-return]
+            x = block(x, seen[:, None])
+        return self.output_norm(x)
 
 
 class _Block(nn.Module):
     """Self-attention and a feed-forward layer, each with dropout, a residual and a layer norm."""
 
-    def __init__(self, size: int, heads: int, dropout: float, norm: str, attn_dropout: float, ffn_mult: int,
-                 activation: str, conv: int, gate: bool) -> None:
+    def __init__(self, size: int, heads: int, dropout: float, norm: str) -> None:
         super().__init__()
-        self.heads, self.pre = heads, norm == "pre"
-        self.attention_dropout = attn_dropout
+        self.heads, self.pre, self.attention_dropout = heads, norm == "pre", dropout
         self.query_key_value = nn.Linear(size, 3 * size)
         self.attention_output = nn.Linear(size, size)
-        self.activation = activation
-        self.expand = nn.Linear(size, ffn_mult * size)
-        self.contract = nn.Linear(ffn_mult * size, size)
+        self.feed_forward = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(size), nn.LayerNorm(size)
         self.dropout = nn.Dropout(dropout)
-        self.conv = nn.Parameter(torch.full((conv, size), 1.0 / conv)) if conv else None
-        self.mix = nn.Parameter(torch.full((size,), 0.0)) if conv else None
-        self.gate = nn.Linear(size, 2 * size) if gate else None
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x: [b, n, d]; bias: [b, heads or 1, n, n], added to the attention scores."""
-        if self.gate is not None:
-            g1, g2 = torch.sigmoid(self.gate(x) + 2.0).chunk(2, dim=-1)
-            x = x + g1 * self.dropout(self._attend(self.norm_attention(x), bias))
-            return x + g2 * self.dropout(self._feed_forward(self.norm_feed_forward(x)))
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        """x: [b, n, d]; seen: [b, 1, n, n] bool, which slots (last) each position (last but one) may read."""
         if self.pre:
-            x = x + self.dropout(self._attend(self.norm_attention(x), bias))
-            return x + self.dropout(self._feed_forward(self.norm_feed_forward(x)))
-        x = self.norm_attention(x + self.dropout(self._attend(x, bias)))
-        return self.norm_feed_forward(x + self.dropout(self._feed_forward(x)))  # type: ignore[no-any-return]
+            x = x + self.dropout(self._attend(self.norm_attention(x), seen))
+            return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+        x = self.norm_attention(x + self.dropout(self._attend(x, seen)))
+        return self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
 
-    def _attend(self, x: Tensor, bias: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, seen: Tensor) -> Tensor:
         b, n, size = x.shape
-        qkv = self.query_key_value(x).view(b, n, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(
-            qkv[0], qkv[1], qkv[2], attn_mask=bias, dropout_p=self.attention_dropout if self.training else 0.0
+        query, key, value = (
+            self.query_key_value(x).view(b, n, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
         )
-        y = self.attention_output(mixed.transpose(1, 2).reshape(b, n, size))
-        if self.conv is not None and self.mix is not None:
-            k = self.conv.shape[0]
-            p = F.pad(x, (0, 0, k - 1, 0))
-            low = sum(p[:, i : i + n] * self.conv[k - 1 - i] for i in range(k))
-            y = y + self.mix * low
-        return y  # type: ignore[no-any-return]
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.contract(getattr(F, self.activation)(self.expand(x)))  # type: ignore[no-any-return]
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+        return self.attention_output(mixed.transpose(1, 2).reshape(b, n, size))

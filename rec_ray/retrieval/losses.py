@@ -1,8 +1,8 @@
 """Losses that teach a query to score its own candidate above the others, with the corrections that sampling asks for.
 
 Query vectors, candidate vectors and encoded item ids come in, one scalar goes out; a candidate set is made with
-`mixed_candidates`, shared between workers with `gather_candidates`, and scored with `softmax_loss` (or, one negative at a
-time, `bpr_loss`). They do not know towers, features or data files, nor who drew the positives.
+`mixed_candidates`, shared between workers with `gather_candidates`, and scored with `softmax_loss` (or, one negative
+at a time, `bpr_loss`). They do not know towers, features or data files, nor who drew the positives.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 MAX_LOGITS = 2**22
-"""Logits that live at one time: 16 MiB of float32, measured best on a CPU (less starves the products, more the cache)."""
+"""Logits that live at one time: 16 MiB of float32, measured best on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def mixed_candidates(
 def inclusion_log_q(probability: Tensor, batch_draws: int, uniform_draws: int, catalogue_size: int) -> Tensor:
     """Log of the chance that an item is in a merged candidate set.
 
-    An item with probability p stays out of m_batch draws by popularity with chance (1 - p)^m_batch, and out of m_uniform
-    uniform draws from N items with (1 - 1/N)^m_uniform, so
+    An item with probability p stays out of m_batch draws by popularity with chance (1 - p)^m_batch, and out of
+    m_uniform uniform draws from N items with (1 - 1/N)^m_uniform, so
 
         log q = log(1 - (1 - p)^m_batch * (1 - 1/N)^m_uniform).
 
@@ -123,7 +123,6 @@ def softmax_loss(
     *,
     temperature: float = 0.07,
     log_q: Tensor | None = None,
-    correct_target: bool = True,
     weight: Tensor | None = None,
     total_weight: Tensor | float | None = None,
     candidate_ids: Tensor | None = None,
@@ -139,10 +138,9 @@ def softmax_loss(
 
     query: [p, d]; candidate: [c, d]; target: [p] int64 columns.
     log_q: [c], log of the chance of each column to be in the set. None: no correction (whole catalogue).
-    correct_target: False leaves the target's own logit as s, for it is in the set with certainty.
     weight: [p] of each position; total_weight: what the sum is divided by, by default the sum of `weight`.
-    candidate_ids: [c], only needed when ids repeat among the columns: then a column with the target's id that is not the
-        target (an accidental hit) is left out of that position's denominator.
+    candidate_ids: [c], only needed when ids repeat among the columns: then a column with the target's id that is not
+        the target (an accidental hit) is left out of that position's denominator.
     explicit_row, explicit_candidate: [e] int64 and [e, d], extra negatives (say, disliked items), each of which joins
         the denominator of one position only, uncorrected.
     label_smoothing: share of the target's mass that is spread over all columns.
@@ -164,7 +162,7 @@ def softmax_loss(
         scores = (query[explicit_row] * explicit_candidate).sum(1) / temperature
         extra = _logsumexp_by_row(scores.float(), explicit_row, p)
     loss: Tensor = _ChunkedSoftmax.apply(  # type: ignore[no-untyped-call]
-        query, candidate, target, row_weight, extra, log_q, correct_target, candidate_ids, 1 / temperature, max_logits
+        query, candidate, target, row_weight, extra, log_q, candidate_ids, 1 / temperature, max_logits
     )
     if label_smoothing:
         # Cross entropy against (1 - e) * target + e / c differs by e * (target's logit - mean logit): two products.
@@ -204,7 +202,7 @@ def gather_candidates(candidate: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         `torch.searchsorted`. Every worker must then divide its loss by the total weight of all workers over the number
         of workers (`global_total_weight`), so that averaging gradients gives those of one big batch.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if not _is_distributed():
         order = ids.argsort()
         return candidate[order], ids[order]
     world = dist.get_world_size()
@@ -232,10 +230,14 @@ def global_total_weight(weight: Tensor) -> Tensor:
     weight: [p] of this worker -> scalar, without gradient.
     """
     total = weight.detach().sum()
-    if dist.is_available() and dist.is_initialized():
+    if _is_distributed():
         dist.all_reduce(total)
         total = total / dist.get_world_size()
     return total.clamp(min=1e-12)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _logsumexp_by_row(scores: Tensor, row: Tensor, rows: int) -> Tensor:
@@ -257,7 +259,7 @@ class _AllGather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         summed = gradient.contiguous().clone()
         dist.all_reduce(summed)
         return summed[dist.get_rank() * ctx.rows :][: ctx.rows]
@@ -275,7 +277,6 @@ class _ChunkedSoftmax(torch.autograd.Function):
         row_weight: Tensor,
         extra: Tensor | None,
         log_q: Tensor | None,
-        correct_target: bool,
         candidate_ids: Tensor | None,
         scale: float,
         max_logits: int,
@@ -294,8 +295,6 @@ class _ChunkedSoftmax(torch.autograd.Function):
             logits = torch.mm(q, candidate.float().T, out=buffer[: len(q)])
             if log_q is not None:
                 logits.sub_(log_q)
-                if not correct_target:
-                    logits.scatter_add_(1, columns, log_q[columns])
             if candidate_ids is not None:
                 hit = candidate_ids[None] == candidate_ids[columns]
                 logits.masked_fill_(hit.scatter_(1, columns, False), float("-inf"))
@@ -319,7 +318,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         query, candidate, extra = ctx.saved_tensors
         extra = None if extra is None else extra * gradient
-        return query * gradient, candidate * gradient, None, None, extra, None, None, None, None, None
+        return query * gradient, candidate * gradient, None, None, extra, None, None, None, None

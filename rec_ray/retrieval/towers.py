@@ -7,16 +7,19 @@ from; `build_two_tower` takes plain JSON-able arguments, which is all that a bun
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from rec_ray.retrieval.feature_batch import FeatureBatch, FeatureShape
 from rec_ray.retrieval.history import MeanHistory, TransformerHistory
+
+TABLE_STD = 0.02
+"""Spread of fresh embedding rows. Under cosine, how fast a row turns is learning rate over length: rows that start at
+length 1 (0.125 at 64 dimensions) learned Beauty to NDCG@10 0.052 where 0.025 reached 0.058 in the same ten epochs."""
 
 
 class FeatureEncoder(nn.Module):
@@ -28,7 +31,7 @@ class FeatureEncoder(nn.Module):
         self.shape, self.embedding_size = shape, embedding_size
         self.tokens = nn.Embedding(shape.tokens, embedding_size, sparse=True) if shape.fields else None
         if self.tokens is not None:
-            nn.init.normal_(self.tokens.weight, std=1 / math.sqrt(embedding_size))
+            nn.init.normal_(self.tokens.weight, std=TABLE_STD)
         width = shape.numeric + shape.vector
         self.dense = nn.Linear(width, embedding_size) if width else None
         self.interaction = (
@@ -80,7 +83,7 @@ class ItemTower(nn.Module):
         super().__init__()
         self.id_dropout = 0.0 if shape.is_empty else id_dropout
         self.ids = nn.Embedding(vocabulary_size, embedding_size, sparse=True)
-        nn.init.normal_(self.ids.weight, std=1 / math.sqrt(embedding_size))
+        nn.init.normal_(self.ids.weight, std=TABLE_STD)
         with torch.no_grad():
             self.ids.weight[0] = 0.0
         self.features = FeatureEncoder(shape, embedding_size, hidden, dropout)
@@ -91,7 +94,7 @@ class ItemTower(nn.Module):
         if self.training and self.id_dropout > 0:
             dropped = torch.rand(id_index.shape, device=id_index.device) < self.id_dropout
             id_index = id_index.masked_fill(dropped, 0)
-        return self.dropout(self.ids(id_index) + self.features(features))  # type: ignore[no-any-return]
+        return self.dropout(self.ids(id_index) + self.features(features))
 
 
 class UserTower(nn.Module):
@@ -107,11 +110,10 @@ class UserTower(nn.Module):
         event_types: int = 1,
         layers: int = 2,
         heads: int = 2,
-        dropout: float = 0.5,
+        dropout: float = 0.2,
         norm: str = "post",
         time_gaps: bool = False,
         hidden: int = 0,
-        **experimental: Any,
     ) -> None:
         """history: "none" (features only), "mean" or "transformer".
 
@@ -129,8 +131,14 @@ class UserTower(nn.Module):
             self.history = MeanHistory(embedding_size, event_types=event_types, time_gaps=time_gaps, dropout=dropout)
         elif history == "transformer":
             self.history = TransformerHistory(
-                embedding_size, history_length, event_types=event_types, time_gaps=time_gaps,
-                layers=layers, heads=heads, dropout=dropout, norm=norm, **experimental,
+                embedding_size,
+                history_length,
+                event_types=event_types,
+                time_gaps=time_gaps,
+                layers=layers,
+                heads=heads,
+                dropout=dropout,
+                norm=norm,
             )
         else:
             raise ValueError(f"history must be 'none', 'mean' or 'transformer', got {history!r}")
@@ -158,8 +166,8 @@ class UserTower(nn.Module):
             assert self.begin is not None
             state = self.begin.expand(*feature_row.shape, -1)
         if self.features.shape.is_empty:
-            return state  # type: ignore[no-any-return]
-        return state + self.features(user_features)[feature_row]  # type: ignore[no-any-return]
+            return state
+        return state + self.features(user_features)[feature_row]
 
 
 class TwoTower(nn.Module):
@@ -212,7 +220,7 @@ class TwoTower(nn.Module):
     def sparse_parameters(self) -> list[nn.Parameter]:
         """Embedding tables whose gradients are sparse: they belong to a row-wise optimizer."""
         tables = (self.item_tower.ids, self.item_tower.features.tokens, self.user_tower.features.tokens)
-        return [table.weight for table in tables if table is not None]
+        return [cast(nn.Parameter, table.weight) for table in tables if table is not None]
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All other parameters."""
@@ -239,10 +247,9 @@ def build_two_tower(
     event_types: int = 1,
     layers: int = 2,
     heads: int = 2,
-    dropout: float = 0.5,
+    dropout: float = 0.2,
     norm: str = "post",
     time_gaps: bool = False,
-    **experimental: Any,
 ) -> TwoTower:
     """A fresh model from plain JSON-able arguments; a bundle stores exactly these and calls this again.
 
@@ -268,6 +275,5 @@ def build_two_tower(
         norm=norm,
         time_gaps=time_gaps,
         hidden=user_hidden,
-        **experimental,
     )
     return TwoTower(item_tower, user_tower, similarity)

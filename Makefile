@@ -1,0 +1,90 @@
+# make demo    a sample shop in ./demo, the whole line on local Ray, ten recommendations
+# make test    checks and tests; what continuous integration runs
+# make check   ruff, mypy, import-linter, shellcheck
+# make bench   time and memory at size, written to build/bench.json
+# make lock    requirements.lock anew from pyproject.toml; delete the file first to take the newest versions
+
+SHELL := /bin/bash -euo pipefail
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# What the tests need beyond the plain install; the lock holds every extra.
+TEST_EXTRAS := dev,cluster,postgres,redis
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+
+# uv reads neither pip's settings nor its variables: hand on a folder of wheels and an own package index.
+comma := ,
+space := $(subst ,, )
+ifneq ($(strip $(PIP_FIND_LINKS)),)
+export UV_FIND_LINKS := $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
+endif
+ifneq ($(strip $(PIP_INDEX_URL)),)
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+# The lock is a constraint, not the list of what to install: the demo takes the plain dependencies, the tests the extras
+# above, the container those of a cluster, all in the same versions. `torch==2.13.0` is met by a CPU build lying in
+# PIP_FIND_LINKS. Where none lies, the registry's build comes, and with it the CUDA packages that it pins itself by exact
+# version; they are not in the lock because a CPU build must not bring them, and so `uv pip sync` would break torch.
+# --compile-bytecode: a Ray worker that imports Feast uncompiled spends 17 s on it.
+INSTALL := $(UV) pip install --compile-bytecode --constraint requirements.lock --editable
+
+# A stamp in .venv says that its install is done; it is done again when the lock or pyproject.toml is newer.
+PLAIN := $(VENV)/.installed-plain
+TESTS := $(VENV)/.installed-tests
+
+.PHONY: help demo test check bench lock install clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+$(UV):
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$$(grep '^uv==' requirements.lock 2>/dev/null || echo uv)
+
+$(PLAIN): pyproject.toml requirements.lock | $(UV)
+	$(INSTALL) .
+	touch $@
+
+$(TESTS): pyproject.toml requirements.lock | $(UV)
+	$(INSTALL) '.[$(TEST_EXTRAS)]'
+	touch $@ $(PLAIN)
+
+install: $(TESTS)
+
+demo: $(PLAIN)
+	rm -rf demo
+	$(BIN)/rec-ray init demo
+	$(BIN)/rec-ray run -C demo
+	$(BIN)/rec-ray recommend -C demo --any
+
+check: $(TESTS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck entrypoint.sh .ci/run
+
+test: check
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(TESTS)
+	mkdir -p build
+	$(BIN)/python tests/bench.py --output build/bench.json
+
+# Resolved without PIP_FIND_LINKS, for the lowest Python and every extra, so that it comes out the same on every machine;
+# then the CUDA packages of the registry's torch are left out, as said above.
+lock: export UV_FIND_LINKS :=
+lock: | $(UV)
+	$(UV) pip compile pyproject.toml --all-extras --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
+	sed -i -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock
+
+clean:
+	rm -rf build demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

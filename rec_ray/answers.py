@@ -1,0 +1,138 @@
+"""What a person asks of a project after a run: a user's recommendations, an item's neighbours, the versions.
+
+Settings and an id come in, a small answer with names comes out, read from where a serving backend would read: the Feast
+online store, the version table and the object store. It starts no Ray and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from feast import FeatureStore
+
+from rec_ray.candidates import RECOMMENDATION_FOLDER, read_manifest
+from rec_ray.config import Settings
+from rec_ray.errors import DataError
+from rec_ray.pipeline import candidates_folder, database_of, feature_store_of, storage_of
+from rec_ray.retrieval.top_k import ExactTopK, Exclusions
+from rec_ray.schema import EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
+from rec_ray.storage import Storage
+from rec_ray.update_features import find_push_target, read_online
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A ranked list of items. names: item id -> name, where the settings name a field for it."""
+
+    title: str
+    version: str | None
+    item_ids: list[str]
+    scores: list[float]
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def recommendations_of(settings: Settings, user_id: str | None, count: int) -> Answer:
+    """Return the first `count` items that the online store holds for a user; None takes a user of the live version.
+
+    Raises:
+        DataError: the user is unknown, or nothing is live yet.
+    """
+    store = feature_store_of(settings)
+    if user_id is None:
+        user_id = _any_user(settings)
+    target = find_push_target(store, settings.publish.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES])
+    answer = read_online(store, target, [user_id])
+    item_ids = answer[target.fields[ITEM_IDS]][0]
+    if item_ids is None:
+        raise DataError(f"the online store has no recommendations for user {user_id!r}; was `rec-ray run` done since?")
+    scores = answer[target.fields[SCORES]][0] if SCORES in target.fields else []
+    version = answer[target.fields[MODEL_VERSION]][0] if MODEL_VERSION in target.fields else None
+    shown = list(item_ids)[:count]
+    title = f"Recommendations for user {user_id}" + (f", version {version}" if version else "")
+    return Answer(title, version, shown, [float(s) for s in list(scores or [])[:count]], _names(store, settings, shown))
+
+
+def _any_user(settings: Settings) -> str:
+    storage, version = storage_of(settings), _live(settings)
+    folder = candidates_folder(version)
+    part = read_manifest(storage, folder)["parts"][RECOMMENDATION_FOLDER][0]["name"]
+    path = storage.path(folder, RECOMMENDATION_FOLDER, part)
+    with storage.filesystem.open_input_file(path) as handle:
+        first = next(pq.ParquetFile(handle).iter_batches(batch_size=1, columns=[USER_ID]))
+    return str(first[USER_ID][0].as_py())
+
+
+def _live(settings: Settings) -> str:
+    version = database_of(settings).live()
+    if version is None:
+        raise DataError("no version is live yet; do `rec-ray run` first")
+    return version
+
+
+def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
+    """Return the items of the live version whose vectors are nearest to an item's.
+
+    Raises:
+        DataError: the item is unknown to the live version, or nothing is live yet.
+    """
+    version = _live(settings)
+    storage = storage_of(settings)
+    item_ids, vectors = _item_vectors(storage, candidates_folder(version))
+    places = np.flatnonzero(item_ids == item_id)
+    if not len(places):
+        raise DataError(f"version {version} knows no item {item_id!r}")
+    exclude = Exclusions(places, np.array([0, len(places)]))
+    found, scores = ExactTopK(vectors).search(vectors[places[:1]], count, exclude)
+    kept = found[0] >= 0
+    ids = [str(item_ids[place]) for place in found[0][kept]]
+    names = _names(feature_store_of(settings), settings, [item_id, *ids])
+    title = f"Items like {names.get(item_id, item_id)}, version {version}"
+    return Answer(title, version, ids, [float(score) for score in scores[0][kept]], names)
+
+
+def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
+    manifest = read_manifest(storage, folder)
+    paths = [storage.path(folder, "item_embeddings", part["name"]) for part in manifest["parts"]["item_embeddings"]]
+    tables = [pq.read_table(path, filesystem=storage.filesystem) for path in paths]
+    ids = np.concatenate([table[ITEM_ID].to_numpy() for table in tables])
+    flat = [table[EMBEDDING].combine_chunks().flatten().to_numpy() for table in tables]
+    return ids, np.concatenate(flat).reshape(len(ids), -1)
+
+
+def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
+    """Return the names of some items as of now, from Feast's offline store; none when no field is set for them."""
+    name, key = settings.features.item_name, settings.feast.item_key
+    if name is None or not item_ids:
+        return {}
+    entity = pd.DataFrame({key: item_ids, EVENT_TIMESTAMP: pd.Timestamp(datetime.now(UTC))})
+    service = store.get_feature_service(settings.feast.item_service)
+    frame = store.get_historical_features(entity_df=entity, features=service).to_df()
+    return {str(row[key]): str(row[name]) for row in frame[[key, name]].dropna().to_dict("records")}
+
+
+def list_versions(settings: Settings) -> list[dict[str, Any]]:
+    """Return every version that is stored or was published, the live one first."""
+    database, storage = database_of(settings), storage_of(settings)
+    rows = database.list_versions()
+    published = [
+        {
+            "version": row.version,
+            "state": "live" if place == 0 else "published",
+            "updated_at": row.updated_at.isoformat() if row.updated_at else None,
+            "run_id": row.run_id,
+            "metrics": row.metrics,
+            "artifact": row.artifact_uri,
+        }
+        for place, row in enumerate(rows)
+    ]
+    known = {row.version for row in rows}
+    stored = [version for version in storage.folders("two-tower") if version not in known]
+    return published + [
+        {"version": version, "state": "stored", "artifact": storage.uri(f"two-tower/{version}")}
+        for version in sorted(stored, key=lambda name: (len(name), name), reverse=True)
+    ]

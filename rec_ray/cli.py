@@ -1,0 +1,295 @@
+"""The command line: options into settings, one function of `pipeline` called, its report printed.
+
+`main` takes the arguments and gives back the exit code; figures go to standard output, as tables or as one JSON object
+with `--json`, and log lines to standard error. No command has logic of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rec_ray import __version__
+from rec_ray.config import SETTINGS_FILE, Settings, load_settings
+from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError
+from rec_ray.logs import LOGGER, configure_logging
+
+app = typer.Typer(
+    name="rec-ray",
+    help="Two-tower recommendations from a Feast feature store, on Ray.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Project = Annotated[
+    Path | None,
+    typer.Option("--project", "-C", help="Folder of the project; its rec_ray.yaml is used.", show_default="here"),
+]
+Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", show_default="./rec_ray.yaml")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+RunId = Annotated[str | None, typer.Option("--run-id", help="Name of the run; the same name goes on where it stopped.")]
+Version = Annotated[str | None, typer.Argument(help="Version of the model.", show_default="the newest stored")]
+
+
+def _settings(project: Path | None, config: Path | None, overrides: list[str] | None) -> Settings:
+    if project is not None and config is not None:
+        raise ConfigError("--project and --config name the settings twice; give one of them")
+    path = config if config is not None else (project or Path()) / SETTINGS_FILE
+    return load_settings(path, overrides or [])
+
+
+def _print_report(report: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(report), default=str))
+        return
+    from rec_ray.report import print_evaluation, print_rows
+
+    console = Console()
+    if report.evaluation is not None:
+        print_evaluation(console, report.evaluation)
+    print_rows(console, f"Version {report.version}", report.counts)
+    print_rows(console, "Seconds of each step", report.seconds | {"total": sum(report.seconds.values())})
+    print_rows(console, "Where things are", report.where)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the new project.")],
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder with interactions.parquet and, if there, users.parquet and items.parquet."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the generated shop.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make a project: settings, a Feast repository and data, generated or your own."""
+    from rec_ray.sample.project import init_project
+
+    summary = init_project(folder, source, seed=seed)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(summary), default=str))
+        return
+    from rec_ray.report import print_rows
+
+    console = Console()
+    rows = {"users": summary.users, "items": summary.items, "interactions": summary.interactions}
+    print_rows(console, f"Project from {summary.source}", rows)
+    for note in summary.notes:
+        console.print(f"- {note}", markup=False, highlight=False)
+    console.print(f"Settings to look at: {summary.settings}\nNext: rec-ray run -C {folder}", markup=False)
+
+
+@app.command()
+def run(
+    project: Project = None, config: Config = None, overrides: Set = None, run_id: RunId = None, as_json: AsJson = False
+) -> None:
+    """Do the whole line: train, evaluate, store, compute candidates, publish to Feast."""
+    settings = _settings(project, config, overrides)
+    from rec_ray.pipeline import run_pipeline
+
+    _print_report(run_pipeline(settings, run_id=run_id), as_json)
+
+
+@app.command()
+def train(
+    project: Project = None, config: Config = None, overrides: Set = None, run_id: RunId = None, as_json: AsJson = False
+) -> None:
+    """Train, evaluate and store a model under a new version; publish nothing."""
+    settings = _settings(project, config, overrides)
+    from rec_ray.pipeline import run_training
+
+    _print_report(run_training(settings, run_id=run_id), as_json)
+
+
+@app.command()
+def evaluate(
+    version: Annotated[str, typer.Argument(help="Version of the model.")],
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a stored version on what Feast holds now."""
+    settings = _settings(project, config, overrides)
+    from rec_ray.pipeline import run_evaluation
+
+    _print_report(run_evaluation(settings, version), as_json)
+
+
+@app.command()
+def candidates(
+    version: Version = None,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute and store the recommendations of a stored version."""
+    settings = _settings(project, config, overrides)
+    from rec_ray.pipeline import run_candidates
+
+    _print_report(run_candidates(settings, version), as_json)
+
+
+@app.command()
+def publish(
+    version: Version = None,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push the stored recommendations of a version to Feast and make it the live one."""
+    settings = _settings(project, config, overrides)
+    from rec_ray.pipeline import run_publishing
+
+    _print_report(run_publishing(settings, version), as_json)
+
+
+@app.command()
+def versions(project: Project = None, config: Config = None, overrides: Set = None, as_json: AsJson = False) -> None:
+    """List the versions: what is live, what was published before, what is only stored."""
+    settings = _settings(project, config, overrides)
+    from rec_ray.answers import list_versions
+
+    found = list_versions(settings)
+    if as_json:
+        print(json.dumps({"versions": found}, default=str))
+        return
+    from rec_ray.report import print_versions
+
+    print_versions(Console(), found)
+
+
+@app.command()
+def recommend(
+    user_id: Annotated[str | None, typer.Argument(help="Id of the user.")] = None,
+    any_user: Annotated[bool, typer.Option("--any", help="Take a user of the live version.")] = False,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Items to show.")] = 10,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a user's recommendations as the Feast online store answers them."""
+    if (user_id is None) != any_user:
+        raise ConfigError("name a user, or say --any")
+    settings = _settings(project, config, overrides)
+    from rec_ray.answers import recommendations_of
+
+    _print_answer(recommendations_of(settings, user_id, count), as_json)
+
+
+@app.command()
+def similar(
+    item_id: Annotated[str, typer.Argument(help="Id of the item.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Items to show.")] = 10,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the items whose vectors are nearest to that of an item, in the live version."""
+    settings = _settings(project, config, overrides)
+    from rec_ray.answers import similar_items
+
+    _print_answer(similar_items(settings, item_id, count), as_json)
+
+
+def _print_answer(answer: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(answer)))
+        return
+    from rec_ray.report import print_items
+
+    print_items(Console(), answer.title, answer.item_ids, answer.scores, answer.names)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version of the program.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return the exit code; faults that are foreseen are one line on standard error."""
+    configure_logging(as_json=not sys.stderr.isatty() and "KUBERNETES_SERVICE_HOST" in os.environ)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _invoke(lambda: app(args=argv, standalone_mode=False))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _invoke(command: Callable[[], Any]) -> int:
+    try:
+        code = command()
+        return int(code) if isinstance(code, int) else 0
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("rec-ray: interrupted; nothing was made live", file=sys.stderr)
+        return 130
+    except _Terminated:
+        print("rec-ray: terminated; nothing was made live", file=sys.stderr)
+        return 143
+    except _UsageError as error:
+        error.show(sys.stderr)
+        return 2
+    except RecRayError as error:
+        cause = _foreseen_cause(error)
+        print(f"rec-ray: {cause}", file=sys.stderr)
+        return cause.exit_code
+    except Exception as error:
+        cause = _foreseen_cause(error)
+        if isinstance(cause, RecRayError):
+            print(f"rec-ray: {cause}", file=sys.stderr)
+            return cause.exit_code
+        LOGGER.exception("unexpected fault")
+        print(f"rec-ray: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _foreseen_cause(error: BaseException) -> Any:
+    """Return the error that a Ray task raised on purpose, if there is one below `error`, else `error` itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RecRayError):
+            inner = getattr(seen, "cause", None)
+            return inner if isinstance(inner, RecRayError) else seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What a run says to the person who started it: tables on a terminal.
+
+Figures of an `Evaluation`, counts, seconds and addresses come in; text goes out through rich. It computes nothing and
+reads no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rec_ray.contracts import Evaluation
+
+SHOWN = ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
+HEADINGS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "coverage": "Coverage"}
+
+
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """Print the metrics, a row a method, the model first, and say honestly how it compares with popularity."""
+    if not evaluation.metrics:
+        console.print("No held-out event to evaluate on: there are no metrics.")
+        return
+    have = next(iter(evaluation.metrics.values()))
+    shown = [name for name in SHOWN if name in have]
+    table = Table(title=f"Held-out events of {evaluation.users:,} users, all items ranked", title_justify="left")
+    table.add_column("")
+    for name in shown:
+        table.add_column(_heading(name), justify="right")
+    best = {name: max(values[name] for values in evaluation.metrics.values()) for name in shown}
+    for method, values in evaluation.metrics.items():
+        cells = [
+            f"[bold]{values[name]:.4f}[/]" if values[name] == best[name] else f"{values[name]:.4f}" for name in shown
+        ]
+        table.add_row(method.replace("_", " "), *cells)
+    console.print(table)
+    console.print(verdict(evaluation))
+    left_out = {"seen_targets": "the user had already seen", "unknown_targets": "of items not known before the test"}
+    for name, what in left_out.items():
+        if evaluation.facts.get(name):
+            console.print(f"{evaluation.facts[name]:,} held-out events {what} are no targets.")
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """Return one sentence on the model beside popularity."""
+    model, popularity = (evaluation.metrics[name].get("recall@10", 0.0) for name in ("model", "popularity"))
+    if model <= popularity:
+        return (
+            f"The model does not beat popularity (Recall@10 {model:.4f} against {popularity:.4f}): "
+            "these data hold little that tells users apart."
+        )
+    times = f"{model / popularity:.1f} times popularity's" if popularity else "where popularity finds nothing"
+    return f"The model's Recall@10 is {times}."
+
+
+def _heading(metric: str) -> str:
+    name, _, k = metric.partition("@")
+    return HEADINGS.get(name, name) + (f"@{k}" if k else "")
+
+
+def print_rows(console: Console, title: str, rows: Mapping[str, object], *, unit: str = "") -> None:
+    """Print names and values in two columns."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right" if all(isinstance(v, int | float) for v in rows.values()) else "left")
+    for name, value in rows.items():
+        text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        table.add_row(name.replace("_", " "), text + unit)
+    console.print(table)
+
+
+def print_items(
+    console: Console, title: str, item_ids: Sequence[str], scores: Sequence[float], names: Mapping[str, str]
+) -> None:
+    """Print a ranked list of items with names and scores."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("", justify="right")
+    table.add_column("Item", no_wrap=True)
+    if names:
+        table.add_column("Name")
+    if scores:
+        table.add_column("Score", justify="right")
+    for place, item_id in enumerate(item_ids):
+        cells = [str(place + 1), item_id]
+        cells += [names.get(item_id, "")] if names else []
+        cells += [f"{scores[place]:.3f}"] if scores else []
+        table.add_row(*cells)
+    console.print(table)
+
+
+def print_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
+    """Print one row a version."""
+    if not versions:
+        console.print("No version yet; do `rec-ray run`.")
+        return
+    table = Table()
+    for heading in ("Version", "State", "Since", "Recall@10", "NDCG@10", "Run"):
+        table.add_column(heading)
+    for version in versions:
+        model = ((version.get("metrics") or {}).get("model")) or {}
+        figures = [f"{model[name]:.4f}" if model.get(name) is not None else "" for name in ("recall@10", "ndcg@10")]
+        since = str(version.get("updated_at") or "")[:19].replace("T", " ")
+        table.add_row(version["version"], version["state"], since, *figures, version.get("run_id") or "")
+    console.print(table)

@@ -1,0 +1,207 @@
+"""A trained model with all that was fitted beside it, as a handful of files in memory.
+
+A `TwoTowerBundle` gives its files as bytes and is rebuilt from them, every part checked against the others; the weights
+are safetensors and the rest is JSON, so that nothing is ever unpickled. It does not know where the files are kept: a
+serving backend that reads them from anywhere can call `from_files` and embed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from rec_ray.errors import BundleError, listed
+from rec_ray.retrieval.preprocessing import Preprocessor
+from rec_ray.retrieval.towers import TwoTower, build_two_tower
+
+FORMAT_VERSION = 1
+ARCHITECTURE = "two_tower"
+
+WEIGHTS = "weights.safetensors"
+MODEL = "model.json"
+PREPROCESSOR = "preprocessor.json"
+METADATA = "metadata.json"
+FILES = (WEIGHTS, MODEL, PREPROCESSOR, METADATA)
+
+
+@dataclass(frozen=True, eq=False)
+class TwoTowerBundle:
+    """The towers, what they need to read raw data, and how they came to be.
+
+    model: on the CPU and in evaluation mode when it comes from `from_files`.
+    arguments: what `build_two_tower` was called with.
+    metadata: metrics, range of the data, package versions, `created_at`; JSON values.
+    """
+
+    model: TwoTower
+    arguments: Mapping[str, Any]
+    preprocessor: Preprocessor
+    metadata: Mapping[str, Any]
+
+    @property
+    def similarity(self) -> str:
+        """How a user and an item are compared: `cosine` or `dot`; the vector index of a store must use the same."""
+        return self.model.similarity
+
+    @property
+    def embedding_size(self) -> int:
+        """Dimensions of user and item vectors."""
+        return self.model.item_tower.ids.embedding_dim
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the files of the bundle, `FILES`; the same bundle gives the same bytes.
+
+        A metric that is not finite is stored as null, since JSON has no word for it.
+
+        Raises:
+            BundleError: a weight is not finite, a part is no JSON, or preprocessor and towers do not fit.
+        """
+        _check_fit(self.model, self.arguments, self.preprocessor)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.model.state_dict().items())}
+        _check_finite(weights)
+        model = {
+            "format_version": FORMAT_VERSION,
+            "architecture": ARCHITECTURE,
+            "arguments": dict(self.arguments),
+        }
+        metadata = {**_without_nan(self.metadata), "format_version": FORMAT_VERSION}
+        return {
+            WEIGHTS: safetensors.torch.save(weights),
+            MODEL: _to_json(model, MODEL),
+            PREPROCESSOR: _to_json(self.preprocessor.to_dict(), PREPROCESSOR),
+            METADATA: _to_json(metadata, METADATA),
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> TwoTowerBundle:
+        """Rebuild a bundle; the state of torch's random generator is left as it was.
+
+        Raises:
+            BundleError: a file is missing, unknown, damaged or of another format version, or the weights are not those
+                of the architecture; the message names it.
+        """
+        missing = [name for name in FILES if name not in files]
+        if missing:
+            raise BundleError(f"the model lacks the files {listed(missing)}; it has {listed(sorted(files))}")
+        unknown = sorted(set(files) - set(FILES))
+        if unknown:
+            raise BundleError(f"the model has files that this format does not know: {listed(unknown)}")
+        described = _from_json(files[MODEL], MODEL)
+        metadata = _from_json(files[METADATA], METADATA)
+        for name, value in ((MODEL, described), (METADATA, metadata)):
+            if value.get("format_version") != FORMAT_VERSION:
+                raise BundleError(
+                    f"{name} is of format version {value.get('format_version')!r}, this program reads "
+                    f"{FORMAT_VERSION}; use the rec_ray that wrote the model, or train again"
+                )
+        if described.get("architecture") != ARCHITECTURE or not isinstance(described.get("arguments"), dict):
+            raise BundleError(
+                f"{MODEL} describes the architecture {described.get('architecture')!r}; expected {ARCHITECTURE!r} "
+                "with its arguments"
+            )
+        arguments: dict[str, Any] = described["arguments"]
+        model = _build(arguments)
+        _load_weights(model, files[WEIGHTS])
+        preprocessor = _preprocessor(files[PREPROCESSOR])
+        _check_fit(model, arguments, preprocessor)
+        return cls(model.eval(), arguments, preprocessor, metadata)
+
+
+def _build(arguments: dict[str, Any]) -> TwoTower:
+    try:
+        # The fresh weights are random and thrown away: they must not move the caller's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            return build_two_tower(**arguments)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise BundleError(f"{MODEL} holds arguments that the towers do not take: {error}") from error
+
+
+def _preprocessor(data: bytes) -> Preprocessor:
+    state = _from_json(data, PREPROCESSOR)
+    try:
+        return Preprocessor.from_dict(state)
+    except (BundleError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise BundleError(f"{PREPROCESSOR} cannot be used: {error}") from error
+
+
+def _check_fit(model: TwoTower, arguments: Mapping[str, Any], preprocessor: Preprocessor) -> None:
+    """Refuse towers and a preprocessor of different trainings: their numbers would mean other items and values."""
+    event_types = arguments.get("event_types", 1)
+    pairs = {
+        "rows of the item id table": (model.item_tower.ids.num_embeddings, preprocessor.vocabulary_size),
+        "item features": (model.item_tower.features.shape, preprocessor.items.shape),
+        "user features": (model.user_tower.features.shape, preprocessor.users.shape),
+        "event types": (event_types, len(preprocessor.event_types) + 1 if event_types > 1 else event_types),
+    }
+    for what, (built, fitted) in pairs.items():
+        if built != fitted:
+            raise BundleError(
+                f"the towers and the preprocessor do not fit: {what}: the towers have {built}, "
+                f"the preprocessor gives {fitted}"
+            )
+
+
+def _load_weights(model: TwoTower, data: bytes) -> None:
+    try:
+        weights = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BundleError(f"{WEIGHTS} is no safetensors file: {error}") from error
+    expected = model.state_dict()
+    missing, unknown = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    if missing or unknown:
+        raise BundleError(
+            f"{WEIGHTS} does not fit the architecture in {MODEL}: "
+            f"missing weights {listed(missing)}, unknown weights {listed(unknown)}"
+        )
+    for name, tensor in expected.items():
+        found = weights[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise BundleError(
+                f"{WEIGHTS} does not fit the architecture in {MODEL}: {name!r} has shape {list(found.shape)} of "
+                f"{found.dtype}, expected {list(tensor.shape)} of {tensor.dtype}"
+            )
+    _check_finite(weights)
+    model.load_state_dict(weights)
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    broken = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise BundleError(
+            f"the weights {listed(broken)} hold NaN or infinite numbers; train with a lower learning rate"
+        )
+
+
+def _to_json(value: Mapping[str, Any], name: str) -> bytes:
+    try:
+        # Keys stay in their order: that of the declared features is the order in which they are encoded.
+        # Vocabularies can be long: they go without line breaks, which is ten times faster.
+        indent = None if name == PREPROCESSOR else 2
+        return (json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{name} cannot be written as JSON: {error}") from error
+
+
+def _from_json(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{name} holds a {type(value).__name__}; expected an object")
+    return value
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return [_without_nan(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,166 @@
+"""Decides once, when a project is made, what the columns of a user's tables are, and says why.
+
+In goes a table as it lies in the project, out come the feature declarations and notes that are written into
+`rec_ray.yaml`, where a person corrects them; a run reads only that file and never guesses. It knows column types and
+values, but nothing of Feast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from rec_ray.sample.survey import fetch_one, query_table, quoted
+from rec_ray.sample.tables import PLACEHOLDER, WrittenTable
+from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID, FeatureDeclaration
+
+SEPARATOR = "|"
+SEPARATED_SHARE = 0.1
+"""From this share of values with a separator on a string is taken for several values."""
+FEW = 0.2
+"""A string with fewer distinct values than this share of its rows is categorical, spaces or not."""
+UNIQUE = 0.9
+SMALL = 20
+"""Below so many values nothing is said to be unique."""
+SENTENCE = 60
+"""Mean characters from which a string with spaces is a text even if it holds separators."""
+PATH_NAMES = ("categor", "path", "taxonom", "breadcrumb", "hierarch", "department")
+ITEM_NAMES = ("product_name", "item_name", "name", "title")
+LINK = r"^((https?:)?//|www\.|/)\S*$|^\S+\.(png|jpe?g|gif|webp|svg)$"
+_IGNORED = {USER_ID, ITEM_ID, EVENT_TIMESTAMP, PLACEHOLDER}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The features of a table, by name, and a line for each column about why it is so or left out."""
+
+    features: dict[str, FeatureDeclaration] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def declare_features(table: WrittenTable) -> Declared:
+    """Decide what each column of a users or items table is."""
+    declared = Declared(notes=list(table.notes))
+    with query_table(table.path) as connection:
+        for column in table.schema:
+            if column.name in _IGNORED:
+                continue
+            kind, why = _decide(connection, column)
+            if kind is not None:
+                declared.features[column.name] = kind
+            declared.notes.append(f"{column.name}: {_said(kind)}{why}")
+    return declared
+
+
+def _said(kind: FeatureDeclaration | None) -> str:
+    return "left out, " if kind is None else f"{kind.kind}, "
+
+
+def _decide(connection: duckdb.DuckDBPyConnection, column: pa.Field) -> tuple[FeatureDeclaration | None, str]:
+    name, kind = quoted(column.name), column.type
+    rows, present, constant = fetch_one(connection, f"SELECT count(*), count({name}), min({name}) = max({name}) FROM t")
+    if not present:
+        return None, "every value is null"
+    if constant and present == rows:
+        return None, "constant"
+    if pa.types.is_boolean(kind):
+        return FeatureDeclaration("categorical"), "true or false"
+    if pa.types.is_timestamp(kind):
+        return FeatureDeclaration("timestamp"), "a timestamp"
+    if pa.types.is_integer(kind) and (column.name.lower() == "id" or column.name.lower().endswith("_id")):
+        distinct = fetch_one(connection, f"SELECT approx_count_distinct({name}) FROM t")[0]
+        if distinct > UNIQUE * present and present >= SMALL:
+            return None, "a number that is an id, another one in nearly every row"
+        return FeatureDeclaration("categorical"), "a number that is an id by its name"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return FeatureDeclaration("numeric"), "a number"
+    if pa.types.is_list(kind):
+        return _decide_list(connection, name, kind)
+    return _decide_string(connection, column.name, present)
+
+
+def _decide_list(
+    connection: duckdb.DuckDBPyConnection, name: str, kind: pa.DataType
+) -> tuple[FeatureDeclaration | None, str]:
+    if not pa.types.is_floating(kind.value_type):
+        return FeatureDeclaration("categories"), "a list"
+    short, long = fetch_one(connection, f"SELECT min(len({name})), max(len({name})) FROM t")
+    if short != long or not long:
+        return None, f"lists of {short} to {long} numbers; a vector has one length"
+    return FeatureDeclaration("vector", length=int(long)), f"lists of {long} numbers each"
+
+
+def _decide_string(
+    connection: duckdb.DuckDBPyConnection, column: str, present: int
+) -> tuple[FeatureDeclaration | None, str]:
+    name = quoted(column)
+    distinct, links, spaced, separated, length = fetch_one(
+        connection,
+        f"SELECT approx_count_distinct({name}), avg(regexp_matches(lower({name}), '{LINK}')::INT), "
+        f"avg(contains({name}, ' ')::INT), avg(contains({name}, '{SEPARATOR}')::INT), avg(length({name})) FROM t",
+    )
+    if links > 0.5:
+        return None, "links"
+    sentences = spaced > 0.5 and length >= SENTENCE
+    if separated >= SEPARATED_SHARE and not sentences:
+        return _decide_separated(connection, column, separated)
+    if distinct <= FEW * present:
+        return FeatureDeclaration("categorical"), f"about {distinct:,} values in {present:,} rows"
+    if spaced > 0.5:
+        return FeatureDeclaration("text"), "words with spaces between them"
+    if distinct > UNIQUE * present and present >= SMALL:
+        return None, "another value in nearly every row, as an id has"
+    return FeatureDeclaration("categorical"), f"about {distinct:,} values in {present:,} rows"
+
+
+def _decide_separated(
+    connection: duckdb.DuckDBPyConnection, column: str, separated: float
+) -> tuple[FeatureDeclaration, str]:
+    """A path begins with one of few words and goes on with many; a set may begin with any of its values."""
+    name = quoted(column)
+    first, parts = fetch_one(
+        connection,
+        f"SELECT approx_count_distinct(p[1]), approx_count_distinct(e) FROM "
+        f"(SELECT p, unnest(p) AS e FROM (SELECT string_split({name}, '{SEPARATOR}') AS p FROM t))",
+    )
+    why = f"{separated:.0%} of the values hold {SEPARATOR!r}"
+    if any(hint in column.lower() for hint in PATH_NAMES):
+        return FeatureDeclaration("category_path", separator=SEPARATOR), f"{why}, and the name suggests a path"
+    if first <= 0.5 * parts:
+        return FeatureDeclaration("category_path", separator=SEPARATOR), f"{why}, and the first parts are few"
+    return FeatureDeclaration("categories", separator=SEPARATOR), f"{why}, in no order from general to special"
+
+
+def declare_interactions(table: WrittenTable) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the settings of `features.interaction` and notes by their keys."""
+    settings: dict[str, Any] = {"type_field": None, "value_field": None, "negative_types": []}
+    notes: dict[str, str] = {}
+    types = table.schema.field("interaction_type").type if "interaction_type" in table.schema.names else None
+    if types is not None and pa.types.is_string(types):
+        with query_table(table.path) as connection:
+            counts = connection.execute(
+                "SELECT interaction_type, count(*) AS n FROM t WHERE interaction_type IS NOT NULL "
+                "GROUP BY interaction_type ORDER BY n DESC, interaction_type LIMIT 1000"
+            ).fetchall()
+        settings["type_field"] = "interaction_type"
+        shown = ", ".join(f"{name} {count:,}" for name, count in counts[:20])
+        notes["type_field"] = f"Found: {shown}" + (" and more." if len(counts) > 20 else ".")
+        settings["negative_types"] = [name for name, _ in counts if name.lower().startswith("negative")]
+        some = "Every" if settings["negative_types"] else "There is no"
+        notes["negative_types"] = f"{some} type whose name begins with 'negative'."
+    if "rating" in table.schema.names:
+        kind = table.schema.field("rating").type
+        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+            settings["value_field"] = "rating"
+    if table.notes:
+        notes["type_field"] = "\n".join([*table.notes, *([notes["type_field"]] if "type_field" in notes else [])])
+    return settings, notes
+
+
+def name_of_items(table: WrittenTable) -> str | None:
+    """Return the field of an item that people read, if one has a usual name."""
+    strings = [column.name for column in table.schema if pa.types.is_string(column.type)]
+    return next((name for name in ITEM_NAMES if name in strings), None)

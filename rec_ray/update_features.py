@@ -1,0 +1,254 @@
+"""Stored candidates into Feast: item vectors, then user vectors, then recommendations, through push sources.
+
+The Parquet parts that a manifest lists stream through Ray tasks that push them in small batches, side by side where the
+online store can take it; every row is counted and a sample is read back. It knows nothing of models or of how the
+candidates were made, and pushes only fields that the view behind a push source has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from feast import FeatureStore, FeatureView, RepoConfig
+from feast.data_source import PushMode
+from feast.value_type import ValueType
+from ray.data import TaskPoolStrategy
+
+from rec_ray.config import PublishSettings
+from rec_ray.contracts import UpdateReport
+from rec_ray.errors import ConfigError, FeatureStoreError, PartlyPublishedError, SchemaError, listed
+from rec_ray.feast_store import portable_config, store_in_task
+from rec_ray.logs import LOGGER
+from rec_ray.schema import EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
+from rec_ray.storage import Storage
+
+SINGLE_WRITERS = ("sqlite", "faiss")
+"""Online stores that one process at a time may write."""
+SAMPLE = 20
+FIELD_NAMES: Mapping[str, Sequence[str]] = {
+    EMBEDDING: (EMBEDDING,),
+    ITEM_IDS: ("top_k_item_ids", ITEM_IDS),
+    SCORES: ("top_k_scores", SCORES),
+    MODEL_VERSION: (MODEL_VERSION,),
+}
+"""What a candidate column may be called in a feature view, the usual name first."""
+REQUIRED = (EMBEDDING, ITEM_IDS)
+
+
+@dataclass(frozen=True)
+class PushTarget:
+    """A push source with the view behind it.
+
+    fields: our column -> the view's field. key: the view's join key; entity: our column with its values.
+    """
+
+    source: str
+    view: str
+    entity: str
+    key: str
+    numeric_key: bool
+    fields: Mapping[str, str]
+
+
+def find_push_target(store: FeatureStore, source: str, entity: str, columns: Sequence[str]) -> PushTarget:
+    """Find the view that a push source feeds and which of our columns it has.
+
+    Raises:
+        ConfigError: there is no such push source, or no view is fed by it.
+        SchemaError: the view lacks a field that is needed.
+    """
+    views = [view for view in store.list_feature_views() if _push_source_of(view) == source]
+    if not views:
+        known = sorted({name for view in store.list_feature_views() if (name := _push_source_of(view))})
+        raise ConfigError(
+            f"no feature view of project {store.project!r} is fed by a push source {source!r}; push sources are "
+            f"{listed(known)}. Correct section `publish` or run `feast apply`"
+        )
+    view = views[0]
+    have = {field.name for field in view.features}
+    fields = {}
+    for column in [*columns, MODEL_VERSION]:
+        name = next((name for name in FIELD_NAMES[column] if name in have), None)
+        if name is not None:
+            fields[column] = name
+        elif column in REQUIRED:
+            raise SchemaError(
+                f"feature view {view.name!r} has no field {FIELD_NAMES[column][0]!r}; it has {listed(have)}"
+            )
+        else:
+            LOGGER.info("feature view %s has no field %s: not pushed", view.name, FIELD_NAMES[column][0])
+    if len(view.join_keys) != 1:
+        raise SchemaError(f"feature view {view.name!r} has the join keys {listed(view.join_keys)}; expected one")
+    key = view.join_keys[0]
+    numeric = any(
+        column.name == key and column.dtype.to_value_type() in (ValueType.INT32, ValueType.INT64)
+        for column in view.entity_columns
+    )
+    return PushTarget(source, view.name, entity, key, numeric, fields)
+
+
+def _push_source_of(view: FeatureView) -> str | None:
+    source = getattr(view, "stream_source", None)
+    return source.name if source is not None else None
+
+
+def update_feature_store(
+    store: FeatureStore,
+    storage: Storage,
+    prefix: str,
+    manifest: Mapping[str, Any],
+    settings: PublishSettings,
+    *,
+    published_at: datetime,
+) -> UpdateReport:
+    """Push the candidates below `prefix`: order items, users, recommendations.
+
+    manifest: as `candidates.read_manifest` returns it.
+
+    Raises:
+        PartlyPublishedError: a push failed, fewer rows arrived than were sent, or a sample reads back differently.
+        ConfigError, SchemaError: a push source or its view does not fit; nothing was pushed then.
+    """
+    version = str(manifest["version"])
+    plan = [
+        ("item_embeddings", find_push_target(store, settings.item_push_source, ITEM_ID, [EMBEDDING])),
+        ("user_embeddings", find_push_target(store, settings.user_push_source, USER_ID, [EMBEDDING])),
+        ("recommendations", find_push_target(store, settings.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES])),
+    ]
+    _require_ids(plan, manifest)
+    kind = str(store.config.online_store.type)
+    writers = 1 if kind in SINGLE_WRITERS else max(1, int(ray.cluster_resources().get("CPU", 1)))
+    rows: dict[str, int] = {}
+    for folder, target in plan:
+        parts = manifest["parts"][folder]
+        paths = [storage.path(prefix, folder, part["name"]) for part in parts]
+        expected = sum(part["rows"] for part in parts)
+        pushed, failures = _push(store, storage, paths, target, settings.batch_rows, writers, version, published_at)
+        rows[target.source] = pushed
+        if failures or pushed != expected:
+            why = failures[0] if failures else "the counts differ"
+            raise PartlyPublishedError(
+                f"{pushed:,} of {expected:,} rows reached {target.source!r}: {why}. The live version is unchanged; run "
+                f"`rec-ray publish {version}` again"
+            )
+        _read_back(store, storage, paths, target, version)
+    return UpdateReport(version, rows)
+
+
+def _require_ids(plan: Sequence[tuple[str, PushTarget]], manifest: Mapping[str, Any]) -> None:
+    for folder, _ in plan:
+        if folder not in manifest["parts"]:
+            raise SchemaError(f"the manifest of the candidates lists no {folder!r}")
+
+
+def _push(
+    store: FeatureStore,
+    storage: Storage,
+    paths: list[str],
+    target: PushTarget,
+    batch_rows: int,
+    writers: int,
+    version: str,
+    published_at: datetime,
+) -> tuple[int, list[str]]:
+    """Push all rows and return how many arrived and what failed."""
+    if not paths:
+        return 0, []
+    arguments = {"config": portable_config(store), "target": target, "version": version, "published_at": published_at}
+    counted = (
+        ray.data.read_parquet(paths, filesystem=storage.filesystem, override_num_blocks=min(len(paths), 4 * writers))
+        .map_batches(
+            _push_batch,
+            batch_size=batch_rows,
+            batch_format="pyarrow",
+            fn_kwargs=arguments,
+            compute=TaskPoolStrategy(size=writers),
+        )
+        .materialize()
+    )
+    pushed, failures = 0, []
+    for ref in counted.to_arrow_refs():
+        table = ray.get(ref)
+        if table.num_rows:
+            pushed += int(np.sum(table["pushed"].to_numpy()))
+            failures += table["failure"].drop_null().to_pylist()
+    return pushed, failures
+
+
+def _push_batch(
+    batch: pa.Table, config: RepoConfig, target: PushTarget, version: str, published_at: datetime
+) -> pa.Table:
+    """Push one batch; a failure is a row of the answer, so that the others still go through and are counted."""
+    try:
+        store = store_in_task(config)
+        store.push(target.source, push_frame(batch, target, version, published_at), to=PushMode.ONLINE)
+    except Exception as error:
+        return pa.table({"pushed": [0], "failure": [f"{type(error).__name__}: {error}"[:500]]})
+    return pa.table({"pushed": [batch.num_rows], "failure": pa.array([None], pa.string())})
+
+
+def push_frame(batch: pa.Table, target: PushTarget, version: str, published_at: datetime) -> pd.DataFrame:
+    """Return a batch of candidates as the frame that Feast pushes.
+
+    Raises:
+        SchemaError: the view's key is a number and an id is none.
+    """
+    ids = batch[target.entity]
+    if target.numeric_key:
+        try:
+            ids = ids.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise SchemaError(f"feature view {target.view!r} has a whole number as {target.key!r}: {error}") from None
+    columns: dict[str, Any] = {target.key: ids.to_pandas()}
+    for column, field in target.fields.items():
+        if column != MODEL_VERSION:
+            columns[field] = batch[column].to_pandas()
+    frame = pd.DataFrame(columns)
+    if MODEL_VERSION in target.fields:
+        frame[target.fields[MODEL_VERSION]] = version
+    frame[EVENT_TIMESTAMP] = pd.Timestamp(published_at)
+    frame["created"] = pd.Timestamp(published_at)
+    return frame
+
+
+def _read_back(store: FeatureStore, storage: Storage, paths: list[str], target: PushTarget, version: str) -> None:
+    """Compare a sample of what was pushed with what the online store answers."""
+    if not paths:
+        return
+    with storage.filesystem.open_input_file(paths[-1]) as handle:
+        sample = next(pq.ParquetFile(handle).iter_batches(batch_size=SAMPLE))
+    column = next(column for column in target.fields if column != MODEL_VERSION)
+    found = read_online(store, target, pa.table({target.entity: sample[target.entity]})[target.entity].to_pylist())
+    for expected, answer in zip(sample[column].to_pylist(), found[target.fields[column]], strict=True):
+        same = answer is not None and (
+            list(answer) == expected if column == ITEM_IDS else np.allclose(answer, expected, rtol=1e-5, atol=1e-6)
+        )
+        if not same:
+            raise PartlyPublishedError(
+                f"view {target.view!r} answers otherwise than was pushed for version {version}; is another publisher "
+                "writing to the same online store? Run `rec-ray publish` again"
+            )
+
+
+def read_online(store: FeatureStore, target: PushTarget, ids: Sequence[str]) -> dict[str, list[Any]]:
+    """Read a view's fields of some entities from the online store; an unknown one has null everywhere.
+
+    Raises:
+        FeatureStoreError: the online store does not answer.
+    """
+    features = [f"{target.view}:{field}" for field in target.fields.values()]
+    keys = [{target.key: int(entity) if target.numeric_key else entity} for entity in ids]
+    try:
+        answer: dict[str, list[Any]] = store.get_online_features(features=features, entity_rows=keys).to_dict()
+    except Exception as error:
+        raise FeatureStoreError(f"the online store did not answer for view {target.view!r}: {error}") from error
+    return answer

@@ -1,0 +1,177 @@
+"""A real Ray head with token authentication takes jobs from `entrypoint.sh` and from `ray job submit`."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+ENTRYPOINT = str(ROOT / "entrypoint.sh")
+START_SECONDS = 120
+
+pytestmark = pytest.mark.integration
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head: the environment that reaches it, and the folder that it was started in."""
+
+    environment: dict[str, str]
+    folder: Path
+
+    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a program as a client of the cluster, with more environment."""
+        return subprocess.run(
+            command, env={**self.environment, **more}, capture_output=True, text=True, timeout=400, cwd=self.folder
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: paths of Unix sockets end at 107 characters
+    ports = free_ports(4)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "REC_RAY_"))}
+    environment |= {
+        "PATH": f"{BIN}:{environment['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    options = {
+        "temp-dir": str(folder),
+        "node-ip-address": "127.0.0.1",
+        "port": ports[0],
+        "dashboard-port": ports[1],
+        "ray-client-server-port": ports[2],
+        "dashboard-agent-listen-port": ports[3],
+        "num-cpus": 4,
+        "object-store-memory": 300_000_000,
+    }
+    command = [str(BIN / "ray"), "start", "--head", "--block", *(f"--{name}={options[name]}" for name in options)]
+    with (folder / "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+    try:
+        address = f"http://127.0.0.1:{ports[1]}"
+        wait_for_head(address, process, folder / "head.log")
+        yield Head({**environment, "RAY_ADDRESS": address, "MODE": "submit"}, folder)
+    finally:
+        stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_head(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            assert requests.get(f"{address}/api/version", timeout=5).status_code == 401, "nobody without a token"
+        except requests.ConnectionError:
+            time.sleep(0.5)
+        else:
+            return
+    pytest.fail(f"the head did not start:\n{log.read_text()}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the head and what it started, and nothing else: `ray stop` would end every Ray of the machine."""
+    if process.poll() is not None:
+        return
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(40)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in psutil.wait_procs(started, timeout=10)[1]:
+        child.kill()
+
+
+def test_a_submitted_command_prints_its_log_and_ends_with_its_exit_code(head: Head) -> None:
+    ran = head.run(ENTRYPOINT, "bash", "-c", 'echo "the address is $RAY_ADDRESS"; exit 4')
+
+    assert ran.returncode == 4, ran.stderr
+    assert ran.stdout.count("the address is ") == 2, "once in the line of Ray that names the command, once by itself"
+    assert "the address is http" not in ran.stdout, "in a job Ray says which cluster it is"
+
+
+def test_a_failed_run_is_tried_again_under_its_id_and_a_finished_one_is_not(head: Head) -> None:
+    script = f'echo "run $REC_RAY_RUN_ID" >> {head.folder}/runs; [[ $(wc -l < {head.folder}/runs) == 2 ]]'
+
+    codes = [head.run(ENTRYPOINT, "bash", "-c", script, REC_RAY_RUN_ID="night").returncode for _ in range(3)]
+
+    assert codes == [1, 0, 0]
+    assert (head.folder / "runs").read_text() == "run night\nrun night\n"
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_the_job_in_order(head: Head, number: signal.Signals, expected: int) -> None:
+    left = head.folder / f"left-{expected}"
+    script = f"trap 'touch {left}; echo left in order; exit 0' TERM; echo begun; sleep 120 & wait"
+    with subprocess.Popen(
+        [ENTRYPOINT, "bash", "-c", script], env=head.environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != "begun\n":
+            assert line, "the job ended before it was told to"
+        process.send_signal(number)
+        rest = process.stdout.read()
+
+    assert process.returncode == expected
+    assert "left in order" in rest
+    assert left.exists()
+
+
+def test_a_wrong_token_is_a_wrong_setting_and_a_missing_cluster_is_unavailable(head: Head) -> None:
+    refused = head.run(ENTRYPOINT, "true", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    missing = head.run(ENTRYPOINT, "true", RAY_ADDRESS=f"http://127.0.0.1:{free_ports(1)[0]}")
+
+    assert refused.returncode == 2, refused.stderr
+    assert "token" in refused.stderr
+    assert missing.returncode == 3, missing.stderr
+
+
+def test_a_misspelt_setting_arrives_at_the_caller_as_exit_code_2(head: Head, tiny_project: Path) -> None:
+    ran = head.run(ENTRYPOINT, "run", "--config", str(tiny_project / "rec_ray.yaml"), "--set", "train.epoch=1")
+
+    assert ran.returncode == 2, ran.stdout
+    assert "train.epoch" in ran.stdout
+    assert "did you mean 'epochs'?" in ran.stdout
+
+
+def test_the_pipeline_runs_as_a_job(head: Head, tiny_project: Path) -> None:
+    config = ["--config", str(tiny_project / "rec_ray.yaml")]
+    ran = head.run(
+        *(str(BIN / "ray"), "job", "submit", "--submission-id", "pipeline", "--"),
+        *("python", str(ROOT / "jobs" / "run_pipeline.py"), *config, "--set", "train.epochs=1"),
+    )
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    versions = head.run(str(BIN / "rec-ray"), "versions", "--json", *config)
+    assert versions.returncode == 0, versions.stderr
+    assert json.loads(versions.stdout)["versions"], "the run left a version"
