@@ -8,7 +8,6 @@ beyond their name, or of how the model was trained.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +71,7 @@ def generate_candidates(
         ray.data.read_parquet(data.catalogue_now, filesystem=storage.filesystem)
         .map_batches(
             EmbedItems,
-            fn_constructor_kwargs={"files": files, "threads": threads},
+            fn_constructor_kwargs={"files": files},
             batch_size=8192,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=1),
@@ -127,9 +126,9 @@ _SHARE = 0.5
 
 
 def _actors(settings: RaySettings) -> tuple[int, int]:
-    """Return how many scoring actors to run and with how many threads each: together no more than there are cores."""
+    """Return how many scoring actors to run and with how many threads each: together no more than there are CPUs."""
     cores = int(ray.cluster_resources().get("CPU", 1))
-    threads = settings.threads or min(4, cores, os.cpu_count() or 1)
+    threads = settings.threads or min(4, cores)
     return max(1, cores // threads), threads
 
 
@@ -163,9 +162,9 @@ def _matrix(*blocks: pa.Table) -> _Embedding:
 class EmbedItems:
     """Gives rows of the catalogue their vectors; the model is loaded once an actor."""
 
-    def __init__(self, files: ray.ObjectRef, threads: int) -> None:
+    def __init__(self, files: ray.ObjectRef) -> None:
         """files: reference to the files of a bundle."""
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         self.bundle = TwoTowerBundle.from_files(ray.get(files))
 
     @torch.inference_mode()
@@ -193,11 +192,12 @@ class RecommendItems:
         threads: int,
     ) -> None:
         """matrix: reference to [n, d] float32, shared by the actors of a node; item_ids: to its n ids."""
-        torch.set_num_threads(threads)
+        # The search cuts its work into blocks itself; threads inside the products would wait for each other.
+        torch.set_num_threads(1)
         self.bundle = TwoTowerBundle.from_files(ray.get(files))
         shared = ray.get(matrix)
         self.items = torch.from_numpy(np.concatenate([np.zeros((1, shared.shape[1]), np.float32), shared]))
-        self.index = ExactTopK(shared)
+        self.index = ExactTopK(shared, threads=threads)
         self.item_ids = ray.get(item_ids)
         self.k, self.exclude_seen = k, exclude_seen
 

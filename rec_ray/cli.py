@@ -43,7 +43,10 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
-RunId = Annotated[str | None, typer.Option("--run-id", help="Name of the run; the same name goes on where it stopped.")]
+RunId = Annotated[
+    str | None,
+    typer.Option("--run-id", envvar="REC_RAY_RUN_ID", help="Name of the run; the same name goes on where it stopped."),
+]
 Version = Annotated[str | None, typer.Argument(help="Version of the model.", show_default="the newest stored")]
 
 

@@ -1,19 +1,31 @@
 """Every setting of the program: typed, documented, frozen, and unknown keys refused.
 
 `load_settings` reads the settings file of a project, lets the environment (`REC_RAY__SECTION__KEY`) and then the
-command line (`section.key=value`) override it, and resolves relative paths against the file's folder. It is the only module
-that reads the environment, and it opens nothing but the settings file and mounted secret files.
+command line (`section.key=value`) override it, and resolves relative paths against the file's folder. It is the only
+module that reads the environment, and it opens nothing but the settings file and mounted secret files.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rec_ray.errors import ConfigError, listed
 from rec_ray.schema import FeatureDeclaration
@@ -22,14 +34,28 @@ ENV_PREFIX = "REC_RAY__"
 SETTINGS_FILE = "rec_ray.yaml"
 SECRETS = {("storage", "access_key"), ("storage", "secret_key"), ("database", "password")}
 
+_SQLITE = re.compile(r"^sqlite(\+\w+)?:(///?)?")
+_PASSWORD_IN_URL = re.compile(r"://[^@]*:[^@]*@|[?&]\w*(password|passwd|pwd)=", re.IGNORECASE)
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+# YAML reads an unquoted off as false.
+Gate = Annotated[Literal["warn", "refuse", "off"], BeforeValidator(lambda gate: "off" if gate is False else gate)]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and a misspelt key is an error."""
+    """Base of all sections: frozen, a misspelt key is an error, and an empty section or list has its default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: Any) -> Any:
+        """Leave out what a file holds no value for, such as a section whose lines are all commented out."""
+        if not isinstance(values, dict):
+            return values
+        empty = {name for name, field in cls.model_fields.items() if field.default_factory and name in values}
+        return {name: value for name, value in values.items() if value is not None or name not in empty}
 
 
 class FeastSettings(Section):
@@ -61,14 +87,33 @@ class DatabaseSettings(Section):
     url: str = Field("sqlite:///versions.db", description="SQLAlchemy address, without a password.")
     password: SecretStr | None = Field(None, description="From REC_RAY__DATABASE__PASSWORD or ..._FILE only.")
 
+    @field_validator("url")
+    @classmethod
+    def _is_shown_and_outlives(cls, url: str) -> str:
+        if _SQLITE.match(url):
+            if ":memory:" in url or "mode=memory" in url or not _SQLITE.sub("", url).partition("?")[0]:
+                raise ValueError(
+                    "a database in memory is not enough: the lock of a publisher and the version row that other "
+                    "processes read need a file, such as sqlite:///versions.db"
+                )
+        elif _PASSWORD_IN_URL.search(url):
+            raise ValueError(
+                f"holds a password; take it out and set {ENV_PREFIX}DATABASE__PASSWORD or ..._FILE instead"
+            )
+        return url
+
 
 class RaySettings(Section):
     """The cluster to run on."""
 
-    address: str | None = Field(None, description="Cluster to join; without it a local Ray is started and stopped.")
+    address: str | None = Field(
+        None,
+        description="Cluster to join; null: RAY_ADDRESS of the environment unless it begins with http (the job server "
+        "of entrypoint.sh); without either a local Ray is started and stopped.",
+    )
     num_cpus: Positive | None = Field(None, description="Logical CPUs of a local Ray; default: the cores there are.")
     object_store_memory: Positive | None = Field(None, description="Bytes of a local object store; default: Ray's.")
-    threads: Positive | None = Field(None, description="Compute threads of one process; default: its share of cores.")
+    threads: Positive | None = Field(None, description="Compute threads of a process; default: what it reserves.")
 
 
 class InteractionSettings(Section):
@@ -102,7 +147,7 @@ class ModelSettings(Section):
     layers: Positive = Field(2, description="Layers of the history transformer.")
     heads: Positive = Field(2, description="Attention heads of a layer.")
     norm: Literal["pre", "post"] = Field("post", description="Where a transformer layer normalises.")
-    dropout: Fraction = Field(0.3, description="Dropout in both towers.")
+    dropout: Fraction = Field(0.2, description="Dropout in both towers.")
     id_dropout: Fraction = Field(0.1, description="Share of item ids hidden in training, so that features carry.")
     time_gaps: bool = Field(False, description="Read the time between events; off where timestamps are coarse.")
     similarity: Literal["cosine", "dot"] = Field("cosine", description="How a user and an item are compared.")
@@ -111,11 +156,11 @@ class ModelSettings(Section):
 class TrainSettings(Section):
     """How the towers learn."""
 
-    epochs: Positive = Field(20, description="Passes over the training events at most.")
+    epochs: Positive = Field(12, description="Passes over the training events at most.")
     patience: Positive = Field(5, description="Epochs without a better validation NDCG@10 before stopping.")
-    batch_size: Positive = Field(256, description="Timelines in a batch of one worker.")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
-    weight_decay: float = Field(0.01, ge=0, description="Weight decay of the dense weights.")
+    batch_size: Positive = Field(512, description="Events in a batch of one worker.")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of the dense weights.")
     warmup: Fraction = Field(0.05, description="Share of the steps in which the learning rate rises.")
     temperature: float = Field(0.07, gt=0, description="Divides similarities before the softmax.")
     loss: Literal["softmax", "bpr"] = Field("softmax", description="Softmax over many negatives, or pairwise.")
@@ -126,8 +171,9 @@ class TrainSettings(Section):
     cache_bytes: int = Field(
         2_000_000_000, ge=0, description="Timelines of one worker up to this size stay in memory; larger ones stream."
     )
-    seed: int = Field(0, description="Repeats a run on one worker.")
+    seed: int = Field(0, ge=0, description="Repeats a run on one worker.")
     num_workers: Positive = Field(1, description="Training processes.")
+    cpus_per_worker: Positive = Field(1, description="CPUs, and compute threads, of a training process.")
     use_gpu: bool = Field(False, description="One GPU for each training process.")
     max_failures: int = Field(2, ge=0, description="Times a lost training worker is replaced.")
 
@@ -148,9 +194,7 @@ class EvaluationSettings(Section):
         10_000, description="Users on whom NDCG@10 is watched after each epoch; the metrics are always over all."
     )
     ks: list[Positive] = Field([5, 10, 20, 50, 100], description="Cut-offs of Recall@k and NDCG@k.", min_length=1)
-    gate: Literal["warn", "refuse", "off"] = Field(
-        "warn", description="What happens when the model is worse than popularity."
-    )
+    gate: Gate = Field("warn", description="What happens when the model is worse than popularity: warn, refuse, off.")
     gate_margin: Fraction = Field(0.0, description="Share by which NDCG@10 may be worse before the gate acts.")
 
 
@@ -194,6 +238,8 @@ class Settings(Section):
             raise ValueError(
                 f"model.embedding_size {self.model.embedding_size} is not a multiple of model.heads {self.model.heads}"
             )
+        if not (self.train.in_batch_negatives or self.train.uniform_negatives):
+            raise ValueError("train.uniform_negatives 0 without train.in_batch_negatives leaves no negatives")
         return self
 
 
@@ -203,7 +249,9 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
     Args:
         path: the settings file; relative paths in it are relative to its folder.
         overrides: `section.key=value`, the value written as in YAML.
-        environ: read for `REC_RAY__SECTION__KEY` and, for secrets, `REC_RAY__SECTION__KEY_FILE`.
+        environ: read for `REC_RAY__SECTION__KEY`, for secrets also `REC_RAY__SECTION__KEY_FILE`, and for RAY_ADDRESS.
+            Names of features and event types in a variable's name mean those of the file, in whatever case; one
+            that the file does not have is taken in small letters.
 
     Raises:
         ConfigError: the file is missing or no YAML, or a key or a value is wrong; all faults are named at once.
@@ -220,16 +268,22 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
         name, equals, text = override.partition("=")
         keys = name.split(".")
         if not equals or len(keys) < 2:
-            raise ConfigError(f"--set takes section.key=value; got {override!r}")
+            # Never the value: it may be a secret that lacks its section.
+            raise ConfigError(f"--set takes section.key=value; got {name + '=...' if equals else name!r}")
         if (keys[0], keys[-1]) in SECRETS:
             raise ConfigError(f"{name} is a secret: set it in the environment, not on the command line")
-        _put(values, keys, _parse(text, name), origin="--set")
+        _put(values, keys, _parse(text, f"--set {name}"), origin="--set")
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         faults = "\n".join(f"  {_fault(fault)}" for fault in error.errors(include_url=False, include_input=True))
         raise ConfigError(f"{file}: {error.error_count()} wrong setting(s)\n{faults}") from None
-    return _absolute(settings, file.resolve().parent)
+    # Not the folder behind a link: a mounted ConfigMap links its files into a folder that changes with each update.
+    settings = _absolute(settings, file.absolute().parent)
+    address = environ.get("RAY_ADDRESS", "").strip()
+    if settings.ray.address is None and address and not address.startswith(("http://", "https://")):
+        settings = settings.model_copy(update={"ray": settings.ray.model_copy(update={"address": address})})
+    return settings
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -239,15 +293,17 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         )
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    except yaml.MarkedYAMLError as error:
+        # Without the line itself, which may hold a secret.
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{file} is not YAML: {error.problem}{line}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict | None):
         raise ConfigError(
             f"{file} holds a {type(values).__name__}; expected the sections {listed(Settings.model_fields)}"
         )
-    return {name: section for name, section in values.items() if section is not None}
+    return values or {}
 
 
 def _from_environment(environ: Mapping[str, str]) -> list[tuple[list[str], Any]]:
@@ -261,10 +317,14 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[list[str], Any]]
             keys = [*keys[:-1], keys[-1].removesuffix("_file")]
             try:
                 value = Path(value).read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise ConfigError(f"{name} names {value}, which cannot be read: {error.strerror}") from None
+            except (OSError, UnicodeDecodeError) as error:
+                # Without the value: who mistakes the variable puts the secret itself there.
+                reason = getattr(error, "strerror", None) or "it is no text"
+                raise ConfigError(f"the file that {name} names cannot be read: {reason}") from None
         elif (keys[0], keys[-1]) not in SECRETS:
             value = _parse(value, name)
+        elif not value:
+            continue
         found.append((keys, value))
     return found
 
@@ -273,43 +333,47 @@ def _parse(text: str, name: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{name}: {text!r} is not a YAML value") from None
+        raise ConfigError(f"the value of {name} is not YAML; put a text with special characters in quotes") from None
 
 
 def _put(values: dict[str, Any], keys: list[str], value: Any, *, origin: str) -> None:
-    place = values
-    for key in keys[:-1]:
-        place = place.setdefault(key, {})
+    place: Any = values
+    for depth, key in enumerate(keys):
         if not isinstance(place, dict):
-            raise ConfigError(f"{origin}: {'.'.join(keys)} goes below {key!r}, which is no section")
-    place[keys[-1]] = value
+            raise ConfigError(f"{origin}: {'.'.join(keys)} goes below {keys[depth - 1]!r}, which is no section")
+        if origin == "environment":
+            key = next((name for name in place if str(name).lower() == key), key)
+        if depth == len(keys) - 1:
+            place[key] = value
+        elif place.get(key) is None:
+            place[key] = {}
+        place = place[key]
 
 
 def _fault(fault: Any) -> str:
     where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: no such setting{_known(fault['loc'])}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if not where:
         return message
-    secret = len(fault["loc"]) >= 2 and (fault["loc"][0], fault["loc"][1]) in SECRETS
-    return f"{where}: {message}" + ("" if secret else f"; got {fault['input']!r}")
+    # A whole section, or an address, may hold a secret where it should not be.
+    hidden = {*SECRETS, ("database", "url"), ("storage", "endpoint")}
+    if len(fault["loc"]) < 2 or fault["loc"][:2] in hidden or isinstance(fault["input"], dict | list):
+        return f"{where}: {message}"
+    return f"{where}: {message}; got {fault['input']!r}"
 
 
 def _known(loc: tuple[str | int, ...]) -> str:
     """Return the nearest known names beside a misspelt one."""
-    import difflib
-
     place: Any = Settings
     for key in loc[:-1]:
-        field = place.model_fields.get(str(key)) if isinstance(place, type) and issubclass(place, Section) else None
-        if field is None:
-            return ""
-        place = field.annotation
-    if not (isinstance(place, type) and issubclass(place, Section)):
-        return ""
-    near = difflib.get_close_matches(str(loc[-1]), list(place.model_fields), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {listed(place.model_fields, limit=20)}"
+        is_section = isinstance(place, type) and issubclass(place, Section)
+        # Else it is a dictionary of them.
+        place = place.model_fields[str(key)].annotation if is_section else get_args(place)[-1]
+    names = list(place.model_fields) if issubclass(place, Section) else [field.name for field in fields(place)]
+    near = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {listed(names, limit=20)}"
 
 
 def _absolute(settings: Settings, folder: Path) -> Settings:
@@ -319,8 +383,8 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
         return text if "://" in text else str((folder / text).resolve())
 
     url = settings.database.url
-    if url.startswith("sqlite:///") and url != "sqlite:///:memory:":
-        url = "sqlite:///" + path(url.removeprefix("sqlite:///"))
+    if sqlite := _SQLITE.match(url):
+        url = sqlite[0] + path(url.removeprefix(sqlite[0]))
     ca_bundle = settings.storage.ca_bundle
     return settings.model_copy(
         update={
@@ -331,57 +395,6 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
             "database": settings.database.model_copy(update={"url": url}),
         }
     )
-
-
-def render_settings(values: Mapping[str, Any] | None = None, notes: Mapping[str, str] | None = None) -> str:
-    """Return a settings file with every setting, its default or given value, and a comment on each.
-
-    Args:
-        values: nested values that differ from the defaults.
-        notes: further comments by `section.key`, set above the setting.
-    """
-    settings = Settings.model_validate(values or {})
-    dumped = settings.model_dump(mode="json")
-    lines = [
-        "# Settings of this rec_ray project. Any of them can also be set by an environment variable",
-        "# REC_RAY__SECTION__KEY or by --set section.key=value; relative paths are relative to this file.",
-    ]
-    for name, field in Settings.model_fields.items():
-        section = cast(type[Section], field.annotation)
-        lines += ["", f"# {section.__doc__}", f"{name}:"]
-        lines += _render(section, dumped[name], 1, name, notes or {})
-    return "\n".join(lines) + "\n"
-
-
-def _render(
-    section: type[Section], values: Mapping[str, Any], depth: int, path: str, notes: Mapping[str, str]
-) -> list[str]:
-    lines = []
-    indent = "  " * depth
-    for key, field in section.model_fields.items():
-        full = f"{path}.{key}"
-        lines += [f"{indent}# {line}" for line in (notes[full].splitlines() if full in notes else [])]
-        lines.append(f"{indent}# {field.description}")
-        value = values[key]
-        if (path, key) in SECRETS:
-            continue
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            lines += [f"{indent}{key}:", *_render(field.annotation, value, depth + 1, full, notes)]
-        elif isinstance(value, dict) and value:
-            lines.append(f"{indent}{key}:")
-            lines += [f"{indent}  {_flow(name)}: {_flow(_without_nulls(entry))}" for name, entry in value.items()]
-        else:
-            lines.append(f"{indent}{key}: {_flow(value)}")
-    return lines
-
-
-def _without_nulls(value: Any) -> Any:
-    return {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
-
-
-def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
-    return text.strip().removesuffix("...").strip()
 
 
 def redacted(settings: Settings) -> dict[str, Any]:

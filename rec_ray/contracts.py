@@ -106,11 +106,13 @@ class Evaluation:
     """Full-ranking metrics of the model and of the baselines on the same users.
 
     metrics: method name (`model`, `popularity`, ...) -> metric name (`recall@10`, ...) -> mean over users.
+    intervals: likewise, the 95 % bootstrap interval over users.
     """
 
     metrics: dict[str, dict[str, float]]
     users: int
     targets: int
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
 

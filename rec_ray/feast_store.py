@@ -1,4 +1,4 @@
-"""Feast inside Ray tasks: one store a process, and one point-in-time join that loses no row.
+"""Feast inside Ray tasks: what a store declares, one store a process, and a point-in-time join that loses no row.
 
 The configuration of the driver's store comes in (`portable_config`), features of entities as of given times go out, a
 row for each row and in the same order. It knows neither which features mean what nor how rows are cut into tasks.
@@ -6,18 +6,81 @@ row for each row and in the same order. It knows neither which features mean wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from feast import FeatureStore, RepoConfig
+import pyarrow.compute as pc
+from feast import FeatureService, FeatureStore, FeatureView, RepoConfig
+from feast.types import from_feast_to_pyarrow_type
 
-from rec_ray.errors import FeatureStoreError, SchemaError, listed
+from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
 from rec_ray.schema import EVENT_TIMESTAMP
 
 _ROW = "rec_ray_row"
 _STORES: dict[str, FeatureStore] = {}
+
+
+def find_service(store: FeatureStore, name: str) -> FeatureService:
+    """Return a feature service.
+
+    Raises:
+        ConfigError: there is none of that name.
+        FeatureStoreError: the registry cannot be read.
+    """
+    try:
+        services = {service.name: service for service in store.list_feature_services()}
+    except Exception as error:
+        raise FeatureStoreError(
+            f"the Feast registry of project {store.project!r} cannot be read: {error}; was `feast apply` run?"
+        ) from error
+    if name not in services:
+        raise ConfigError(
+            f"there is no feature service {name!r} in Feast project {store.project!r}; it has {listed(services)}. "
+            "Set the name in section `feast` or run `feast apply`"
+        )
+    return services[name]
+
+
+def require_fields(service: FeatureService, wanted: Iterable[str], key: str, taken: Sequence[str]) -> None:
+    """Check that a service has the wanted fields and that none is called like one of the columns `taken`.
+
+    Raises:
+        SchemaError: names the fields.
+    """
+    wanted = set(wanted)
+    have = [feature.name for projection in service.feature_view_projections for feature in projection.features]
+    missing = sorted(wanted - set(have))
+    if missing:
+        raise SchemaError(
+            f"feature service {service.name!r} has no field {listed(missing)}; it returns {listed([key, *have], 30)}. "
+            "Was `feast apply` run?"
+        )
+    clashing = sorted(wanted & set(taken))
+    if clashing:
+        raise SchemaError(
+            f"feature {listed(clashing)} of service {service.name!r} has a name that rec_ray uses itself; rename it in "
+            "the feature view (field_mapping of its source) or leave it undeclared"
+        )
+
+
+def views_of(store: FeatureStore, service: FeatureService) -> list[FeatureView]:
+    """Return the views of a service that have rows of their own; on-demand views compute theirs.
+
+    Raises:
+        FeatureStoreError: the service reads a view that is not registered.
+    """
+    views = {view.name: view for view in store.list_all_feature_views()}
+    names = [projection.name for projection in service.feature_view_projections]
+    missing = [name for name in names if name not in views]
+    if missing:
+        raise FeatureStoreError(
+            f"feature service {service.name!r} reads the views {listed(missing)}, which are not in the registry of "
+            f"project {store.project!r}; run `feast apply`"
+        )
+    return [views[name] for name in names if getattr(views[name], "batch_source", None) is not None]
 
 
 def portable_config(store: FeatureStore) -> RepoConfig:
@@ -25,13 +88,25 @@ def portable_config(store: FeatureStore) -> RepoConfig:
 
     Feast resolves a relative registry file against the working folder when it is given a configuration (0.67).
     """
-    config = store.config.model_copy()
+    repo = Path(store.repo_path).resolve()
+    config = store.config.model_copy(update={"repo_path": repo})
     registry = config.registry
     path = getattr(registry, "path", None)
     if registry.registry_type == "file" and path and "://" not in path and not Path(path).is_absolute():
-        config.registry_config = registry.model_copy(update={"path": str(Path(store.repo_path).resolve() / path)})
+        config.registry_config = registry.model_copy(update={"path": str(repo / path)})
         config._registry = None
     return config
+
+
+@contextlib.contextmanager
+def in_repo(config: RepoConfig) -> Iterator[None]:
+    """Work in the folder of the repository, where it is on this machine.
+
+    Feast's DuckDB store resolves the relative path of a file source against the working folder (0.67).
+    """
+    folder = config.repo_path
+    with contextlib.chdir(folder) if folder and Path(folder).is_dir() else contextlib.nullcontext():
+        yield
 
 
 def store_in_task(config: RepoConfig) -> FeatureStore:
@@ -47,16 +122,19 @@ def point_in_time(
 ) -> pa.Table:
     """Return `fields` of entities as of given times: a row for each row, in the same order.
 
-    ids: [n] of the join key `key`; times: [n] UTC.
+    ids: [n] strings of the join key `key`, n at least 1; times: [n] UTC.
 
     Raises:
         FeatureStoreError: the offline store fails, or does not return each row exactly once.
-        SchemaError: the service does not return a field.
+        SchemaError: the service does not return a field, or has whole numbers as ids where `ids` are none.
     """
     store = store_in_task(config)
+    features = store.get_feature_service(service)
+    ids = _as_key(ids, store, features, key)
     entity = pa.table({key: ids, EVENT_TIMESTAMP: times, _ROW: np.arange(len(ids))}).to_pandas()
     try:
-        joined = store.get_historical_features(entity_df=entity, features=store.get_feature_service(service)).to_arrow()
+        with in_repo(config):
+            joined = store.get_historical_features(entity_df=entity, features=features).to_arrow()
     except Exception as error:
         raise FeatureStoreError(
             f"feature service {service!r} could not be joined for {len(entity):,} rows: {type(error).__name__}: {error}"
@@ -72,3 +150,19 @@ def point_in_time(
             "repeats rows that share an entity and a time (Feast's default Dask store does). Use `type: duckdb`"
         )
     return joined.select(list(fields)).take(pa.array(np.argsort(rows)))
+
+
+def _as_key(ids: pa.Array, store: FeatureStore, service: FeatureService, key: str) -> pa.Array:
+    """Return the ids with the type that the views know them by: an offline store does not join text to numbers."""
+    kinds = {field.dtype for view in views_of(store, service) for field in view.entity_columns if field.name == key}
+    if len(kinds) != 1:
+        return ids
+    kind = from_feast_to_pyarrow_type(kinds.pop())
+    if not pa.types.is_integer(kind):
+        return ids
+    try:
+        return pc.cast(ids, kind)
+    except pa.ArrowInvalid as error:
+        raise SchemaError(
+            f"feature service {service.name!r} has {key} as {kind}, but it is asked for others: {error}"
+        ) from None

@@ -8,28 +8,35 @@ models or what the events are used for, beyond the instants at which the feature
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from feast import FeatureService, FeatureStore, FeatureView, RepoConfig
+from feast import FeatureService, FeatureStore, RepoConfig
 
 from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings
 from rec_ray.contracts import FeatureTables, RowCounts, SplitTimes
-from rec_ray.errors import ConfigError, EmptyDataError, FeatureStoreError, SchemaError, listed
-from rec_ray.feast_store import point_in_time, portable_config
+from rec_ray.errors import ConfigError, EmptyDataError, SchemaError, listed
+from rec_ray.event_rows import (
+    EventSurvey,
+    as_events,
+    as_query_markers,
+    count_rows,
+    is_blank,
+    split_times,
+    survey_events,
+    whole,
+    with_query_rows,
+)
+from rec_ray.feast_store import find_service, point_in_time, portable_config, require_fields, views_of
 from rec_ray.feature_source import FeatureSource, SourceSlice, read_slice, slice_source
 from rec_ray.logs import LOGGER
 from rec_ray.schema import (
     AS_OF,
-    EVENT_ORDER,
     EVENT_TIMESTAMP,
     EVENT_TYPE,
     EVENT_VALUE,
@@ -41,7 +48,7 @@ from rec_ray.schema import (
     require_columns,
 )
 
-QUANTILES = 1001
+ITEMS = pa.schema([(ITEM_ID, pa.string()), (FIRST_SEEN, TIMESTAMP), (AS_OF, TIMESTAMP)])
 
 
 def load_features(
@@ -55,35 +62,38 @@ def load_features(
 
     Raises:
         ConfigError: a feature service does not exist.
-        SchemaError: a service lacks a declared feature, or a source lacks a column.
+        SchemaError: a service lacks a declared feature, or a source lacks a column or has it with a wrong type.
+        DataError: a file is damaged.
         EmptyDataError: no usable event, or no item, is there.
         FeatureStoreError: the registry or the offline store does not answer.
     """
-    interaction_service = _service(store, feast.interaction_service)
-    user_service = _service(store, feast.user_service)
-    item_service = _service(store, feast.item_service)
-    _require_fields(user_service, features.user, feast.user_key)
+    interaction_service = find_service(store, feast.interaction_service)
+    user_service = find_service(store, feast.user_service)
+    item_service = find_service(store, feast.item_service)
+    require_fields(user_service, features.user, feast.user_key, INTERACTIONS.names)
     item_fields = set(features.item) | ({features.item_name} if features.item_name else set())
-    _require_fields(item_service, item_fields, feast.item_key)
+    require_fields(item_service, item_fields, feast.item_key, ITEMS.names)
 
     config = portable_config(store)
     events = _event_source(store, interaction_service, feast, features)
     event_slices = slice_source(store, events, feast.join_rows)
-    rows, quantiles = _survey(config, event_slices, as_of)
-    split_times = _split_times(quantiles, rows.kept, evaluation, as_of)
+    surveys = ray.get([_survey_slice.remote(config, part, as_of) for part in event_slices])
+    rows = count_rows(surveys)
+    _say(rows, event_slices)
+    if not rows.kept:
+        raise EmptyDataError(f"no usable interaction among {rows.read:,} rows; check keys and timestamps of the source")
+    times = split_times(surveys, evaluation, as_of)
 
-    event_rows = _read(config, event_slices, functools.partial(_as_events, as_of=as_of))
+    event_rows = _read(config, event_slices, functools.partial(as_events, as_of=as_of))
     user_slices = [
         part
-        for source in _entity_sources(store, user_service, feast.user_key)
+        for source in _entity_sources(store, user_service, USER_ID, feast.user_key)
         for part in slice_source(store, source, feast.join_rows)
     ]
-    user_rows = _read(config, user_slices, _as_query_markers)
-    partitions = max(1, -(-rows.kept // feast.join_rows))
-    everything = event_rows.union(user_rows) if user_slices else event_rows
+    everything = event_rows.union(_read(config, user_slices, as_query_markers)) if user_slices else event_rows
+    partitions = -(-rows.kept // feast.join_rows)
     # All rows of a user in one block: one block needs no hashing, and hashing costs seconds to start.
     grouped = everything.repartition(partitions, keys=[USER_ID]) if partitions > 1 else everything.repartition(1)
-    instants = [split_times.validation_start, split_times.test_start, split_times.as_of]
     interactions = grouped.map_batches(
         _join_users,
         batch_size=None,
@@ -93,54 +103,19 @@ def load_features(
             "service": feast.user_service,
             "user_key": feast.user_key,
             "fields": list(features.user),
-            "instants": instants,
+            "instants": [times.validation_start, times.test_start, times.as_of],
             "join_rows": feast.join_rows,
         },
     )
-    items = _load_items(store, config, item_service, sorted(item_fields), feast, split_times)
-    return FeatureTables(interactions, items, split_times, rows)
-
-
-def _service(store: FeatureStore, name: str) -> FeatureService:
-    """Return a feature service.
-
-    Raises:
-        ConfigError: there is none of that name.
-        FeatureStoreError: the registry cannot be read.
-    """
-    try:
-        services = {service.name: service for service in store.list_feature_services()}
-    except Exception as error:
-        raise FeatureStoreError(
-            f"the Feast registry of project {store.project!r} cannot be read: {error}; was `feast apply` run?"
-        ) from error
-    if name not in services:
-        raise ConfigError(
-            f"there is no feature service {name!r} in Feast project {store.project!r}; it has {listed(services)}. "
-            "Set the name in section `feast` or run `feast apply`"
-        )
-    return services[name]
-
-
-def _require_fields(service: FeatureService, wanted: Mapping[str, Any] | set[str], key: str) -> None:
-    have = [feature.name for projection in service.feature_view_projections for feature in projection.features]
-    missing = sorted(set(wanted) - set(have))
-    if missing:
-        raise SchemaError(
-            f"feature service {service.name!r} has no field {listed(missing)}; it returns {listed([key, *have], 30)}. "
-            "Was `feast apply` run?"
-        )
-
-
-def _views(store: FeatureStore, service: FeatureService) -> list[FeatureView]:
-    return [store.get_feature_view(projection.name) for projection in service.feature_view_projections]
+    items = _load_items(store, config, item_service, sorted(item_fields), feast, times)
+    return FeatureTables(interactions, items, times, rows)
 
 
 def _event_source(
     store: FeatureStore, service: FeatureService, feast: FeastSettings, features: FeatureSettings
 ) -> FeatureSource:
     """Return the source of the view that has both entities: its rows are the events."""
-    views = _views(store, service)
+    views = views_of(store, service)
     for view in views:
         if {feast.user_key, feast.item_key} <= set(view.join_keys):
             interaction = features.interaction
@@ -161,10 +136,9 @@ def _event_source(
     )
 
 
-def _entity_sources(store: FeatureStore, service: FeatureService, key: str) -> list[FeatureSource]:
+def _entity_sources(store: FeatureStore, service: FeatureService, name: str, key: str) -> list[FeatureSource]:
     """Return the sources that tell which entities there are: those of the views keyed by `key` alone."""
-    views = [view for view in _views(store, service) if list(view.join_keys) == [key]]
-    name = USER_ID
+    views = [view for view in views_of(store, service) if list(view.join_keys) == [key]]
     return [FeatureSource.of(view.batch_source, {name: key}, what=f"view {view.name!r}") for view in views]
 
 
@@ -177,119 +151,35 @@ def _read(config: RepoConfig, slices: Sequence[SourceSlice], shape: Any) -> ray.
         parts = [ray.get(shared)[number] for number in batch["id"]]
         return pa.concat_tables([shape(read_slice(config, part), part.first_row) for part in parts])
 
-    return ray.data.range(len(slices), override_num_blocks=max(1, len(slices))).map_batches(
-        read, batch_size=1, batch_format="numpy"
-    )
+    slots = _keep_blocks_whole(ray.data.range(len(slices), override_num_blocks=max(1, len(slices))))
+    return slots.map_batches(read, batch_size=1, batch_format="numpy")
 
 
-def _as_events(table: pa.Table, first_row: int, as_of: datetime) -> pa.Table:
-    """Bring a slice into the shape of the events, without the rows that `RowCounts` counts as lost."""
-    order = pa.array(np.arange(first_row, first_row + table.num_rows), pa.int64())
-    names = table.column_names
-    columns = {
-        USER_ID: table[USER_ID],
-        ITEM_ID: table[ITEM_ID],
-        EVENT_TIMESTAMP: table[EVENT_TIMESTAMP],
-        EVENT_ORDER: order,
-        EVENT_TYPE: pc.cast(table[EVENT_TYPE], pa.string())
-        if EVENT_TYPE in names
-        else pa.nulls(len(order), pa.string()),
-        EVENT_VALUE: _as_float(table, EVENT_VALUE) if EVENT_VALUE in names else pa.nulls(len(order), pa.float32()),
-    }
-    events = pa.table(columns, schema=INTERACTIONS)
-    return events.filter(_fate(events, as_of) == "kept")
+def _keep_blocks_whole(dataset: ray.data.Dataset) -> ray.data.Dataset:
+    """Make a dataset, and all that is made from it, keep what a task gives back in one block, however large.
 
-
-def _as_float(table: pa.Table, name: str) -> pa.ChunkedArray:
-    kind = table.schema.field(name).type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-        raise SchemaError(f"features.interaction.value_field is {kind} in the events; expected a number")
-    return pc.cast(table[name], pa.float32(), safe=False)
-
-
-def _fate(events: pa.Table, as_of: datetime) -> Any:
-    """Return for each row `kept` or the name of the counter in `RowCounts` that it falls under, as [n] strings."""
-    late = pc.fill_null(pc.greater(events[EVENT_TIMESTAMP], pa.scalar(as_of, TIMESTAMP)), False)
-    null_key = pc.or_(_is_blank(events[USER_ID]), _is_blank(events[ITEM_ID]))
-    null_time = pc.is_null(events[EVENT_TIMESTAMP])
-    masks = [mask.to_numpy(zero_copy_only=False) for mask in map(_whole, (null_key, null_time, late))]
-    return np.select(masks, ["null_keys", "null_timestamps", "in_the_future"], default="kept")
-
-
-def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.or_kleene(pc.is_null(column), pc.fill_null(pc.equal(column, ""), True))
-
-
-def _whole(column: Any) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _as_query_markers(table: pa.Table, first_row: int) -> pa.Table:
-    """Turn rows of a user table into rows without item: they tell that the user exists."""
-    ids = pc.unique(table[USER_ID]).drop_null()
-    n = len(ids)
-    epoch = pa.array(np.zeros(n, np.int64), pa.int64()).cast(TIMESTAMP)
-    columns = [ids, pa.nulls(n, pa.string()), epoch, pa.array(np.full(n, -1)), pa.nulls(n, pa.string())]
-    return pa.table([*columns, pa.nulls(n, pa.float32())], schema=INTERACTIONS)
-
-
-@dataclass(frozen=True)
-class _Survey:
-    fates: dict[str, int]
-    quantiles: np.ndarray[Any, Any]
-    naive: bool
+    Ray Data 2.60 cuts the output of a map or a shuffle that is 1.5 times larger than
+    `DataContext.target_max_block_size` (128 MB). That would part the rows of a user, or the two instants of an item.
+    Each dataset carries its own context and hands it on, so the datasets of others are left as they are; `join_rows`
+    bounds the blocks instead.
+    """
+    dataset.context.target_max_block_size = None
+    return dataset
 
 
 @ray.remote(num_cpus=1)
-def _survey_slice(config: RepoConfig, part: SourceSlice, as_of: datetime) -> _Survey:
-    table = read_slice(config, part)
-    fates, counts = np.unique(_fate(table, as_of), return_counts=True)
-    kept = _as_events(table, part.first_row, as_of)
-    times = pc.cast(kept[EVENT_TIMESTAMP], pa.int64()).to_numpy(zero_copy_only=False)
-    quantiles = (
-        np.quantile(times, np.linspace(0, 1, QUANTILES), method="lower") if len(times) else np.zeros(0, np.int64)
-    )
-    return _Survey(dict(zip(fates.tolist(), counts.tolist(), strict=True)), quantiles, part.naive_time)
+def _survey_slice(config: RepoConfig, part: SourceSlice, as_of: datetime) -> EventSurvey:
+    return survey_events(read_slice(config, part), as_of)
 
 
-def _survey(config: RepoConfig, slices: Sequence[SourceSlice], as_of: datetime) -> tuple[RowCounts, Any]:
-    """Count what becomes of the rows and sketch when events happened: [slices, QUANTILES] microseconds and weights."""
-    fates: dict[str, int] = {}
-    points, weights = [], []
-    for survey in ray.get([_survey_slice.remote(config, part, as_of) for part in slices]):
-        for fate, count in survey.fates.items():
-            fates[fate] = fates.get(fate, 0) + count
-        if len(survey.quantiles):
-            points.append(survey.quantiles)
-            weights.append(np.full(QUANTILES, survey.fates["kept"] / QUANTILES))
-    rows = RowCounts(
-        read=sum(fates.values()),
-        kept=fates.get("kept", 0),
-        null_keys=fates.get("null_keys", 0),
-        null_timestamps=fates.get("null_timestamps", 0),
-        in_the_future=fates.get("in_the_future", 0),
-    )
-    lost = {name: count for name, count in fates.items() if name != "kept"}
-    if lost:
-        said = ", ".join(f"{count:,} with {name.replace('_', ' ')}" for name, count in sorted(lost.items()))
-        LOGGER.warning("of %s interactions %s are left out: %s", f"{rows.read:,}", f"{sum(lost.values()):,}", said)
+def _say(rows: RowCounts, slices: Sequence[SourceSlice]) -> None:
+    """Log each decision about events, with its count."""
+    lost = {"null keys": rows.null_keys, "null timestamps": rows.null_timestamps, "a time to come": rows.in_the_future}
+    if rows.read > rows.kept:
+        said = ", ".join(f"{count:,} with {name}" for name, count in lost.items() if count)
+        LOGGER.warning("of %s interactions %s are left out: %s", f"{rows.read:,}", f"{rows.read - rows.kept:,}", said)
     if any(part.naive_time for part in slices):
         LOGGER.info("interactions: timestamps without a zone are taken as UTC")
-    if not rows.kept:
-        raise EmptyDataError(f"no usable interaction among {rows.read:,} rows; check keys and timestamps of the source")
-    point, weight = np.concatenate(points), np.concatenate(weights)
-    order = np.argsort(point, kind="stable")
-    return rows, (point[order], np.cumsum(weight[order]))
-
-
-def _split_times(quantiles: Any, kept: int, evaluation: EvaluationSettings, as_of: datetime) -> SplitTimes:
-    if evaluation.split == "leave_one_out":
-        return SplitTimes(as_of, as_of, as_of)
-    points, cumulated = quantiles
-    shares = (1 - evaluation.test_fraction - evaluation.validation_fraction, 1 - evaluation.test_fraction)
-    starts = [points[min(np.searchsorted(cumulated, share * kept), len(points) - 1)] for share in shares]
-    validation, test = (pd.Timestamp(int(start), unit="us", tz="UTC").to_pydatetime() for start in starts)
-    return SplitTimes(validation, test, as_of)
 
 
 def _join_users(
@@ -301,34 +191,12 @@ def _join_users(
     instants: Sequence[datetime],
     join_rows: int,
 ) -> pa.Table:
-    """Add a query row a user and instant, sort by user, time and order, and join the features of users."""
-    events = block.filter(pc.is_valid(block[ITEM_ID]))
-    users = pc.unique(block[USER_ID])
-    n = len(users) * len(instants)
-    query = pa.table(
-        [
-            pa.concat_arrays([_whole(users)] * len(instants)),
-            pa.nulls(n, pa.string()),
-            pa.array(np.repeat(np.array([pd.Timestamp(t).value // 1000 for t in instants]), len(users))).cast(
-                TIMESTAMP
-            ),
-            # Behind the events, so that the query rows of a user end its rows in the order of the instants.
-            pa.array(np.repeat(np.arange(len(instants)) + 2**62, len(users))),
-            pa.nulls(n, pa.string()),
-            pa.nulls(n, pa.float32()),
-        ],
-        schema=INTERACTIONS,
-    )
-    rows = pa.concat_tables([events, query]).combine_chunks()
-    is_query = pc.is_null(rows[ITEM_ID])
-    keys = pa.table({"u": rows[USER_ID], "q": is_query, "t": rows[EVENT_TIMESTAMP], "o": rows[EVENT_ORDER]})
-    rows = rows.take(
-        pc.sort_indices(keys, [("u", "ascending"), ("q", "ascending"), ("t", "ascending"), ("o", "ascending")])
-    )
-    if not fields:
+    """Add the query rows, put the rows in order, and join the features of users."""
+    rows = with_query_rows(block, instants)
+    if not fields or not rows.num_rows:
         return rows
     parts = [
-        point_in_time(config, service, user_key, _whole(part[USER_ID]), _whole(part[EVENT_TIMESTAMP]), fields)
+        point_in_time(config, service, user_key, whole(part[USER_ID]), whole(part[EVENT_TIMESTAMP]), fields)
         for part in (rows.slice(start, join_rows) for start in range(0, rows.num_rows, join_rows))
     ]
     joined = pa.concat_tables(parts).combine_chunks()
@@ -338,21 +206,25 @@ def _join_users(
 
 
 @ray.remote(num_cpus=1)
-def _distinct_items(config: RepoConfig, *slices: SourceSlice) -> pa.Table:
-    """Return the items of some slices with the time each was first seen."""
-    tables = [read_slice(config, part).select([ITEM_ID, EVENT_TIMESTAMP]) for part in slices]
-    return pa.concat_tables(tables).group_by(ITEM_ID).aggregate([(EVENT_TIMESTAMP, "min")])
+def _distinct_items(config: RepoConfig, part: SourceSlice) -> pa.Table:
+    """Return the items of a slice with the time each was first seen."""
+    table = read_slice(config, part).select([ITEM_ID, EVENT_TIMESTAMP])
+    return table.group_by(ITEM_ID).aggregate([(EVENT_TIMESTAMP, "min")])
 
 
-@ray.remote(num_cpus=1)
-def _catalogue(as_of: datetime, *parts: pa.Table) -> pa.Table:
-    """Return each item once, in the order of its id, with `first_seen`; items of the future are left out."""
+@ray.remote(num_cpus=1, num_returns=3)
+def _catalogue(as_of: datetime, *parts: pa.Table) -> tuple[pa.Table, int, dict[str, int]]:
+    """Return each usable item once, in the order of its id, with `first_seen`; how many; and what is left out."""
     merged = pa.concat_tables(parts).group_by(ITEM_ID).aggregate([(f"{EVENT_TIMESTAMP}_min", "min")])
     merged = merged.rename_columns([ITEM_ID, FIRST_SEEN])
-    usable = pc.and_(
-        pc.invert(_is_blank(merged[ITEM_ID])), pc.less_equal(merged[FIRST_SEEN], pa.scalar(as_of, TIMESTAMP))
-    )
-    return merged.filter(pc.fill_null(usable, False)).sort_by(ITEM_ID)
+    blank = is_blank(merged[ITEM_ID])
+    begun = pc.fill_null(pc.less_equal(merged[FIRST_SEEN], pa.scalar(as_of, TIMESTAMP)), False)
+    usable = merged.filter(pc.and_(pc.invert(blank), begun)).sort_by(ITEM_ID)
+    left_out = {
+        "a null or empty id": pc.sum(blank).as_py() or 0,
+        "no time, or only a time to come": pc.sum(pc.and_(pc.invert(blank), pc.invert(begun))).as_py() or 0,
+    }
+    return usable, usable.num_rows, left_out
 
 
 def _load_items(
@@ -361,30 +233,26 @@ def _load_items(
     service: FeatureService,
     fields: Sequence[str],
     feast: FeastSettings,
-    split_times: SplitTimes,
+    times: SplitTimes,
 ) -> ray.data.Dataset:
     """Return the catalogue with its features as of `test_start` and as of `as_of`."""
-    views = [view for view in _views(store, service) if list(view.join_keys) == [feast.item_key]]
-    if not views:
+    sources = _entity_sources(store, service, ITEM_ID, feast.item_key)
+    if not sources:
         raise ConfigError(f"feature service {service.name!r} has no view with the join key {feast.item_key!r} alone")
-    slices = [
-        part
-        for view in views
-        for part in slice_source(
-            store,
-            FeatureSource.of(view.batch_source, {ITEM_ID: feast.item_key}, what=f"view {view.name!r}"),
-            feast.join_rows,
-        )
-    ]
+    slices = [part for source in sources for part in slice_source(store, source, feast.join_rows)]
     parts = [_distinct_items.remote(config, part) for part in slices]
-    catalogue = _catalogue.remote(split_times.as_of, *parts)
-    count = ray.get(_rows.remote(catalogue))
+    catalogue, rows, left_out = _catalogue.remote(times.as_of, *parts) if parts else (None, 0, {})
+    for what, count in ray.get(left_out).items() if parts else ():
+        if count:
+            LOGGER.warning("%s items with %s are left out", f"{count:,}", what)
+    count = ray.get(rows) if parts else 0
     if not count:
-        raise EmptyDataError(f"feature service {service.name!r} knows no item as of {split_times.as_of:%Y-%m-%d %H:%M}")
-    blocks = max(1, -(-2 * count // feast.join_rows))
+        raise EmptyDataError(f"feature service {service.name!r} knows no item as of {times.as_of:%Y-%m-%d %H:%M}")
+    instants = [times.test_start, times.as_of]
+    blocks = -(-len(instants) * count // feast.join_rows)
     return (
-        ray.data.from_arrow_refs([catalogue])
-        .repartition(blocks)
+        _keep_blocks_whole(ray.data.from_arrow_refs([catalogue]))
+        .repartition(min(blocks, count))
         .map_batches(
             _join_items,
             batch_size=None,
@@ -394,15 +262,10 @@ def _load_items(
                 "service": feast.item_service,
                 "item_key": feast.item_key,
                 "fields": list(fields),
-                "instants": [split_times.test_start, split_times.as_of],
+                "instants": instants,
             },
         )
     )
-
-
-@ray.remote(num_cpus=0)
-def _rows(table: pa.Table) -> int:
-    return table.num_rows
 
 
 def _join_items(
@@ -413,16 +276,14 @@ def _join_items(
     fields: Sequence[str],
     instants: Sequence[datetime],
 ) -> pa.Table:
-    """Join the features of items as of each instant: a row an item and instant."""
+    """Join the features of items as of each instant: all rows of one instant, then all of the next."""
     n = block.num_rows
     rows = pa.concat_tables([block] * len(instants)).combine_chunks()
-    times = pa.concat_arrays([pa.array([instant] * n, TIMESTAMP) for instant in instants])
-    rows = rows.append_column(AS_OF, times)
-    if fields:
-        joined = point_in_time(config, service, item_key, _whole(rows[ITEM_ID]), times, fields)
+    moments = pa.concat_arrays([pa.array([instant] * n, TIMESTAMP) for instant in instants])
+    rows = rows.append_column(AS_OF, moments)
+    if fields and n:
+        joined = point_in_time(config, service, item_key, whole(rows[ITEM_ID]), moments, fields)
         for name in fields:
             rows = rows.append_column(name, joined[name])
-    require_columns(
-        rows, pa.schema([(ITEM_ID, pa.string()), (AS_OF, TIMESTAMP), (FIRST_SEEN, TIMESTAMP)]), what="items"
-    )
+    require_columns(rows, ITEMS, what="the items")
     return rows

@@ -76,6 +76,4 @@ def step(name: str, seconds: dict[str, float] | None = None, **facts: Any) -> It
 
 
 def _said(facts: dict[str, Any]) -> str:
-    return "".join(
-        f", {key} {value:,}" if isinstance(value, int) else f", {key} {value}" for key, value in facts.items()
-    )
+    return "".join(f", {key} {value:,}" if type(value) is int else f", {key} {value}" for key, value in facts.items())

@@ -15,7 +15,10 @@ import json
 import logging
 import os
 import platform
+import signal
+import threading
 import uuid
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -388,11 +391,19 @@ def _warm_up() -> None:
 
 def _open_ray(settings: RaySettings) -> bool:
     """Join the cluster or start a local Ray; return whether it is ours to stop."""
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # An error that a task raises on purpose arrives as it is; Ray Data's UserCodeException arrives without its cause
+    # (2.60). Ray then takes it for a fault of its own and asks to report it, which is not said: `cli` says what it is.
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return False
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if settings.address:
             ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING)
@@ -406,4 +417,7 @@ def _open_ray(settings: RaySettings) -> bool:
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UnavailableError(f"Ray at {settings.address or 'this machine'} cannot be reached: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        # ray.init puts a handler of its own there, which ends the process without a word.
+        signal.signal(signal.SIGTERM, on_terminate)
     return True

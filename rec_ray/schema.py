@@ -49,6 +49,17 @@ class FeatureDeclaration:
     length: int | None = None
     """Number of values of a `vector`."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no column can be read by.
+
+        Raises:
+            ValueError: the separator is empty, or a vector has no length.
+        """
+        if self.separator == "":
+            raise ValueError("the separator is empty; leave it out where the values are lists or single")
+        if self.kind == "vector" and (self.length is None or self.length < 1):
+            raise ValueError(f"a vector needs its length, a number above 0; got {self.length}")
+
 
 INTERACTIONS = pa.schema(
     [

@@ -114,14 +114,14 @@ def catalogue_rows(
 
 def lists_of(lengths: Array, values: Array, kind: pa.DataType) -> pa.Array:
     """Cut flat values into one list a row. lengths: [n]; values: [sum of lengths]."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
 
 
 def flat_values(column: pa.ChunkedArray) -> Array:
     """Return all values of a list column in a row."""
     lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return lists.flatten().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    return lists.flatten().to_numpy(zero_copy_only=False)
 
 
 def _after_zeros(rows: Array) -> Array:

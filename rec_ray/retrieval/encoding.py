@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rec_ray.contracts import TEST, TRAIN, VALIDATION, SplitTimes
+from rec_ray.errors import SchemaError, listed
 from rec_ray.retrieval.catalogue import lists_of
-from rec_ray.retrieval.feature_columns import index_of, ragged_positions
+from rec_ray.retrieval.feature_columns import index_of, is_list, ragged_positions
 from rec_ray.retrieval.preprocessing import EncodedFeatures, Preprocessor
 from rec_ray.retrieval.timelines import QUERIES, TIMELINES
 from rec_ray.schema import EVENT_ORDER, EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, TIMESTAMP, USER_ID
@@ -85,12 +86,12 @@ class LabelledEvents:
     @property
     def is_training(self) -> Array:
         """[E] bool: events to learn from."""
-        return self.split == TRAIN  # type: ignore[no-any-return]
+        return self.split == TRAIN
 
     @property
     def is_before_test(self) -> Array:
         """[E] bool: events before the test."""
-        return self.split < TEST  # type: ignore[no-any-return]
+        return self.split < TEST
 
 
 def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> LabelledEvents:
@@ -103,9 +104,10 @@ def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> L
     user_of_row = users.indices.to_numpy(zero_copy_only=False)
     is_event = pc.is_valid(block[ITEM_ID]).to_numpy(zero_copy_only=False)
     # The query rows end each user's rows, in the order of their instants.
-    query = np.flatnonzero(~is_event).reshape(len(users.dictionary), -1)
-    if query.shape[1] != QUERIES:
-        raise ValueError(f"expected {QUERIES} query rows for each of {len(query)} users, got {query.shape[1]}")
+    queries = np.flatnonzero(~is_event)
+    if not np.array_equal(user_of_row[queries], np.repeat(np.arange(len(users.dictionary)), QUERIES)):
+        raise ValueError(f"expected {QUERIES} query rows for each of {len(users.dictionary)} users, got {len(queries)}")
+    query = queries.reshape(-1, QUERIES)
     row = np.flatnonzero(is_event)
     item_index = index_of(block[ITEM_ID].take(pa.array(row)), item_ids) + 1
     facts = {"users": len(query), "unknown_items": int((item_index == 0).sum())}
@@ -188,7 +190,11 @@ def _queries_at_events(query: Array, user: Array, row: Array, split: Array, posi
 
 
 def encode_timelines(events: LabelledEvents, preprocessor: Preprocessor) -> pa.Table:
-    """Encode labelled events as one row of `TIMELINES` a user."""
+    """Encode labelled events as one row of `TIMELINES` a user.
+
+    Raises:
+        SchemaError: a feature that the preprocessor reads is missing or cannot be read as its kind.
+    """
     users = len(events.user_ids)
     counts = np.bincount(events.user, minlength=users)
     # Rows of the block whose features are needed: those of a user's events, then those of the queries.
@@ -200,6 +206,8 @@ def encode_timelines(events: LabelledEvents, preprocessor: Preprocessor) -> pa.T
     table = events.rows.take(pa.array(needed))
     changed = np.concatenate([[True], owner[1:] != owner[:-1]]) if len(owner) else np.zeros(0, bool)
     for name in preprocessor.users.names:
+        if name not in table.column_names:
+            raise SchemaError(f"there is no user feature {name!r}; the events have {listed(table.column_names)}")
         changed[1:] |= _differs(table[name].combine_chunks())
     distinct = np.flatnonzero(changed)
     features = preprocessor.users.encode(table.take(pa.array(distinct)))
@@ -209,7 +217,7 @@ def encode_timelines(events: LabelledEvents, preprocessor: Preprocessor) -> pa.T
     columns = [
         events.user_ids,
         lists_of(counts, events.item_index, pa.int32()),
-        lists_of(counts, preprocessor.encode_event_types(events.table[EVENT_TYPE]), pa.int16()),
+        lists_of(counts, preprocessor.encode_event_types(events.table[EVENT_TYPE]), pa.int32()),
         lists_of(counts, seconds, pa.int64()),
         lists_of(counts, events.weight, pa.float32()),
         lists_of(counts, events.split, pa.int8()),
@@ -236,10 +244,21 @@ def _feature_lists(features: EncodedFeatures, rows: Array) -> list[pa.Array]:
 
 def _differs(column: pa.Array) -> Array:
     """Return [n - 1] bool: whether a row's value differs from that of the row before."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        if pa.types.is_string(column.type.value_type) or pa.types.is_large_string(column.type.value_type):
-            column = pc.binary_join(column, "\x1f")
-        else:
-            column = pa.array([None if row is None else str(row) for row in column.to_pylist()], pa.string())
-    codes = column.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return codes[1:] != codes[:-1]  # type: ignore[no-any-return]
+    if not is_list(column.type):
+        codes = _codes(column)
+        return codes[1:] != codes[:-1]
+    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    counts = np.maximum(lengths, 0)
+    first = np.cumsum(counts) - counts
+    codes = _codes(pc.list_flatten(column))
+    differs = lengths[1:] != lengths[:-1]
+    # Rows as long as the one before are compared value by value.
+    row = np.flatnonzero(~differs)
+    own, before = (codes[ragged_positions(first[row + k], counts[row])] for k in (1, 0))
+    differs[np.repeat(row, counts[row])[own != before]] = True
+    return differs
+
+
+def _codes(values: pa.Array) -> Array:
+    """Return a number for each value, the same for equal ones; -1 is null."""
+    return values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)

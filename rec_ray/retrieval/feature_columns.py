@@ -1,7 +1,7 @@
 """Arrow columns of raw features as arrays: numbers, bags of strings, bags of hashed n-grams, vectors.
 
 A column and its declaration come in, flat numpy arrays come out, ragged ones as counts and values in a row; a column
-that cannot be read as declared is a `SchemaError`. Nothing here is fitted, and nothing knows what the towers make of it.
+that cannot be read as declared is a `SchemaError`. Nothing here is fitted, nor knows what the towers make of it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from rec_ray.schema import FeatureDeclaration
 
 Array = npt.NDArray[Any]
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 def index_of(values: pa.Array | pa.ChunkedArray, known: pa.Array) -> Array:
     """Return the position of each value in `known` as [n] int32, -1 where it is not there or null."""
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     index = pc.index_in(pc.cast(values, pa.string()), value_set=known, skip_nulls=True)
-    return pc.fill_null(index, -1).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    return pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:
@@ -34,9 +36,28 @@ def _column(table: pa.Table, name: str) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are lists, of whatever layout."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _read_as(column: pa.Array, kind: pa.DataType, name: str, declaration: FeatureDeclaration) -> pa.Array:
+    try:
+        # Numbers may lose digits; bytes must be text.
+        return pc.cast(column, kind, safe=pa.types.is_string(kind))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SchemaError(
+            f"feature {name!r} is declared as {declaration.kind}, but its values are {column.type}: {error}"
+        ) from None
+
+
 def as_numbers(table: pa.Table, name: str, declaration: FeatureDeclaration) -> Array:
-    """Return a column as [n] float64; null, NaN and infinite are NaN. A timestamp counts days since 1970."""
+    """Return a column as [n] float64; null, NaN and beyond float32 are NaN. A timestamp counts days since 1970."""
     column = _column(table, name)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
     if declaration.kind == "timestamp":
         if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
             raise SchemaError(f"feature {name!r} is declared as timestamp, but its values are {column.type}")
@@ -45,31 +66,33 @@ def as_numbers(table: pa.Table, name: str, declaration: FeatureDeclaration) -> A
     else:
         kind = column.type
         readable = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-        if not (readable or pa.types.is_null(kind) or pa.types.is_decimal(kind)):
+        if not (readable or pa.types.is_decimal(kind)):
             raise SchemaError(f"feature {name!r} is declared as numeric, but its values are {kind}")
         values = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.abs(values) <= LARGEST, values, np.nan)
 
 
 def as_values(table: pa.Table, name: str, declaration: FeatureDeclaration) -> tuple[Array, pa.Array]:
     """Return a column as bags of strings: how many each row has [n], and all of them in a row."""
     column = _column(table, name)
-    listlike = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    listlike = is_list(column.type)
     if listlike and declaration.kind in ("categories", "category_path"):
         lists = column
     elif listlike:
         raise SchemaError(f"feature {name!r} is declared as {declaration.kind}, but its values are lists")
     else:
-        strings = pc.cast(column, pa.string())
+        strings = _read_as(column, pa.string(), name, declaration)
         if declaration.kind == "text":
-            lists = pc.split_pattern_regex(pc.utf8_lower(strings), pattern=r"[^\pL\pN]+")
+            # Composed, so that an accent is a part of its letter however it was typed.
+            lowered = pc.utf8_lower(pc.utf8_normalize(strings, form="NFKC"))
+            lists = pc.split_pattern_regex(lowered, pattern=r"[^\pL\pM\pN]+")
         elif declaration.kind == "categorical" or declaration.separator is None:
             lists = pa.ListArray.from_arrays(_unit_offsets(strings), strings.drop_null())
         else:
             lists = pc.split_pattern(strings, pattern=declaration.separator)
     counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    values = pc.cast(pc.list_flatten(lists), pa.string())
-    if declaration.kind in ("categories", "text"):
+    values = _read_as(pc.list_flatten(lists), pa.string(), name, declaration)
+    if declaration.kind in ("categories", "category_path"):
         values = pc.utf8_trim_whitespace(values)
     if declaration.kind == "category_path":
         values = _prefixes(counts, values, declaration.separator or "|")
@@ -89,15 +112,16 @@ def _unit_offsets(strings: pa.Array) -> pa.Array:
 
 
 def _prefixes(counts: Array, values: pa.Array, separator: str) -> pa.Array:
-    """Turn the parts of each path into its prefixes: a, b, c -> a, a|b, a|b|c."""
+    """Turn the parts of each path into its prefixes: a, b, c -> a, a|b, a|b|c; an empty part stays empty."""
     parts = values.to_pylist()
     prefixes: list[str] = []
     place = 0
     for count in counts.tolist():
         prefix = ""
         for part in parts[place : place + count]:
-            prefix = f"{prefix}{separator}{part}" if prefix else str(part or "")
-            prefixes.append(prefix)
+            if part:
+                prefix = f"{prefix}{separator}{part}" if prefix else part
+            prefixes.append(prefix if part else "")
         place += count
     return pa.array(prefixes, pa.string())
 
@@ -121,12 +145,12 @@ def hash_words(counts: Array, words: pa.Array, buckets: int, offset: int) -> tup
 
 
 def as_vectors(table: pa.Table, name: str, declaration: FeatureDeclaration) -> Array:
-    """Return a column of lists as [n, length] float32; a null or non-finite vector is zero."""
+    """Return a column of lists as [n, length] float32; a null vector is zero, and so is a value that is not finite."""
     column = _column(table, name)
     length = declaration.length
     if length is None:
         raise SchemaError(f"feature {name!r} is declared as vector without a length; add `length:`")
-    lists = pc.cast(column, pa.list_(pa.float32()), safe=False)
+    lists = _read_as(column, pa.list_(pa.float32()), name, declaration)
     lengths = pc.list_value_length(lists)
     wrong = pc.filter(lengths, pc.fill_null(pc.not_equal(lengths, length), False))
     if len(wrong):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rec_ray.retrieval.catalogue import Catalogue
 from rec_ray.retrieval.feature_columns import ragged_positions
+from rec_ray.retrieval.gradients import average_gradients, world_size
 from rec_ray.retrieval.losses import (
     bpr_loss,
     gather_candidates,
@@ -26,15 +27,20 @@ from rec_ray.retrieval.losses import (
     inclusion_log_q,
     softmax_loss,
 )
-from rec_ray.retrieval.metrics import ndcg_at_k, target_ranks
+from rec_ray.retrieval.metrics import ndcg_at_k
 from rec_ray.retrieval.optimizer import RowwiseAdamW
 from rec_ray.retrieval.timelines import TimelineBatch, Timelines, Windows, query_batch, training_batch
+from rec_ray.retrieval.top_k import ExactTopK
 from rec_ray.retrieval.towers import TwoTower
 
 Array = npt.NDArray[Any]
 
 BUCKET_BATCHES = 50
 """Batches that are sorted by length among each other: enough to save padding, few enough to stay random."""
+
+
+LEAST_RATE = 0.02
+"""Share of the learning rate that is left at the end."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,21 @@ class LearningSettings:
 
 
 def shuffled_batches(windows: Windows, batch_size: int, seed: int) -> list[Array]:
-    """Return the places of the windows of each batch: random, but alike in length, so that little is padding."""
+    """Return the places of the windows of each batch: random, but alike in length, so that little is padding.
+
+    batch_size: events in a batch, to within one window.
+    """
+    if not len(windows):
+        return []
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(windows))
+    together = max(1, int(BUCKET_BATCHES * batch_size / windows.events.mean()))
     batches: list[Array] = []
-    for start in range(0, len(order), batch_size * BUCKET_BATCHES):
-        bucket = order[start : start + batch_size * BUCKET_BATCHES]
+    for start in range(0, len(order), together):
+        bucket = order[start : start + together]
         bucket = bucket[np.argsort(windows.events[bucket], kind="stable")]
-        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+        number = np.cumsum(windows.events[bucket]) // batch_size
+        batches += np.split(bucket, np.flatnonzero(np.diff(number)) + 1)
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
@@ -85,14 +98,17 @@ class Learner:
         self.device = torch.device(device)
         self.total_steps = max(1, total_steps)
         self.steps = 0
-        self.known = torch.from_numpy(np.flatnonzero(catalogue.known)).to(device)
+        # What is learned from is a candidate, whatever its first-seen time says.
+        self.known = torch.from_numpy(np.flatnonzero(catalogue.known | (catalogue.count > 0))).to(device)
         count = torch.from_numpy(catalogue.count.astype(np.float32))
         self.probability = (count / count.sum().clamp(min=1)).to(device)
-        self.dense = torch.optim.AdamW(
-            model.dense_parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        decayed = [parameter for parameter in model.dense_parameters() if parameter.ndim > 1]
+        free = [parameter for parameter in model.dense_parameters() if parameter.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        self.dense = torch.optim.AdamW(groups, lr=settings.learning_rate)
         self.tables = RowwiseAdamW(model.sparse_parameters(), lr=settings.learning_rate)
-        self.negatives = torch.Generator().manual_seed(settings.seed)
+        rank = dist.get_rank() if world_size() > 1 else 0
+        self.negatives = torch.Generator().manual_seed(settings.seed + 1_000_003 * rank)
 
     def batches(self, timelines: Timelines, windows: Windows, epoch: int) -> Iterator[TimelineBatch]:
         """Yield the batches of an epoch in an order that the seed and the epoch decide."""
@@ -111,13 +127,13 @@ class Learner:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss became {value} at step {self.steps}; try a smaller train.learning_rate or a higher temperature"
+                f"the loss became {value} at step {self.steps}; try a smaller train.learning_rate or a higher "
+                "train.temperature"
             )
         self.dense.zero_grad(set_to_none=True)
         self.tables.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         average_gradients(self.model)
-        torch.nn.utils.clip_grad_norm_(self.model.dense_parameters(), 1.0)
         self.dense.step()
         self.tables.step()
         self.steps += 1
@@ -127,8 +143,9 @@ class Learner:
         """Return the weighted loss of the positives of a batch, averaged so that workers' gradients add up."""
         place = batch.weight > 0
         target, weight = batch.target[place], batch.weight[place]
-        weight = weight / weight.mean().clamp(min=1e-12)
-        candidates, column, log_q = self._candidates(target)
+        total_weight = global_total_weight(weight)
+        candidates, places, log_q = self._candidates(target)
+        column, drawn = places[: len(target)], places[len(target) :]
         # The items of the batch are embedded once, whether they are read as history or scored as candidates.
         needed, where = torch.unique(torch.cat([candidates, batch.item_index.reshape(-1)]), return_inverse=True)
         vectors = self.catalogue.embed(self.model, needed)
@@ -139,13 +156,17 @@ class Learner:
         )[place]
         settings = self.settings
         if settings.loss == "bpr":
-            drawn = torch.randint(len(candidates), (len(query),), generator=self.negatives).to(self.device)
+            negative = torch.randint(len(candidates), (len(query),), generator=self.negatives).to(self.device)
             scale = 1.0 if self.model.similarity == "dot" else 1 / settings.temperature
-            return bpr_loss(query * scale, candidate[column], candidate[drawn], weight=weight)
-        if _world() > 1 and log_q is not None:
+            mean = bpr_loss(query * scale, candidate[column], candidate[negative], weight=weight)
+            return mean * weight.sum() / total_weight
+        if log_q is not None and not settings.in_batch_negatives:
+            # Equal chances of all draws cancel out: no correction.
+            return self._loss_over_draws(query, candidate, column, drawn.unique(), weight / total_weight)
+        if log_q is not None and world_size() > 1:
             candidate, ids = gather_candidates(candidate, candidates)
             column = torch.searchsorted(ids, target)
-            log_q = self._log_q(ids, len(target) * _world(), settings.uniform_negatives * _world())
+            log_q = self._log_q(ids, len(target) * world_size(), settings.uniform_negatives * world_size())
         return softmax_loss(
             query,
             candidate,
@@ -153,12 +174,25 @@ class Learner:
             temperature=settings.temperature,
             log_q=log_q if settings.log_q else None,
             weight=weight,
-            total_weight=global_total_weight(weight),
+            total_weight=total_weight,
             label_smoothing=settings.label_smoothing,
         )
 
+    def _loss_over_draws(
+        self, query: Tensor, candidate: Tensor, column: Tensor, drawn: Tensor, row_weight: Tensor
+    ) -> Tensor:
+        """Softmax of each target among the drawn columns alone; a draw that is the target itself is left out."""
+        logits = query @ candidate[drawn].T / self.settings.temperature
+        target = (query * candidate[column]).sum(1) / self.settings.temperature
+        smoothing = self.settings.label_smoothing * (target - logits.mean(1))
+        others = logits.masked_fill(drawn[None] == column[:, None], float("-inf"))
+        rows = torch.logsumexp(torch.cat([target[:, None], others], 1), 1) - target
+        return (row_weight * (rows + smoothing)).sum()
+
     def _candidates(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the items that a batch is scored against, the place of each target, and the log of their chance."""
+        """Return the items that a batch is scored against, where among them its targets and then its uniform draws
+        are, and the log of their chance to be there; all known items have no draws and no such chance.
+        """
         settings = self.settings
         if settings.uniform_negatives >= len(self.known):
             return self.known, torch.searchsorted(self.known, target), None
@@ -166,22 +200,19 @@ class Learner:
         drawn = target
         if settings.uniform_negatives:
             uniform = settings.uniform_negatives
-            places = torch.randint(len(self.known), (uniform,), generator=self.negatives).to(self.device)
-            drawn = torch.cat([target, self.known[places]])
-        ids, column = torch.unique(drawn, return_inverse=True)
-        return ids, column[: len(target)], self._log_q(ids, len(target), uniform)
+            lots = torch.randint(len(self.known), (uniform,), generator=self.negatives).to(self.device)
+            drawn = torch.cat([target, self.known[lots]])
+        ids, places = torch.unique(drawn, return_inverse=True)
+        return ids, places, self._log_q(ids, len(target), uniform)
 
     def _log_q(self, ids: Tensor, batch_draws: int, uniform_draws: int) -> Tensor:
         return inclusion_log_q(self.probability[ids], batch_draws, uniform_draws, len(self.known))
 
     def _set_learning_rate(self) -> None:
-        """Rise linearly over the warm-up, then fall along a cosine to a tenth (Loshchilov & Hutter 2017)."""
-        warmup = max(1, int(self.settings.warmup * self.total_steps))
-        if self.steps < warmup:
-            factor = (self.steps + 1) / warmup
-        else:
-            done = min(1.0, (self.steps - warmup) / max(1, self.total_steps - warmup))
-            factor = 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+        """Rise linearly over the warm-up and fall along a cosine (Loshchilov & Hutter 2017)."""
+        done = (self.steps + 1) / self.total_steps
+        rise = min(1.0, (self.steps + 1) / max(1, int(self.settings.warmup * self.total_steps)))
+        factor = rise * max(LEAST_RATE, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
         for optimizer in (self.dense, self.tables):
             for group in optimizer.param_groups:
                 group["lr"] = self.settings.learning_rate * factor
@@ -196,6 +227,7 @@ class Learner:
         """
         self.model.eval()
         items = embed_catalogue(self.model, self.catalogue)
+        index = ExactTopK(items.cpu().numpy())
         positives, first = timelines.positives(split)
         total, counted = 0.0, 0
         for start in range(0, len(users), 512):
@@ -205,56 +237,11 @@ class Learner:
             targets, offsets = take_ragged(positives, first, chosen)
             seen = seen_items(timelines, chosen, split) if exclude_seen else None
             targets, offsets = without(targets, offsets, seen)
-            ranks = target_ranks(
-                queries, items.cpu().numpy(), targets, offsets, exclude=seen, allowed=self.catalogue.known
-            )
+            ranks = index.target_ranks(queries, targets, offsets, seen, self.catalogue.known)
             values = ndcg_at_k(ranks, offsets, 10)
             total += float(np.nansum(values))
             counted += int((np.diff(offsets) > 0).sum())
         return total, counted
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def average_gradients(model: TwoTower) -> None:
-    """Average the gradients of all workers: dense ones in one message, of tables only the rows that any of them has."""
-    world = _world()
-    if world == 1:
-        return
-    dense = [parameter for parameter in model.dense_parameters() if parameter.requires_grad]
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in dense]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world
-    for parameter, part in zip(dense, flat.split([p.numel() for p in dense]), strict=True):
-        parameter.grad = part.view_as(parameter)
-    for table in model.sparse_parameters():
-        gradient = table.grad
-        if gradient is None:
-            rows, values = torch.zeros(0, dtype=torch.long), torch.zeros(0, table.shape[1])
-        else:
-            coalesced = gradient.coalesce()
-            rows, values = coalesced.indices()[0], coalesced.values()
-        rows, values = _gather_rows(rows.to(table.device), values.to(table.device), world)
-        table.grad = torch.sparse_coo_tensor(rows[None], values / world, table.shape).coalesce()
-
-
-def _gather_rows(rows: Tensor, values: Tensor, world: int) -> tuple[Tensor, Tensor]:
-    size = torch.tensor([len(rows)], device=rows.device)
-    sizes = [torch.zeros_like(size) for _ in range(world)]
-    dist.all_gather(sizes, size)
-    most = max(int(s) for s in sizes)
-    padded_rows = torch.nn.functional.pad(rows, (0, most - len(rows)))
-    padded_values = torch.nn.functional.pad(values, (0, 0, 0, most - len(values)))
-    all_rows = [torch.empty_like(padded_rows) for _ in range(world)]
-    all_values = [torch.empty_like(padded_values) for _ in range(world)]
-    dist.all_gather(all_rows, padded_rows)
-    dist.all_gather(all_values, padded_values)
-    kept_rows = [r[: int(s)] for r, s in zip(all_rows, sizes, strict=True)]
-    kept_values = [v[: int(s)] for v, s in zip(all_values, sizes, strict=True)]
-    return torch.cat(kept_rows), torch.cat(kept_values)
 
 
 @torch.no_grad()

@@ -161,7 +161,7 @@ def softmax_loss(
     if explicit_row is not None and explicit_candidate is not None:
         scores = (query[explicit_row] * explicit_candidate).sum(1) / temperature
         extra = _logsumexp_by_row(scores.float(), explicit_row, p)
-    loss: Tensor = _ChunkedSoftmax.apply(  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedSoftmax.apply(
         query, candidate, target, row_weight, extra, log_q, candidate_ids, 1 / temperature, max_logits
     )
     if label_smoothing:
@@ -214,7 +214,7 @@ def gather_candidates(candidate: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     all_ids = [torch.empty_like(padded_ids) for _ in range(world)]
     dist.all_gather(all_ids, padded_ids)
     padded = F.pad(candidate, (0, 0, 0, most - len(ids)))
-    vectors: Tensor = _AllGather.apply(padded)  # type: ignore[no-untyped-call]
+    vectors: Tensor = _AllGather.apply(padded)
     flat_ids = torch.cat(all_ids)
     present = (flat_ids >= 0).nonzero()[:, 0]
     merged, column = torch.unique(flat_ids[present], return_inverse=True)

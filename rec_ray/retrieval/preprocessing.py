@@ -270,5 +270,5 @@ class Preprocessor:
                 tuple(state["item_ids"]),
                 tuple(state["event_types"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"the stored preprocessor cannot be read: {type(error).__name__} {error}") from None

@@ -7,7 +7,7 @@ only: no ids of items, no settings, and nothing of how a timeline was made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ TIMELINES = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("item_index", pa.list_(pa.int32())),
-        pa.field("event_type", pa.list_(pa.int16())),
+        pa.field("event_type", pa.list_(pa.int32())),
         pa.field("event_seconds", pa.list_(pa.int64())),
         pa.field("weight", pa.list_(pa.float32())),
         pa.field("split", pa.list_(pa.int8())),
@@ -142,18 +142,17 @@ class TimelineBatch:
 
     def to(self, device: torch.device | str) -> TimelineBatch:
         """Return the same batch on `device`."""
-        tensors = (self.item_index, self.event_type, self.gap_seconds, self.length)
-        moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
-        features = self.user_features.to(device, non_blocking=True)
-        rest = [tensor.to(device, non_blocking=True) for tensor in (self.feature_row, self.target, self.weight)]
-        return TimelineBatch(*moved, features, *rest)
+        return TimelineBatch(
+            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        )
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of timelines: events [start, start + events) of the flat arrays, predicted from `fresh` events on.
+    """Stretches of timelines: events [start, start + events) of the flat arrays.
 
-    All arrays are [w] int64. user: the timeline that a stretch is cut from.
+    All arrays are [w] int64. user: the timeline that a stretch is cut from. stale: its first events, which are context
+    only, because the stretch before predicts them.
     """
 
     user: Array
@@ -167,21 +166,23 @@ class Windows:
 
 
 def training_windows(timelines: Timelines, history_length: int, below_split: int) -> Windows:
-    """Cut timelines into stretches of `history_length` events so that each event is predicted once.
+    """Cut timelines into stretches so that each event is predicted once, from up to `history_length` events before it.
 
+    A stretch has one event more, the last one is only predicted: so training sees as long a history as a query does.
     A timeline that is longer gives several stretches, each half new and half context. Only events labelled below
     `below_split` are used; stretches without a positive are left out.
     """
     first, counts = timelines.events_before(below_split)
+    most = history_length + 1
     stride = max(1, history_length // 2)
-    further = np.maximum(0, -(-(counts - history_length) // stride))
+    further = np.maximum(0, -(-(counts - most) // stride))
     pieces = np.where(counts > 0, 1 + further, 0)
     user = np.repeat(np.arange(len(timelines)), pieces)
     piece = ragged_positions(np.zeros(len(pieces), np.int64), pieces)
     # The last stretch ends with the timeline; the one before ends a stride earlier, and so on.
-    end = np.where(piece == pieces[user] - 1, counts[user], history_length + piece * stride)
-    before = np.where(piece == 0, 0, history_length + (piece - 1) * stride)
-    begin = np.maximum(0, end - history_length)
+    end = np.where(piece == pieces[user] - 1, counts[user], most + piece * stride)
+    before = np.where(piece == 0, 0, most + (piece - 1) * stride)
+    begin = np.maximum(0, end - most)
     windows = Windows(user, first[user] + begin, end - begin, np.maximum(0, before - begin))
     positive = np.concatenate([[0], np.cumsum(timelines.weight > 0)])
     useful = positive[windows.start + windows.events] > positive[windows.start + windows.stale]

@@ -10,12 +10,12 @@ only have shapes (at least 16 queries, at least 64 items, one thread each) for w
 exactly this, so that scores and ranks depend neither on the size of blocks, nor on the other queries of a batch, nor on
 how a catalogue is cut into shards; a test holds the library to it.
 
-How it is fast. A tile of items is multiplied with a block of queries; the maxima of groups of eight items say which
-groups can matter; only those are read again. A threshold per query, guessed from the first tile, leaves little more
-than k survivors, which are ordered by one sort of 64-bit keys (query, score, item). When the guess was too high for a
-query (fewer than k survivors) its block is searched again with a threshold that is proven, so the result never rests on
-the guess. The vectorised sorts of numpy make this cheap (0.7 microseconds for 128 numbers; `torch.topk` takes 4.5).
-Memory is a few MB per thread whatever the catalogue.
+How it is fast. A tile of scores that fits the cache is compared with one threshold per query, and only what reaches it
+is read again. The threshold is guessed from the first tile, and again after 4, 16, 64 tiles, so that little more than k
+survivors remain; one sort of 64-bit keys (query, score, item) orders them. Queries for which a guess was too high
+(fewer than k survivors) are searched again with thresholds that are proven, so the result never rests on a guess.
+The vectorised comparisons and sorts of numpy make this cheap: 0.7 microseconds to sort 128 keys, where `torch.topk`
+takes 4.5. Memory is a few MB per thread whatever the catalogue.
 """
 
 from __future__ import annotations
@@ -32,11 +32,17 @@ from numpy.typing import NDArray
 
 from rec_ray.errors import DataError
 
-MAX_ITEMS = 1 << 24
-"""Items that one `ExactTopK` can hold (a sort key has 24 bits for the item); cut larger catalogues into shards."""
+# Bits of a sort key: 8 for the query in its block, 32 for the score, 23 for the item.
+_SCORE_SHIFT = 23
+_QUERY_SHIFT = _SCORE_SHIFT + 32
+_ITEM_MASK = (1 << _SCORE_SHIFT) - 1
 
-_QUERY_BLOCK = 128
-_TILE = 4096
+MAX_ITEMS = 1 << _SCORE_SHIFT
+"""Items that one `ExactTopK` can hold (8.4 million); cut larger catalogues into shards and merge."""
+
+_QUERY_BLOCK = 256
+_TILE = 2048
+_PRODUCT = 1024
 _SMALLEST_TILE = 64
 _SMALLEST_BLOCK = 16
 _GROUP = 8
@@ -102,10 +108,24 @@ class ExactTopK:
         if not k:
             return indices, scores
 
+        missed = np.zeros(len(queries), bool)
+
         def run(search: _BlockSearch, block: slice) -> None:
             indices[block], scores[block] = search.top_k(queries[block], _part(exclude, block), k)
+            missed[block] = indices[block, -1] < 0 if search.guesses else False
 
         self._each_block(len(queries), allowed, run)
+        again = np.flatnonzero(
+            missed
+        )  # a guessed threshold was too high, or so much is excluded that the list is short
+        if len(again):
+            chosen, left = queries[again], _chosen(exclude, again)
+
+            def prove(search: _BlockSearch, block: slice) -> None:
+                search.guesses = False
+                indices[again[block]], scores[again[block]] = search.top_k(chosen[block], _part(left, block), k)
+
+            self._each_block(len(again), allowed, prove)
         return indices, scores
 
     def target_ranks(
@@ -210,16 +230,14 @@ class _BlockSearch:
         tiles = math.ceil(len(items) / _TILE)
         self.tile = math.ceil(len(items) / tiles / _SMALLEST_TILE) * _SMALLEST_TILE
         self.scores = torch.empty((self.tile, block))
-        self.proven = tiles == 1  # once a guessed threshold failed, the next blocks do not guess
+        self.mask = np.empty(self.tile * block, np.bool_)
+        self.guesses = tiles > 1
 
     def top_k(
         self, queries: NDArray[np.float32], exclude: Exclusions, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return indices and scores [q, k] of one block."""
+        """Return indices and scores [q, k] of one block; a list that ends with -1 is not certain while this guesses."""
         keys, first = self._survivors(queries, exclude, k)
-        if not self.proven and int(np.diff(first).min()) < k:
-            self.proven = True
-            keys, first = self._survivors(queries, exclude, k)
         return _lists(keys, first, k)
 
     def ranks(self, queries: NDArray[np.float32], targets: Exclusions, exclude: Exclusions) -> NDArray[np.int64]:
@@ -259,7 +277,10 @@ class _BlockSearch:
             stop = min(start + self.tile, len(self.items))
             rows = math.ceil((stop - low) / _GROUP) * _GROUP
             tile = self.scores.view(-1)[: rows * width].view(rows, width)
-            torch.matmul(self.items[low:stop], padded, out=tile[: stop - low])
+            for at in range(low, stop, _PRODUCT):  # a product this high leaves its result in the cache
+                end = min(at + _PRODUCT, stop)
+                at = max(low, end - _PRODUCT)
+                torch.matmul(self.items[at:end], padded, out=tile[at - low : end - low])
             self._mask(tile, low, start, stop, excluded.get(start // self.tile))
             yield start, low, stop, tile
 
@@ -267,24 +288,20 @@ class _BlockSearch:
         self, queries: NDArray[np.float32], exclude: Exclusions, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return sorted keys (query, score, item) of items that may be in the lists, and where each query begins."""
-        group = _GROUP  # neighbouring items that share a maximum: fewer when k is a large part of the tile
-        while group > 1 and self.tile < 4 * k * group:
-            group //= 2
         threshold: NDArray[np.float32] | None = None
         kept: list[NDArray[np.int64]] = []
-        kept_count = 0
+        kept_count, next_cut = 0, 4 * self.tile
         for _, low, stop, tile in self._tiles(queries, exclude):
-            rows, width = tile.shape
-            maxima = torch.amax(tile.view(rows // group, group, width), 1).numpy() if group > 1 else tile.numpy()
             if threshold is None:
-                threshold = self._first_threshold(maxima, rows, len(queries), k)
-            keys = _above(tile.numpy(), maxima, low, threshold)
+                threshold = self._first_threshold(tile, len(queries), k)
+            keys = _above(tile.numpy(), low, threshold, self.mask)
             kept.append(keys)
             kept_count += len(keys)
-            if kept_count > 16 * k * width and stop < len(self.items):
+            if (stop >= next_cut or kept_count > 16 * k * tile.shape[1]) and stop < len(self.items):
                 merged = np.sort(np.concatenate(kept))
-                merged, threshold = _cut(merged, _first_of_each(merged, len(queries)), threshold, k)
-                kept, kept_count = [merged], len(merged)
+                rank = self._rank(stop, k)
+                merged, threshold = _cut(merged, _first_of_each(merged, len(queries)), threshold, rank)
+                kept, kept_count, next_cut = [merged], len(merged), 4 * stop
         merged = np.sort(np.concatenate(kept))
         return merged, _first_of_each(merged, len(queries))
 
@@ -303,16 +320,24 @@ class _BlockSearch:
             item, query = excluded
             tile.numpy()[item - low, query] = -np.inf
 
-    def _first_threshold(self, maxima: NDArray[np.float32], rows: int, count: int, k: int) -> NDArray[np.float32]:
-        """Return per query a score that the k-th best item is likely (proven: certain) to reach.
+    def _rank(self, items_seen: int, k: int) -> int:
+        """Return the rank among the first items that the k-th of all is likely (without guesses: certain) to reach."""
+        if not self.guesses:
+            return k
+        expected = k * items_seen / len(self.items)
+        return min(k, math.ceil(expected + 2.2 * math.sqrt(expected) + 2))
 
-        maxima: [groups, width], the maxima of groups of items of the first tile, which has so many rows.
+    def _first_threshold(self, tile: torch.Tensor, count: int, k: int) -> NDArray[np.float32]:
+        """Return per query a score that the k-th best item is likely (without guesses: certain) to reach.
+
+        tile: [rows, width], the first one. The r-th largest maximum of groups of neighbours is at most the r-th largest
+        score, and is found in an eighth of the numbers.
         """
-        rank = k
-        if not self.proven:
-            expected = k * rows / len(self.items)
-            rank = min(rank, math.ceil(expected + 3 * math.sqrt(expected) + 3))
-        threshold = np.full(maxima.shape[1], np.inf, np.float32)  # padding queries keep nothing
+        rows, width = tile.shape
+        rank = self._rank(rows, k)
+        group = _GROUP if rows >= 4 * rank * _GROUP else 1
+        maxima = torch.amax(tile.view(rows // group, group, width), 1).numpy()
+        threshold = np.full(width, np.inf, np.float32)  # padding queries keep nothing
         if rank > len(maxima):
             threshold[:count] = _LOWEST
         else:
@@ -323,14 +348,15 @@ class _BlockSearch:
 
 
 def _cut(
-    keys: NDArray[np.int64], first: NDArray[np.int64], threshold: NDArray[np.float32], k: int
+    keys: NDArray[np.int64], first: NDArray[np.int64], threshold: NDArray[np.float32], rank: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Keep the k best keys of each query and raise its threshold above the k-th: later ties have a higher index."""
-    full = np.flatnonzero(np.diff(first) >= k)
+    """Keep the best keys of each query up to the rank and raise its threshold above the last: later ties come after."""
+    full = np.flatnonzero(np.diff(first) >= rank)
     threshold = threshold.copy()
-    threshold[full] = np.nextafter(_scores(keys[first[full] + k - 1] >> 24 & 0xFFFFFFFF), np.float32(np.inf))
-    rank = np.arange(len(keys)) - np.repeat(first[:-1], np.diff(first))
-    return keys[rank < k], threshold
+    last = _scores(keys[first[full] + rank - 1] >> _SCORE_SHIFT & 0xFFFFFFFF)
+    threshold[full] = np.nextafter(last, np.float32(np.inf))
+    place = np.arange(len(keys)) - np.repeat(first[:-1], np.diff(first))
+    return keys[place < rank], threshold
 
 
 def _lists(keys: NDArray[np.int64], first: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -339,10 +365,10 @@ def _lists(keys: NDArray[np.int64], first: NDArray[np.int64], k: int) -> tuple[N
     short = position >= first[1:, None]
     if not short.any():
         best = keys[position]
-        return best & 0xFFFFFF, _scores(best >> 24 & 0xFFFFFFFF)
+        return best & _ITEM_MASK, _scores(best >> _SCORE_SHIFT & 0xFFFFFFFF)
     best = np.append(keys, 0)[np.where(short, len(keys), position)]
-    indices = np.where(short, -1, best & 0xFFFFFF)
-    return indices, np.where(short, np.float32(-np.inf), _scores(best >> 24 & 0xFFFFFFFF))
+    indices = np.where(short, -1, best & _ITEM_MASK)
+    return indices, np.where(short, np.float32(-np.inf), _scores(best >> _SCORE_SHIFT & 0xFFFFFFFF))
 
 
 def _fixed_scores(
@@ -381,26 +407,19 @@ def _owners(ragged: Exclusions) -> NDArray[np.int64]:
 
 
 def _above(
-    tile: NDArray[np.float32], maxima: NDArray[np.float32], low: int, threshold: NDArray[np.float32]
+    tile: NDArray[np.float32], low: int, threshold: NDArray[np.float32], mask: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Return keys `query << 56 | score << 24 | item` of the scores that reach the threshold of their query.
+    """Return keys (query, score, item) of the scores that reach the threshold of their query.
 
-    tile: [rows, width] scores of items from `low` on, width a power of two.  maxima: [rows / group, width].
+    tile: [rows, width] scores of items from `low` on, width a power of two.  mask: memory for as many flags.
     """
-    rows, width = tile.shape
-    group = rows // len(maxima)
-    hit = np.flatnonzero((maxima >= threshold).reshape(-1))
-    query = hit & (width - 1)
-    base = (hit - query) * group + query
-    places = np.empty((group, len(hit)), np.int64)
-    for member in range(group):
-        np.add(base, member * width, out=places[member])
-    values = np.take(tile.reshape(-1), places, mode="clip")
-    keep = np.flatnonzero((values >= np.take(threshold, query)).reshape(-1))
-    place = places.reshape(-1)[keep]
-    keys = _descending(values.reshape(-1)[keep])
-    keys <<= 24
-    keys |= (place & (width - 1)) << 56
+    width = tile.shape[1]
+    mask = mask[: tile.size].reshape(tile.shape)
+    np.greater_equal(tile, threshold, out=mask)
+    place = np.flatnonzero(mask.reshape(-1))
+    keys = _descending(tile.reshape(-1)[place])
+    keys <<= _SCORE_SHIFT
+    keys |= (place & (width - 1)) << _QUERY_SHIFT
     keys |= (place >> (width.bit_length() - 1)) + low
     return keys
 
@@ -422,7 +441,7 @@ def _scores(order: NDArray[np.int64]) -> NDArray[np.float32]:
 def _first_of_each(keys: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return where each query's keys begin in the sorted keys, and their end: [count + 1]."""
     first = np.empty(count + 1, np.int64)
-    first[:-1] = np.searchsorted(keys, np.arange(count) << 56)
+    first[:-1] = np.searchsorted(keys, np.arange(count) << _QUERY_SHIFT)
     first[-1] = len(keys)
     return first
 
@@ -446,6 +465,15 @@ def _part(ragged: Exclusions, block: slice) -> Exclusions:
     """Return what belongs to the queries of the block."""
     offsets = ragged.offsets[block.start : block.stop + 1]
     return Exclusions(ragged.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+
+def _chosen(ragged: Exclusions, queries: NDArray[np.int64]) -> Exclusions:
+    """Return what belongs to the chosen queries."""
+    lengths = np.diff(ragged.offsets)[queries]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Exclusions(
+        ragged.values[np.repeat(ragged.offsets[queries] - offsets[:-1], lengths) + np.arange(offsets[-1])], offsets
+    )
 
 
 def _checked(exclude: Exclusions, query_count: int, item_count: int) -> Exclusions:

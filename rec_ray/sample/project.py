@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rec_ray.config import SETTINGS_FILE, render_settings
+from rec_ray.config import SETTINGS_FILE
+from rec_ray.config_template import render_settings
 from rec_ray.errors import ConfigError, listed
 from rec_ray.sample import shop
 from rec_ray.sample.declarations import declare_features, declare_interactions, name_of_items

@@ -36,7 +36,7 @@ class Head:
     def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a program as a client of the cluster, with more environment."""
         return subprocess.run(
-            command, env={**self.environment, **more}, capture_output=True, text=True, timeout=400, cwd=self.folder
+            command, env={**self.environment, **more}, capture_output=True, text=True, timeout=500, cwd=self.folder
         )
 
 

@@ -1,0 +1,66 @@
+"""The settings file that a new project gets: every setting with its comment and its default or given value.
+
+`render_settings` takes nested values and notes and gives back the text of a `rec_ray.yaml`, which `load_settings` reads
+to the same settings. It knows the settings by their declarations in `config` only, and writes no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import yaml
+
+from rec_ray.config import SECRETS, Section, Settings
+
+
+def render_settings(values: Mapping[str, Any] | None = None, notes: Mapping[str, str] | None = None) -> str:
+    """Return a settings file with every setting, its default or given value, and a comment on each.
+
+    Args:
+        values: nested values that differ from the defaults.
+        notes: further comments by `section.key`, set between the setting's own and the setting.
+    """
+    settings = Settings.model_validate(values or {})
+    dumped = settings.model_dump(mode="json")
+    lines = [
+        "# Settings of this rec_ray project. Any of them can also be set by an environment variable",
+        "# REC_RAY__SECTION__KEY or by --set section.key=value; relative paths are relative to this file. Names of",
+        "# features and event types in a variable mean those of this file in any case; others are in small letters.",
+    ]
+    for name, field in Settings.model_fields.items():
+        section = cast(type[Section], field.annotation)
+        lines += ["", f"# {section.__doc__}", f"{name}:"]
+        lines += _render(section, dumped[name], 1, name, notes or {})
+    return "\n".join(lines) + "\n"
+
+
+def _render(
+    section: type[Section], values: Mapping[str, Any], depth: int, path: str, notes: Mapping[str, str]
+) -> list[str]:
+    lines = []
+    indent = "  " * depth
+    for key, field in section.model_fields.items():
+        full = f"{path}.{key}"
+        lines.append(f"{indent}# {field.description}")
+        lines += [f"{indent}# {line}" for line in notes.get(full, "").splitlines()]
+        value = values[key]
+        if (path, key) in SECRETS:
+            continue
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            lines += [f"{indent}{key}:", *_render(field.annotation, value, depth + 1, full, notes)]
+        elif isinstance(value, dict) and value:
+            lines.append(f"{indent}{key}:")
+            lines += [f"{indent}  {_flow(name)}: {_flow(_without_nulls(entry))}" for name, entry in value.items()]
+        else:
+            lines.append(f"{indent}{key}: {_flow(value)}")
+    return lines
+
+
+def _without_nulls(value: Any) -> Any:
+    return {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
+
+
+def _flow(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.strip().removesuffix("...").strip()

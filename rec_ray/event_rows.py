@@ -1,0 +1,186 @@
+"""Rows of a source into events: which are kept, when they happened, and the query rows that end a user's events.
+
+Arrow tables as `feature_source.read_slice` returns them come in, tables of `schema.INTERACTIONS`, counts and the
+instants of the split go out. All of it is pure: it knows neither Ray nor Feast, and reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rec_ray.config import EvaluationSettings
+from rec_ray.contracts import RowCounts, SplitTimes
+from rec_ray.errors import SchemaError
+from rec_ray.schema import (
+    EVENT_ORDER,
+    EVENT_TIMESTAMP,
+    EVENT_TYPE,
+    EVENT_VALUE,
+    INTERACTIONS,
+    ITEM_ID,
+    TIMESTAMP,
+    USER_ID,
+)
+
+QUANTILES = 1001
+QUERY_ORDER = 2**62
+"""`event_order` of the query rows: behind every event."""
+
+
+def as_events(table: pa.Table, first_row: int, as_of: datetime) -> pa.Table:
+    """Bring a slice into the shape of the events, without the rows that `RowCounts` counts as lost.
+
+    first_row: the number of the slice's first row within the source; `event_order` goes on from there.
+
+    Raises:
+        SchemaError: the rating is no number.
+    """
+    order = pa.array(np.arange(first_row, first_row + table.num_rows), pa.int64())
+    names = table.column_names
+    columns = {
+        USER_ID: table[USER_ID],
+        ITEM_ID: table[ITEM_ID],
+        EVENT_TIMESTAMP: table[EVENT_TIMESTAMP],
+        EVENT_ORDER: order,
+        EVENT_TYPE: pc.cast(table[EVENT_TYPE], pa.string())
+        if EVENT_TYPE in names
+        else pa.nulls(len(order), pa.string()),
+        EVENT_VALUE: _as_float(table[EVENT_VALUE]) if EVENT_VALUE in names else pa.nulls(len(order), pa.float32()),
+    }
+    events = pa.table(columns, schema=INTERACTIONS)
+    return events.filter(fates(events, as_of) == "kept")
+
+
+def fates(table: pa.Table, as_of: datetime) -> npt.NDArray[np.str_]:
+    """Return for each row `kept` or the name of the counter in `RowCounts` that it falls under, as [n] strings."""
+    late = pc.fill_null(pc.greater(table[EVENT_TIMESTAMP], pa.scalar(as_of, TIMESTAMP)), False)
+    null_key = pc.or_(is_blank(table[USER_ID]), is_blank(table[ITEM_ID]))
+    null_time = pc.is_null(table[EVENT_TIMESTAMP])
+    masks = [mask.to_numpy(zero_copy_only=False) for mask in map(whole, (null_key, null_time, late))]
+    return np.select(masks, ["null_keys", "null_timestamps", "in_the_future"], default="kept")
+
+
+def is_blank(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return [n] bool: the id is null or empty."""
+    return pc.or_kleene(pc.is_null(ids), pc.fill_null(pc.equal(ids, ""), True))
+
+
+def whole(column: Any) -> pa.Array:
+    """Return a column as one array."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _as_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not (number or pa.types.is_null(kind)):
+        raise SchemaError(f"features.interaction.value_field is {kind} in the events; expected a number")
+    return pc.cast(column, pa.float32(), safe=False)
+
+
+@dataclass(frozen=True)
+class EventSurvey:
+    """What a slice says before anything is joined.
+
+    fates: rows by what becomes of them, see `fates`. quantiles: [QUANTILES] microseconds of the kept rows, or none.
+    """
+
+    fates: dict[str, int]
+    quantiles: npt.NDArray[np.int64]
+
+
+def survey_events(table: pa.Table, as_of: datetime) -> EventSurvey:
+    """Count what becomes of the rows of a slice and sketch when its events happened.
+
+    Raises:
+        SchemaError: the rating is no number.
+    """
+    counts = Counter(fates(table, as_of).tolist())
+    kept = as_events(table, 0, as_of)
+    times = pc.cast(kept[EVENT_TIMESTAMP], pa.int64()).to_numpy(zero_copy_only=False)
+    if not len(times):
+        return EventSurvey(dict(counts), np.zeros(0, np.int64))
+    # Each event stands for as many of the points as any other: interpolating methods slight the last one.
+    shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    return EventSurvey(dict(counts), np.quantile(times, shares, method="inverted_cdf"))
+
+
+def count_rows(surveys: Sequence[EventSurvey]) -> RowCounts:
+    """Add up what becomes of all rows."""
+    total: Counter[str] = Counter()
+    for survey in surveys:
+        total.update(survey.fates)
+    return RowCounts(
+        read=sum(total.values()),
+        kept=total["kept"],
+        null_keys=total["null_keys"],
+        null_timestamps=total["null_timestamps"],
+        in_the_future=total["in_the_future"],
+    )
+
+
+def split_times(surveys: Sequence[EventSurvey], evaluation: EvaluationSettings, as_of: datetime) -> SplitTimes:
+    """Return the instants that divide the events, from the sketches of at least one slice with events.
+
+    An instant is the time of an event. The sketches place it to within one event and a thousandth of all.
+    """
+    if evaluation.split == "leave_one_out":
+        return SplitTimes(as_of, as_of, as_of)
+    sketches = [survey for survey in surveys if len(survey.quantiles)]
+    points = np.concatenate([survey.quantiles for survey in sketches])
+    weights = np.concatenate([np.full(QUANTILES, survey.fates["kept"] / QUANTILES) for survey in sketches])
+    order = np.argsort(points, kind="stable")
+    points, cumulated = points[order], np.cumsum(weights[order])
+    kept = sum(survey.fates["kept"] for survey in sketches)
+    shares = (1 - evaluation.test_fraction - evaluation.validation_fraction, 1 - evaluation.test_fraction)
+    places = np.minimum(np.searchsorted(cumulated, np.array(shares) * kept), len(points) - 1)
+    validation, test = (pd.Timestamp(int(start), unit="us", tz="UTC").to_pydatetime() for start in points[places])
+    return SplitTimes(validation, test, as_of)
+
+
+def as_query_markers(table: pa.Table, first_row: int) -> pa.Table:
+    """Turn rows of a user table into rows without item: they tell that the user exists."""
+    ids = pc.unique(table[USER_ID].filter(pc.invert(is_blank(table[USER_ID]))))
+    n = len(ids)
+    epoch = pa.array(np.zeros(n, np.int64)).cast(TIMESTAMP)
+    columns = [ids, pa.nulls(n, pa.string()), epoch, pa.array(np.full(n, -1)), pa.nulls(n, pa.string())]
+    return pa.table([*columns, pa.nulls(n, pa.float32())], schema=INTERACTIONS)
+
+
+def with_query_rows(block: pa.Table, instants: Sequence[datetime]) -> pa.Table:
+    """Put each user's rows in the order of time, and behind them a row without item for each instant.
+
+    block: events, and markers of users, which are taken out; all rows of a user lie in it. Events of one instant keep
+    the order of the source.
+    """
+    events = block.filter(pc.is_valid(block[ITEM_ID]))
+    users = whole(pc.unique(block[USER_ID]))
+    n = len(users) * len(instants)
+    moments = np.array([pd.Timestamp(instant).value // 1000 for instant in instants], np.int64)
+    query = pa.table(
+        [
+            pa.concat_arrays([users] * len(instants)),
+            pa.nulls(n, pa.string()),
+            pa.array(np.repeat(moments, len(users))).cast(TIMESTAMP),
+            pa.array(np.repeat(np.arange(len(instants)) + QUERY_ORDER, len(users))),
+            pa.nulls(n, pa.string()),
+            pa.nulls(n, pa.float32()),
+        ],
+        schema=INTERACTIONS,
+    )
+    rows = pa.concat_tables([events, query]).combine_chunks()
+    # The query rows end a user's rows even where events are later than their instants.
+    is_query = pc.is_null(rows[ITEM_ID])
+    keys = pa.table({"u": rows[USER_ID], "q": is_query, "t": rows[EVENT_TIMESTAMP], "o": rows[EVENT_ORDER]})
+    order = pc.sort_indices(keys, [(key, "ascending") for key in keys.column_names])
+    return rows.take(order)
