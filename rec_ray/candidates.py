@@ -1,7 +1,7 @@
 """Model and encoded tables into `Candidates`: vectors of all items and users, and the best k items of every user.
 
-The catalogue and the timelines stream through `map_batches`; the item vectors are shared by all scoring actors of a node
-and what each task has written is listed in a manifest, which is written last. It knows nothing of Feast, of versions
+The catalogue and the timelines stream through `map_batches`; the item vectors are shared by all processes of a node,
+and what each task has written is listed in a manifest, which comes last. It knows nothing of Feast, of versions
 beyond their name, or of how the model was trained.
 """
 
@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy, Datasink
+from ray.data import Datasink
 
-from rec_ray.config import CandidateSettings, RaySettings
+from rec_ray.config import CandidateSettings
 from rec_ray.contracts import Candidates, TrainingData
 from rec_ray.errors import DataError
+from rec_ray.process_cache import once_a_process
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue, lists_of
 from rec_ray.retrieval.learning import embed_queries, seen_items
@@ -50,7 +51,6 @@ def generate_candidates(
     data: TrainingData,
     bundle: TwoTowerBundle,
     settings: CandidateSettings,
-    ray_settings: RaySettings,
     storage: Storage,
     *,
     version: str,
@@ -66,22 +66,13 @@ def generate_candidates(
     """
     storage.delete_prefix(prefix)
     files = ray.put(bundle.to_files())
-    actors, threads = _actors(ray_settings)
     items = (
         ray.data.read_parquet(data.catalogue_now, filesystem=storage.filesystem)
-        .map_batches(
-            EmbedItems,
-            fn_constructor_kwargs={"files": files},
-            batch_size=8192,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=1),
-            num_cpus=_SHARE,
-        )
+        .map_batches(embed_items, fn_kwargs={"files": files}, batch_size=8192, batch_format="pyarrow")
         .materialize()
     )
-    embedding = ray.get(_matrix.remote(*items.to_arrow_refs()))
-    matrix, item_ids = ray.put(embedding.matrix), ray.put(embedding.item_ids)
-    if not len(embedding.item_ids):
+    embedding = _embedded.remote(*items.to_arrow_refs())
+    if not ray.get(_count.remote(embedding)):
         raise DataError("the catalogue is empty: there is nothing to recommend")
     item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
     items.write_datasink(item_sink)
@@ -89,19 +80,10 @@ def generate_candidates(
     (
         ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
         .map_batches(
-            RecommendItems,
-            fn_constructor_kwargs={
-                "files": files,
-                "matrix": matrix,
-                "item_ids": item_ids,
-                "k": settings.k,
-                "exclude_seen": settings.exclude_seen,
-                "threads": threads,
-            },
+            recommend_items,
+            fn_kwargs={"files": files, "embedding": embedding, "k": settings.k, "exclude_seen": settings.exclude_seen},
             batch_size=settings.batch_size,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=1, max_size=actors),
-            num_cpus=_SHARE,
         )
         .write_datasink(user_sink)
     )
@@ -121,17 +103,6 @@ def generate_candidates(
     return Candidates(version, prefix, manifest["items"], manifest["users"], settings.k, facts)
 
 
-_SHARE = 0.5
-"""Logical CPUs that a scoring actor reserves: the tasks that read for it must find a free one beside it."""
-
-
-def _actors(settings: RaySettings) -> tuple[int, int]:
-    """Return how many scoring actors to run and with how many threads each: together no more than there are CPUs."""
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    threads = settings.threads or min(4, cores)
-    return max(1, cores // threads), threads
-
-
 def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
     """Return the manifest of written candidates.
 
@@ -146,63 +117,74 @@ def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Embedding:
+class EmbeddedItems:
+    """All items of the catalogue by index: `item_ids` [n] and `matrix` [n, d] float32."""
+
     item_ids: pa.Array
     matrix: np.ndarray[Any, Any]
 
 
 @ray.remote(num_cpus=1)
-def _matrix(*blocks: pa.Table) -> _Embedding:
-    """Put embedded items in the order of their index: [n, d] float32."""
-    table = pa.concat_tables([block for block in blocks if block.num_rows]).sort_by("item_index").combine_chunks()
+def _embedded(*blocks: pa.Table) -> EmbeddedItems:
+    """Put embedded items in the order of their index."""
+    full = [block for block in blocks if block.num_rows]
+    if not full:
+        return EmbeddedItems(pa.array([], pa.string()), np.zeros((0, 1), np.float32))
+    table = pa.concat_tables(full).sort_by("item_index").combine_chunks()
     vectors = table[EMBEDDING].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return _Embedding(table[ITEM_ID].combine_chunks(), np.ascontiguousarray(vectors.reshape(table.num_rows, -1)))
+    return EmbeddedItems(table[ITEM_ID].combine_chunks(), np.ascontiguousarray(vectors.reshape(table.num_rows, -1)))
 
 
-class EmbedItems:
-    """Gives rows of the catalogue their vectors; the model is loaded once an actor."""
+@ray.remote(num_cpus=0)
+def _count(embedded: EmbeddedItems) -> int:
+    return len(embedded.item_ids)
 
-    def __init__(self, files: ray.ObjectRef) -> None:
-        """files: reference to the files of a bundle."""
+
+def _bundle(files: ray.ObjectRef) -> TwoTowerBundle:
+    def load() -> TwoTowerBundle:
+        # Tasks run side by side; threads inside a product would wait for each other.
         torch.set_num_threads(1)
-        self.bundle = TwoTowerBundle.from_files(ray.get(files))
+        return TwoTowerBundle.from_files(ray.get(files))
+
+    return once_a_process(f"bundle {files.hex()}", load)
+
+
+@torch.inference_mode()
+def embed_items(batch: pa.Table, files: ray.ObjectRef) -> pa.Table:
+    """Return `item_index`, `item_id` and `embedding` for rows of `CATALOGUE`.
+
+    files: reference to the files of a bundle.
+    """
+    bundle = _bundle(files)
+    order = pa.array(np.arange(1, batch.num_rows + 1), pa.int32())
+    place = batch.schema.get_field_index("item_index")
+    catalogue = Catalogue.from_table(batch.set_column(place, "item_index", order), bundle.preprocessor.items.shape)
+    vectors = catalogue.embed(bundle.model, torch.arange(1, batch.num_rows + 1)).numpy()
+    lists = lists_of(np.full(len(vectors), vectors.shape[1]), vectors.reshape(-1), pa.float32())
+    return pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], EMBEDDING: lists})
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """What recommends items to timelines: the model, and the item vectors that all processes of a node share.
+
+    items: [n + 1, d] with zeros in row 0, as histories read them; index: the search over the n items.
+    """
+
+    bundle: TwoTowerBundle
+    items: torch.Tensor
+    index: ExactTopK
+    item_ids: pa.Array
+
+    @classmethod
+    def load(cls, files: ray.ObjectRef, embedding: ray.ObjectRef) -> Recommender:
+        """Load from references to the files of a bundle and to the embedded items."""
+        shared: EmbeddedItems = ray.get(embedding)
+        items = torch.from_numpy(np.concatenate([np.zeros((1, shared.matrix.shape[1]), np.float32), shared.matrix]))
+        return cls(_bundle(files), items, ExactTopK(shared.matrix, threads=1), shared.item_ids)
 
     @torch.inference_mode()
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return `item_index`, `item_id` and `embedding` for rows of `CATALOGUE`."""
-        order = pa.array(np.arange(1, batch.num_rows + 1), pa.int32())
-        place = batch.schema.get_field_index("item_index")
-        shape = self.bundle.preprocessor.items.shape
-        catalogue = Catalogue.from_table(batch.set_column(place, "item_index", order), shape)
-        vectors = catalogue.embed(self.bundle.model, torch.arange(1, batch.num_rows + 1)).numpy()
-        lists = lists_of(np.full(len(vectors), vectors.shape[1]), vectors.reshape(-1), pa.float32())
-        return pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], EMBEDDING: lists})
-
-
-class RecommendItems:
-    """Gives timelines their vectors and their best items; model and item matrix are loaded once an actor."""
-
-    def __init__(
-        self,
-        files: ray.ObjectRef,
-        matrix: ray.ObjectRef,
-        item_ids: ray.ObjectRef,
-        k: int,
-        exclude_seen: bool,
-        threads: int,
-    ) -> None:
-        """matrix: reference to [n, d] float32, shared by the actors of a node; item_ids: to its n ids."""
-        # The search cuts its work into blocks itself; threads inside the products would wait for each other.
-        torch.set_num_threads(1)
-        self.bundle = TwoTowerBundle.from_files(ray.get(files))
-        shared = ray.get(matrix)
-        self.items = torch.from_numpy(np.concatenate([np.zeros((1, shared.shape[1]), np.float32), shared]))
-        self.index = ExactTopK(shared, threads=threads)
-        self.item_ids = ray.get(item_ids)
-        self.k, self.exclude_seen = k, exclude_seen
-
-    @torch.inference_mode()
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def recommend(self, batch: pa.Table, k: int, exclude_seen: bool) -> pa.Table:
         """Return `user_id`, `embedding`, `item_ids` and `scores` for rows of `TIMELINES`."""
         timelines = Timelines.from_table(batch, self.bundle.preprocessor.users.shape)
         users = np.arange(len(timelines))
@@ -210,10 +192,10 @@ class RecommendItems:
         query = query_batch(timelines, users, split=EVERYTHING, query=NOW, history_length=length)
         vectors = embed_queries(self.bundle.model, self.items, query).numpy()
         exclude = None
-        if self.exclude_seen:
+        if exclude_seen:
             seen, first = seen_items(timelines, users, EVERYTHING)
             exclude = Exclusions(seen - 1, first)
-        found, scores = self.index.search(vectors, self.k, exclude)
+        found, scores = self.index.search(vectors, k, exclude)
         kept = found >= 0
         lengths = kept.sum(axis=1)
         ids = self.item_ids.take(pa.array(found[kept]))
@@ -226,6 +208,14 @@ class RecommendItems:
                 SCORES: lists_of(lengths, scores[kept], pa.float32()),
             }
         )
+
+
+def recommend_items(
+    batch: pa.Table, files: ray.ObjectRef, embedding: ray.ObjectRef, k: int, exclude_seen: bool
+) -> pa.Table:
+    """Return `Recommender.recommend` of a batch; the recommender is loaded once a process."""
+    recommender = once_a_process(f"recommender {embedding.hex()}", lambda: Recommender.load(files, embedding))
+    return recommender.recommend(batch, k, exclude_seen)
 
 
 class PartsSink(Datasink[Any]):

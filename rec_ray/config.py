@@ -250,8 +250,7 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
         path: the settings file; relative paths in it are relative to its folder.
         overrides: `section.key=value`, the value written as in YAML.
         environ: read for `REC_RAY__SECTION__KEY`, for secrets also `REC_RAY__SECTION__KEY_FILE`, and for RAY_ADDRESS.
-            Names of features and event types in a variable's name mean those of the file, in whatever case; one
-            that the file does not have is taken in small letters.
+            Features and event types in a variable's name are those of the file in any case, new ones in small letters.
 
     Raises:
         ConfigError: the file is missing or no YAML, or a key or a value is wrong; all faults are named at once.
@@ -300,9 +299,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{file} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict | None):
-        raise ConfigError(
-            f"{file} holds a {type(values).__name__}; expected the sections {listed(Settings.model_fields)}"
-        )
+        found = type(values).__name__
+        raise ConfigError(f"{file} holds a {found}; expected the sections {listed(Settings.model_fields)}")
     return values or {}
 
 

@@ -23,9 +23,20 @@ from collections.abc import Iterable
 
 
 class RecRayError(Exception):
-    """Base of all errors that rec_ray raises on purpose."""
+    """Base of all errors that rec_ray raises on purpose.
+
+    The text is what it was raised with: Ray Data (2.60) puts advice on retries into the arguments of every error that
+    leaves one of its tasks.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class ConfigError(RecRayError):

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy
 
-from rec_ray.config import EvaluationSettings, RaySettings
+from rec_ray.config import EvaluationSettings
 from rec_ray.contracts import TEST, Evaluation, TrainingData
 from rec_ray.errors import GateError
 from rec_ray.logs import LOGGER
+from rec_ray.process_cache import once_a_process
 from rec_ray.retrieval.baselines import (
     Neighbours,
     PairCounts,
@@ -59,7 +59,6 @@ HALF_LIVES = 20
 _USERS = 1024
 _CELLS = 20_000_000
 """Scores of baselines, users times items, that live at one time in a process."""
-_SHARE = 0.5
 
 Array = npt.NDArray[Any]
 Ragged = tuple[Array, Array]
@@ -69,7 +68,6 @@ def evaluate_model(
     data: TrainingData,
     bundle: TwoTowerBundle,
     settings: EvaluationSettings,
-    ray_settings: RaySettings,
     storage: Storage,
     *,
     exclude_seen: bool,
@@ -82,20 +80,17 @@ def evaluate_model(
     timelines = ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
     names = metric_names(settings.ks)
     ranked = timelines.map_batches(
-        RankTargets,
-        fn_constructor_kwargs={
+        rank_targets,
+        fn_kwargs={
             "files": ray.put(bundle.to_files()),
             "baselines": _fit_baselines(timelines, bundle.preprocessor.users.shape, data.items),
             "catalogue": data.catalogue,
             "storage": storage,
             "ks": settings.ks,
             "exclude_seen": exclude_seen,
-            "threads": ray_settings.threads or min(4, int(ray.cluster_resources().get("CPU", 1))),
         },
         batch_size=_USERS,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=1),
-        num_cpus=_SHARE,
     )
     sums: dict[str, MetricSums] = {}
     recommended: dict[str, Array] = {}
@@ -218,8 +213,24 @@ def check_gate(evaluation: Evaluation, settings: EvaluationSettings) -> str:
     return "warned"
 
 
-class RankTargets:
-    """Ranks the held-out positives of timelines by every method; model and catalogue are loaded once an actor."""
+def rank_targets(
+    batch: pa.Table,
+    files: ray.ObjectRef,
+    baselines: ray.ObjectRef,
+    catalogue: str,
+    storage: Storage,
+    ks: list[int],
+    exclude_seen: bool,
+) -> pa.Table:
+    """Return `TargetRanker.rank` of a batch; the ranker is loaded once a process."""
+    ranker = once_a_process(
+        f"ranker {files.hex()}", lambda: TargetRanker(files, baselines, catalogue, storage, ks, exclude_seen)
+    )
+    return ranker.rank(batch)
+
+
+class TargetRanker:
+    """Ranks the held-out positives of timelines by every method."""
 
     def __init__(
         self,
@@ -229,7 +240,6 @@ class RankTargets:
         storage: Storage,
         ks: list[int],
         exclude_seen: bool,
-        threads: int,
     ) -> None:
         """files, baselines: references to the files of a bundle and to the fitted baselines.
 
@@ -240,13 +250,13 @@ class RankTargets:
         table = pq.read_table(catalogue, filesystem=storage.filesystem)
         self.catalogue = Catalogue.from_table(table, self.bundle.preprocessor.items.shape)
         self.items = embed_catalogue(self.bundle.model, self.catalogue)
-        self.index = ExactTopK(self.items.numpy(), threads=threads)
+        self.index = ExactTopK(self.items.numpy(), threads=1)
         self.baselines: dict[str, Popularity | Neighbours] = ray.get(baselines)
         self.ks, self.exclude_seen = sorted({*ks, 10}), exclude_seen
         self.names = metric_names(ks)
 
     @torch.inference_mode()
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def rank(self, batch: pa.Table) -> pa.Table:
         """Return a row a method: sums over the users of a block, and the items that it recommended."""
         timelines = Timelines.from_table(batch, self.bundle.preprocessor.users.shape)
         positives, first = timelines.positives(TEST)

@@ -17,10 +17,10 @@ from feast import FeatureService, FeatureStore, FeatureView, RepoConfig
 from feast.types import from_feast_to_pyarrow_type
 
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
+from rec_ray.process_cache import once_a_process
 from rec_ray.schema import EVENT_TIMESTAMP
 
 _ROW = "rec_ray_row"
-_STORES: dict[str, FeatureStore] = {}
 
 
 def find_service(store: FeatureStore, name: str) -> FeatureService:
@@ -111,10 +111,7 @@ def in_repo(config: RepoConfig) -> Iterator[None]:
 
 def store_in_task(config: RepoConfig) -> FeatureStore:
     """Return this process's store; it is opened once, as that costs seconds."""
-    key = f"{config.project} {config.repo_path}"
-    if key not in _STORES:
-        _STORES[key] = FeatureStore(config=config)
-    return _STORES[key]
+    return once_a_process(f"feast {config.project} {config.repo_path}", lambda: FeatureStore(config=config))
 
 
 def point_in_time(

@@ -197,12 +197,7 @@ def _evaluate(world: World, data: TrainingData, bundle: TwoTowerBundle) -> Evalu
     settings = world.settings
     with step("evaluate", world.seconds) as log:
         evaluation = evaluate_model(
-            data,
-            bundle,
-            settings.evaluation,
-            settings.ray,
-            world.storage,
-            exclude_seen=settings.candidates.exclude_seen,
+            data, bundle, settings.evaluation, world.storage, exclude_seen=settings.candidates.exclude_seen
         )
         log.add(users=evaluation.users)
     return evaluation
@@ -215,7 +210,6 @@ def _recommend(world: World, data: TrainingData, bundle: TwoTowerBundle, version
             data,
             bundle,
             settings.candidates,
-            settings.ray,
             world.storage,
             version=version,
             prefix=candidates_folder(version),
@@ -397,10 +391,11 @@ def _open_ray(settings: RaySettings) -> bool:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # An error that a task raises on purpose arrives as it is; Ray Data's UserCodeException arrives without its cause
-    # (2.60). Ray then takes it for a fault of its own and asks to report it, which is not said: `cli` says what it is.
+    # An error raised in a task arrives as it is; Ray Data's own UserCodeException comes without its cause (2.60).
     context.raise_original_map_exception = True
-    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
+    # Ray then prints it with a page of its own calls and asks to report it; whatever is raised, `cli` says once.
+    for name in ("exceptions", "_internal.execution.streaming_executor_state"):
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return False
     on_terminate = signal.getsignal(signal.SIGTERM)

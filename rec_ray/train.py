@@ -1,8 +1,8 @@
 """`TrainingData` into a `TrainedModel` with Ray Train: as many workers as asked for, the best epoch kept.
 
 Encoded timelines stream to the workers through Ray Data, which splits them; each worker learns with
-`retrieval.learning` and reports a checkpoint an epoch, from which a lost worker, or the same run started again, goes on.
-It knows nothing of Feast, raw ids or what is done with the model.
+`retrieval.learning` and reports a checkpoint an epoch, from which a lost worker, or the same run started again, goes
+on. It knows nothing of Feast, raw ids or what is done with the model.
 """
 
 from __future__ import annotations

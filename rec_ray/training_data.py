@@ -78,8 +78,8 @@ def prepare_training_data(
     _say(survey.facts)
     if not survey.item_positives:
         raise EmptyDataError(
-            f"no positive event before {tables.split_times.test_start:%Y-%m-%d %H:%M} is left to learn from; event types "
-            f"are {dict(survey.types)}, of which {features.interaction.negative_types} are declared negative"
+            f"no positive event before {tables.split_times.test_start:%Y-%m-%d %H:%M} is left to learn from; event "
+            f"types are {dict(survey.types)}, of which {features.interaction.negative_types} are declared negative"
         )
     fit = functools.partial(fit_features, text_buckets=features.text_buckets, max_vocabulary=features.max_vocabulary)
     preprocessor = Preprocessor(

@@ -7,7 +7,7 @@ candidates were made, and pushes only fields that the view behind a push source 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -160,40 +160,61 @@ def _push(
     version: str,
     published_at: datetime,
 ) -> tuple[int, list[str]]:
-    """Push all rows and return how many arrived and what failed."""
+    """Push all rows and return how many arrived and what failed.
+
+    A store for one writer is written by this process, which has Feast open already.
+    """
     if not paths:
         return 0, []
-    arguments = {"config": portable_config(store), "target": target, "version": version, "published_at": published_at}
-    counted = (
-        ray.data.read_parquet(paths, filesystem=storage.filesystem, override_num_blocks=min(len(paths), 4 * writers))
-        .map_batches(
-            _push_batch,
-            batch_size=batch_rows,
-            batch_format="pyarrow",
-            fn_kwargs=arguments,
-            compute=TaskPoolStrategy(size=writers),
+    if writers == 1:
+        answers = [
+            _push_batch(store, batch, target, version, published_at)
+            for path in paths
+            for batch in _batches(storage, path, batch_rows)
+        ]
+    else:
+        answers = (
+            ray.data.read_parquet(
+                paths, filesystem=storage.filesystem, override_num_blocks=min(len(paths), 4 * writers)
+            )
+            .map_batches(
+                _push_in_task,
+                batch_size=batch_rows,
+                batch_format="pyarrow",
+                fn_kwargs={
+                    "config": portable_config(store),
+                    "target": target,
+                    "version": version,
+                    "published_at": published_at,
+                },
+                compute=TaskPoolStrategy(size=writers),
+            )
+            .take_all()
         )
-        .materialize()
-    )
-    pushed, failures = 0, []
-    for ref in counted.to_arrow_refs():
-        table = ray.get(ref)
-        if table.num_rows:
-            pushed += int(np.sum(table["pushed"].to_numpy()))
-            failures += table["failure"].drop_null().to_pylist()
-    return pushed, failures
+    return sum(answer["pushed"] for answer in answers), [a["failure"] for a in answers if a["failure"]]
+
+
+def _batches(storage: Storage, path: str, rows: int) -> Iterator[pa.Table]:
+    with storage.filesystem.open_input_file(path) as handle:
+        for batch in pq.ParquetFile(handle).iter_batches(batch_size=rows):
+            yield pa.Table.from_batches([batch])
 
 
 def _push_batch(
-    batch: pa.Table, config: RepoConfig, target: PushTarget, version: str, published_at: datetime
-) -> pa.Table:
-    """Push one batch; a failure is a row of the answer, so that the others still go through and are counted."""
+    store: FeatureStore, batch: pa.Table, target: PushTarget, version: str, published_at: datetime
+) -> dict[str, Any]:
+    """Push one batch; a failure is an answer too, so that the others still go through and are counted."""
     try:
-        store = store_in_task(config)
         store.push(target.source, push_frame(batch, target, version, published_at), to=PushMode.ONLINE)
     except Exception as error:
-        return pa.table({"pushed": [0], "failure": [f"{type(error).__name__}: {error}"[:500]]})
-    return pa.table({"pushed": [batch.num_rows], "failure": pa.array([None], pa.string())})
+        return {"pushed": 0, "failure": f"{type(error).__name__}: {error}"[:500]}
+    return {"pushed": batch.num_rows, "failure": ""}
+
+
+def _push_in_task(
+    batch: pa.Table, config: RepoConfig, target: PushTarget, version: str, published_at: datetime
+) -> pa.Table:
+    return pa.Table.from_pylist([_push_batch(store_in_task(config), batch, target, version, published_at)])
 
 
 def push_frame(batch: pa.Table, target: PushTarget, version: str, published_at: datetime) -> pd.DataFrame:

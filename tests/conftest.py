@@ -1,6 +1,5 @@
 """What several test modules share: one local Ray a session, Feast repositories and small projects made from rows."""
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,13 @@ import pytest
 import yaml
 
 # Before Ray or Feast is imported: no calls home, and what a cluster of somebody else sets does not count here.
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "FEAST_USAGE": "False", "RAY_AUTH_MODE": "disabled"}
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FEAST_USAGE": "False",
+    "RAY_AUTH_MODE": "disabled",
+    # Hashing has workers of its own; with two CPUs Ray ends those that idle, and their successors import Feast again.
+    "RAY_num_workers_soft_limit": "8",
+}
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
     os.environ.pop(name, None)
 
@@ -31,22 +36,13 @@ def as_table(columns: Columns) -> pa.Table:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[Any]:
-    """One Ray of two CPUs for all tests of this process; its context is what `rec_ray.pipeline` sets."""
+    """One Ray of two CPUs for all tests of this process, opened and set up as a run does it."""
     import ray
-    import ray.data
 
-    for logger in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        object_store_memory=300_000_000,
-    )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True
+    from rec_ray.config import RaySettings
+    from rec_ray.pipeline import _open_ray
+
+    _open_ray(RaySettings(num_cpus=2, object_store_memory=300_000_000))
     yield ray
     ray.shutdown()
 
@@ -78,8 +74,8 @@ def make_repo() -> Callable[..., Any]:
 def make_project() -> Callable[..., Path]:
     """Give `make_project(folder, users=, items=, interactions=, settings=)`, which returns the folder of a project.
 
-    Each table is an Arrow table or a dict of columns; users and items may be left out. settings: section -> key -> value,
-    put over what `rec-ray init` wrote.
+    Each table is an Arrow table or a dict of columns; users and items may be left out. settings: section -> key ->
+    value, put over what `rec-ray init` wrote.
     """
 
     def make(
@@ -227,7 +223,13 @@ def hand_worked(tmp_path_factory: pytest.TempPathFactory, make_repo: Callable[..
     price = [("x", 1.0, -5), ("y", 2.0, -5), ("z", 3.0, -5), ("x", 7.0, 12), ("new", 4.0, 20), ("later", 5.0, 31)]
     events = [
         [("a", "x", "buy", 0), ("b", "y", "buy", 2), ("a", "z", "buy", 5), ("a", "x", "buy", 5), ("a", "y", "buy", 4)],
-        [("a", "y", "buy", 5), ("b", "x", "buy", 12), ("b", "z", "buy", 13), ("d", "x", "buy", 3), ("a", "x", "buy", 17)],
+        [
+            ("a", "y", "buy", 5),
+            ("b", "x", "buy", 12),
+            ("b", "z", "buy", 13),
+            ("d", "x", "buy", 3),
+            ("a", "x", "buy", 17),
+        ],
     ]
     for number, rows in enumerate(events):
         write(folder / "events" / f"{number}.parquet", ["user_id", "item_id", "kind", "event_timestamp"], rows)
@@ -251,7 +253,9 @@ def hand_worked(tmp_path_factory: pytest.TempPathFactory, make_repo: Callable[..
         created="created",
     )
     plans = view("plans", write(folder / "plan.parquet", ["user_id", "plan", at], plan), [user], {"plan": Int64}, 10)
-    prices = view("prices", write(folder / "price.parquet", ["item_id", "price", at], price), [item], {"price": Float32})
+    prices = view(
+        "prices", write(folder / "price.parquet", ["item_id", "price", at], price), [item], {"price": Float32}
+    )
     happened = view("happened", str(folder / "events"), [user, item], {"kind": String})
     services = [
         FeatureService(name="user_service", features=[cities, plans]),
@@ -301,3 +305,110 @@ def hand_worked(tmp_path_factory: pytest.TempPathFactory, make_repo: Callable[..
             ],
         },
     )
+
+
+@dataclass(frozen=True)
+class TinyData:
+    """`tiny_tables` with a few odd rows, loaded from Feast and encoded, and towers of random weights that fit them.
+
+    User `quiet` has no event, `glutton` had every item but the last two before the test and `i0` again in it. Item
+    `new` has no event; `late` appears in the test, when `u0` and `u1` take it.
+    """
+
+    project: Path
+    settings: Any
+    storage: Any
+    data: Any
+    bundle: Any
+    metadata: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def tiny_data(
+    local_ray: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_project: Callable[..., Path],
+    tiny_tables: dict[str, pa.Table],
+) -> TinyData:
+    """The encoded data of a tiny project; tests read it and write elsewhere."""
+    from dataclasses import asdict
+
+    import torch
+
+    from rec_ray.config import load_settings
+    from rec_ray.load_features import load_features
+    from rec_ray.pipeline import _metadata, feature_store_of
+    from rec_ray.retrieval.bundle import TwoTowerBundle
+    from rec_ray.retrieval.towers import build_two_tower
+    from rec_ray.storage import open_storage
+    from rec_ray.training_data import prepare_training_data
+
+    def with_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        table = tiny_tables[name]
+        return pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)])
+
+    early, late = TINY_START + timedelta(days=10), TINY_START + timedelta(days=97)
+    new = {"name": "a new product", "category": "group 1", "price": 5.0}
+    seen = [("glutton", f"i{number}", early + timedelta(hours=number)) for number in range(60)]
+    tested = [("glutton", "i0", late), ("u0", "late", late), ("u1", "late", late)]
+    tables = {
+        "users": with_rows(
+            "users",
+            [
+                {"user_id": name, "taste": "group 2", "age": 30, "event_timestamp": TINY_START}
+                for name in ("quiet", "glutton")
+            ],
+        ),
+        "items": with_rows(
+            "items",
+            [
+                {"item_id": "new", **new, "event_timestamp": TINY_START},
+                {"item_id": "late", **new, "event_timestamp": late - timedelta(days=1)},
+            ],
+        ),
+        "interactions": with_rows(
+            "interactions",
+            [
+                {"user_id": user, "item_id": item, "interaction_type": "view", "event_timestamp": when}
+                for user, item, when in seen + tested
+            ],
+        ),
+    }
+    folder = tmp_path_factory.mktemp("tiny_data")
+    tower = {"history": "mean", "embedding_size": 16}
+    project = make_project(
+        folder,
+        **tables,
+        settings={
+            "model": tower,
+            "candidates": {"k": 20},
+            "features": {"interaction": {"type_field": "interaction_type", "negative_types": ["negative_view"]}},
+        },
+    )
+    settings = load_settings(project / "rec_ray.yaml", environ={})
+    loaded = load_features(
+        feature_store_of(settings),
+        settings.feast,
+        settings.features,
+        settings.evaluation,
+        as_of=TINY_START + timedelta(days=101),
+    )
+    storage = open_storage(str(folder / "store"))
+    data = prepare_training_data(loaded, settings.features, settings.evaluation.split, storage, "data")
+    preprocessor = data.preprocessor
+    arguments = {
+        "vocabulary_size": preprocessor.vocabulary_size,
+        "item_shape": asdict(preprocessor.items.shape),
+        "user_shape": asdict(preprocessor.users.shape),
+        "event_types": len(preprocessor.event_types) + 1,
+        **settings.model.model_dump(),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_two_tower(**arguments)
+        with torch.no_grad():
+            # As after training: fresh tables are so small that all items of a group look alike.
+            model.item_tower.ids.weight[1:].normal_()
+    metadata = _metadata(settings, loaded, "tiny")
+    bundle = TwoTowerBundle(model.eval(), arguments, preprocessor, metadata)
+    return TinyData(project, settings, storage, data, bundle, metadata)

@@ -1,3 +1,4 @@
+import itertools
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -124,8 +125,7 @@ def test_the_split_of_few_events_does_not_depend_on_how_they_are_sliced(cuts):
     days = [0, 2, 5, 5, 4, 5, 12, 13, 3, 17]
     times = [START + number * DAY for number in days]
     surveys = [
-        survey_events(slice_of(["a"] * (e - b), ["x"] * (e - b), times[b:e]), NOW)
-        for b, e in zip(cuts, cuts[1:], strict=False)
+        survey_events(slice_of(["a"] * (e - b), ["x"] * (e - b), times[b:e]), NOW) for b, e in itertools.pairwise(cuts)
     ]
     found = split_times(surveys, EvaluationSettings(test_fraction=0.25, validation_fraction=0.3), NOW)
     assert (found.validation_start, found.test_start) == (START + 5 * DAY, START + 12 * DAY)

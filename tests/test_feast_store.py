@@ -2,10 +2,12 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Int64, String
 
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError
@@ -122,9 +124,7 @@ def test_views_keyed_by_numbers_answer_for_ids_that_came_as_text(tmp_path, make_
 
 
 @pytest.mark.parametrize("stored", [pa.timestamp("ms"), pa.timestamp("ns"), pa.timestamp("ns", "UTC")])
-def test_times_without_a_zone_are_utc_for_feast_too_wherever_the_machine_is(
-    tmp_path, make_repo, monkeypatch, stored
-):
+def test_times_without_a_zone_are_utc_for_feast_too_wherever_the_machine_is(tmp_path, make_repo, monkeypatch, stored):
     path = write(tmp_path / "city.parquet", [("a", "Rome", day(1))], ["user_id", "city", "event_timestamp"], stored)
     user, view = user_view(path)
     store = make_repo(tmp_path / "repo", [user, view, FeatureService(name="user_service", features=[view])])
@@ -165,6 +165,19 @@ def test_feasts_dask_store_loses_rows_and_the_join_says_so(tmp_path, make_repo):
         asked(store, pairs, ["city"])
 
 
+def test_on_demand_views_of_a_service_answer_too(shop, tmp_path, make_repo):
+    """They have no rows of their own; Feast computes them from those of others."""
+    profile = shop.get_feature_view("profile")
+
+    @on_demand_feature_view(sources=[profile], schema=[Field(name="loud", dtype=String)], mode="pandas")
+    def shouted(rows: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"loud": rows["city"].str.upper()})
+
+    shop.apply([profile, shouted, FeatureService(name="user_service", features=[profile, shouted])])
+    assert asked(shop, [("a", day(5)), ("b", day(7))], ["loud", "city"]) == [("OSLO", "Oslo"), ("RIGA", "Riga")]
+    assert [view.name for view in views_of(shop, find_service(shop, "user_service"))] == ["profile"]
+
+
 def test_a_missing_file_is_named_at_the_join(shop, tmp_path):
     (tmp_path / "data" / "city.parquet").unlink()
     with pytest.raises(FeatureStoreError, match=r"'user_service' could not be joined for 1 rows: .*city\.parquet"):
@@ -190,5 +203,7 @@ def test_a_service_whose_view_was_deleted_is_an_error_that_names_the_view(shop):
     service = find_service(shop, "user_service")
     assert [view.name for view in views_of(shop, service)] == ["profile", "plans"]
     shop.delete_feature_view("plans")
-    with pytest.raises(FeatureStoreError, match="'user_service' reads the views 'plans', which are not in the registry"):
+    with pytest.raises(
+        FeatureStoreError, match="'user_service' reads the views 'plans', which are not in the registry"
+    ):
         views_of(shop, service)

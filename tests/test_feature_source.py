@@ -1,3 +1,4 @@
+import itertools
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,10 @@ def config(tmp_path):
     )
 
 
-def events(count, first=0, time=pa.timestamp("us", "UTC")):
+UTC_TIME = pa.timestamp("us", "UTC")
+
+
+def events(count, first=0, time=UTC_TIME):
     numbers = range(first, first + count)
     times = pa.array([NOON + number * 1_000_000 for number in numbers], pa.int64()).cast(pa.timestamp("us", "UTC"))
     return pa.table(
@@ -147,14 +151,18 @@ def test_ids_of_other_types_are_an_error_that_names_column_and_type(tmp_path, co
 
 def test_a_missing_column_is_named_beside_those_there_are(tmp_path):
     pq.write_table(events(2).drop_columns(["item_id", "event_timestamp"]), tmp_path / "e.parquet")
-    with pytest.raises(SchemaError, match=r"e\.parquet lacks the columns 'item_id', 'event_timestamp'; it has 'user_id'"):
+    with pytest.raises(
+        SchemaError, match=r"e\.parquet lacks the columns 'item_id', 'event_timestamp'; it has 'user_id'"
+    ):
         slices_of(tmp_path / "e.parquet")
 
 
 @pytest.mark.parametrize("times", [pa.array(["2024-01-01"] * 2), pa.array([1, 2]), pa.array([1, 2], pa.date32())])
 def test_a_time_of_another_type_is_an_error_that_names_column_and_type(tmp_path, times):
     pq.write_table(events(2).set_column(2, "event_timestamp", times), tmp_path / "e.parquet")
-    with pytest.raises(SchemaError, match=r"'event_timestamp' of .*e\.parquet is (string|int64|date32\S*); expected a timestamp"):
+    with pytest.raises(
+        SchemaError, match=r"'event_timestamp' of .*e\.parquet is (string|int64|date32\S*); expected a timestamp"
+    ):
         slices_of(tmp_path / "e.parquet")
 
 
@@ -229,7 +237,7 @@ def test_stretches_of_time_hold_every_row_once(tmp_path, config):
     assert read["event_timestamp"].to_pylist() == times
     # The numbers of the rows go up with the stretches, far enough apart for all the rows of one.
     assert [part.num_rows for part in (parts[0], parts[-2], parts[-1])] == [1, 1, 3]
-    assert all(after.first_row - part.first_row > 10**12 for part, after in zip(slices, slices[1:], strict=False))
+    assert all(after.first_row - part.first_row > 10**12 for part, after in itertools.pairwise(slices))
 
 
 def test_the_files_of_a_delta_table_are_left_to_the_offline_store(tmp_path):

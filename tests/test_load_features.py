@@ -1,6 +1,7 @@
 import contextlib
 import logging
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,25 +75,22 @@ def test_events_are_joined_point_in_time_and_no_block_is_cut_within_a_user(hand_
     times = {row["event_order"]: row["event_timestamp"] for block in blocks for row in block.to_pylist()}
     assert [times[2**62 + number] for number in range(3)] == [day(5), day(12), day(30)]
 
-    catalogue = [list(zip(*(b[name].to_pylist() for name in ("item_id", "as_of", "price")), strict=True)) for b in items]
+    columns = ("item_id", "as_of", "price")
+    catalogue = [list(zip(*(block[name].to_pylist() for name in columns), strict=True)) for block in items]
     for rows in catalogue:
-        half = len(rows) // 2
-        assert [row[:2] for row in rows] == [(row[0], day(12)) for row in rows[:half]] + [
-            (row[0], day(30)) for row in rows[:half]
-        ]
-    assert sorted(row for rows in catalogue for row in rows) == sorted(
-        [("x", day(12), 7.0), ("y", day(12), 2.0), ("z", day(12), 3.0), ("new", day(12), None)]
-        + [("x", day(30), 7.0), ("y", day(30), 2.0), ("z", day(30), 3.0), ("new", day(30), 4.0)],
-        key=lambda row: row[:2],
-    )
+        names = [name for name, *_ in rows[: len(rows) // 2]]
+        expected = [(name, instant) for instant in (day(12), day(30)) for name in names]
+        assert [row[:2] for row in rows] == expected, "a block holds both instants of its items"
+    prices = {row[:2]: row[2] for rows in catalogue for row in rows}
+    assert sum(len(rows) for rows in catalogue) == len(prices) == 8
+    for instant, price in ((day(12), None), (day(30), 4.0)):
+        assert [prices[name, instant] for name in ("x", "y", "z", "new")] == [7.0, 2.0, 3.0, price]
 
 
-def test_more_partitions_than_users_and_than_items(hand_worked):
+def test_more_partitions_than_users(hand_worked):
     """Blocks without a row are no fault."""
-    tables = load(hand_worked.store, hand_worked.features, hand_worked.evaluation, hand_worked.as_of, join_rows=1)
-    rows = sum(block.num_rows for block in blocks_of(tables.interactions))
-    assert rows == 10 + 3 * 4
-    assert sum(block.num_rows for block in blocks_of(tables.items)) == 2 * 4
+    tables = load(hand_worked.store, hand_worked.features, hand_worked.evaluation, hand_worked.as_of, join_rows=2)
+    assert sum(block.num_rows for block in blocks_of(tables.interactions)) == 10 + 3 * 4
 
 
 def test_a_service_that_does_not_exist_is_named_beside_those_there_are(hand_worked):
@@ -125,19 +123,15 @@ def test_services_that_lack_the_wanted_keys_are_an_error_that_shows_their_views(
 def test_no_event_or_no_item_up_to_now_is_an_error(hand_worked):
     with pytest.raises(EmptyDataError, match="no usable interaction among 10 rows"):
         load(hand_worked.store, hand_worked.features, as_of=day(-1))
-    with pytest.raises(EmptyDataError, match=r"'item_service' knows no item as of 2023-12-2\d"):
-        # Events are as old as the items are not.
-        first = hand_worked.store.get_feature_view("happened").batch_source.path
-        pq.write_table(
-            pa.table({"user_id": ["a"], "item_id": ["x"], "kind": ["buy"], "event_timestamp": [day(-9)]}),
-            f"{first}/early.parquet",
-        )
-        try:
+    # Events that are older than every item.
+    early = Path(hand_worked.store.get_feature_view("happened").batch_source.path) / "early.parquet"
+    row = {"user_id": ["a"], "item_id": ["x"], "kind": ["buy"], "event_timestamp": [day(-9)]}
+    pq.write_table(pa.table(row), early)
+    try:
+        with pytest.raises(EmptyDataError, match=r"'item_service' knows no item as of 2023-12-2\d"):
             load(hand_worked.store, hand_worked.features, as_of=day(-8))
-        finally:
-            from pathlib import Path
-
-            Path(f"{first}/early.parquet").unlink()
+    finally:
+        early.unlink()
 
 
 def test_odd_rows_are_counted_and_said_and_the_others_are_all_kept(tmp_path, make_project, caplog):

@@ -98,10 +98,15 @@ def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> L
     """Find the usable events of a block and say what each is: its item, its weight as a positive, its split.
 
     item_ids: the catalogue in order. Events of unknown items and exact repeats of an event are left out and counted.
+
+    Raises:
+        ValueError: the rows of a user do not lie together, or its query rows are not `QUERIES`.
     """
     block = block.combine_chunks()
     users = block[USER_ID].combine_chunks().dictionary_encode()
     user_of_row = users.indices.to_numpy(zero_copy_only=False)
+    if (np.diff(user_of_row) < 0).any():
+        raise ValueError("the rows of a user do not lie together")
     is_event = pc.is_valid(block[ITEM_ID]).to_numpy(zero_copy_only=False)
     # The query rows end each user's rows, in the order of their instants.
     queries = np.flatnonzero(~is_event)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rec_ray.retrieval.optimizer import rows_and_values
 from rec_ray.retrieval.towers import TwoTower
 
 
@@ -31,12 +32,10 @@ def average_gradients(model: TwoTower) -> None:
     for parameter, part in zip(dense, flat.split([p.numel() for p in dense]), strict=True):
         parameter.grad = part.view_as(parameter)
     for table in model.sparse_parameters():
-        gradient = table.grad
-        if gradient is None:
+        if table.grad is None:
             rows, values = torch.zeros(0, dtype=torch.long), torch.zeros(0, table.shape[1])
         else:
-            coalesced = gradient.coalesce()
-            rows, values = coalesced.indices()[0], coalesced.values()
+            rows, values = rows_and_values(table)
         rows, values = _gather_rows(rows.to(table.device), values.to(table.device), world)
         table.grad = torch.sparse_coo_tensor(rows[None], values / world, table.shape).coalesce()
 

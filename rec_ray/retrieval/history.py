@@ -146,9 +146,7 @@ class _Block(nn.Module):
 
     def _attend(self, x: Tensor, seen: Tensor) -> Tensor:
         b, n, size = x.shape
-        query, key, value = (
-            self.query_key_value(x).view(b, n, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
-        )
+        query, key, value = self.query_key_value(x).view(b, n, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
         return self.attention_output(mixed.transpose(1, 2).reshape(b, n, size))

@@ -105,7 +105,7 @@ class Learner:
         decayed = [parameter for parameter in model.dense_parameters() if parameter.ndim > 1]
         free = [parameter for parameter in model.dense_parameters() if parameter.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
-        self.dense = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        self.dense = torch.optim.AdamW(groups, lr=settings.learning_rate, foreach=True)
         self.tables = RowwiseAdamW(model.sparse_parameters(), lr=settings.learning_rate)
         rank = dist.get_rank() if world_size() > 1 else 0
         self.negatives = torch.Generator().manual_seed(settings.seed + 1_000_003 * rank)

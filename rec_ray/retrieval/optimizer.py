@@ -63,7 +63,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(table)
         state["step"] += 1
         step = float(state["step"])
-        rows, gradient = _rows_and_values(table)
+        rows, gradient = rows_and_values(table)
         gap = (step - state["last_step"][rows])[:, None]
         state["last_step"][rows] = step
         second = state["exp_avg_sq"][rows].mul_(beta2**gap).addcmul_(gradient, gradient, value=1 - beta2)
@@ -79,11 +79,12 @@ class RowwiseAdamW(torch.optim.Optimizer):
         table[rows] = weights.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**step))
 
 
-def _rows_and_values(table: Tensor) -> tuple[Tensor, Tensor]:
+def rows_and_values(table: Tensor) -> tuple[Tensor, Tensor]:
     """The rows that have a gradient, each once, and their gradients [rows, d]."""
     gradient = table.grad
     assert gradient is not None
     if not gradient.is_sparse:
-        return torch.arange(table.shape[0], device=table.device), gradient
+        rows = gradient.any(dim=1).nonzero()[:, 0]
+        return rows, gradient[rows]
     gradient = gradient.coalesce()
     return gradient.indices()[0], gradient.values()

@@ -115,9 +115,8 @@ class ExactTopK:
             missed[block] = indices[block, -1] < 0 if search.guesses else False
 
         self._each_block(len(queries), allowed, run)
-        again = np.flatnonzero(
-            missed
-        )  # a guessed threshold was too high, or so much is excluded that the list is short
+        # a guessed threshold was too high, or so much is excluded that the list is short
+        again = np.flatnonzero(missed)
         if len(again):
             chosen, left = queries[again], _chosen(exclude, again)
 

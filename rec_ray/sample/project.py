@@ -30,6 +30,7 @@ from rec_ray.sample.tables import (
 from rec_ray.schema import ITEM_ID, USER_ID, FeatureDeclaration
 
 REPO = "feature_repo"
+SHOP_EPOCHS = 5
 NEWCOMERS = 0.9
 """When so large a share of the users in the last 10 % of the events is new, a split by time leaves nothing to test."""
 
@@ -129,7 +130,9 @@ def _make_shop(data: Path, seed: int) -> _Made:
         },
     }
     note = f"The generated shop, seed {seed}; rec_ray/sample/shop.py says what is in it."
-    return _Made(written, {"features": features}, {"features.user": note})
+    values = {"features": features, "train": {"epochs": SHOP_EPOCHS}}
+    notes = {"features.user": note, "train.epochs": "Fewer than the default of 12: a demonstration should be quick."}
+    return _Made(written, values, notes)
 
 
 def _make_own(data: Path, own: OwnTables) -> _Made:

@@ -133,7 +133,7 @@ def test_a_number_becomes_its_standard_score_and_whether_it_was_missing() -> Non
 def test_a_constant_is_zero(values: list[float]) -> None:
     fitted = fit_one(values, FeatureDeclaration("numeric"))
     assert fitted.scales["f"][1] == 1.0
-    assert fitted.encode(pa.table({"f": values})).numeric.tolist() == [[0, 0]] * len(values)
+    np.testing.assert_allclose(fitted.encode(pa.table({"f": values})).numeric, 0, atol=1e-12)
 
 
 def test_numbers_without_any_value_are_missing() -> None:
@@ -204,7 +204,7 @@ def test_all_kinds_together_have_the_declared_shape() -> None:
     assert encoded.numeric.shape == (200, 4) and encoded.vector.shape == (200, 2)
     assert encoded.token_counts.shape == (200, 4)
     assert encoded.token_counts.sum() == len(encoded.tokens)
-    assert 0 < encoded.tokens.min() and encoded.tokens.max() < shape.tokens
+    assert encoded.tokens.min() > 0 and encoded.tokens.max() < shape.tokens
     batch = encoded.to_batch()
     assert len(batch) == 200
     np.testing.assert_array_equal(batch.tokens.numpy(), encoded.tokens)

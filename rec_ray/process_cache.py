@@ -1,0 +1,31 @@
+"""What a Ray worker process loads once and keeps: a model, an item matrix, a feature store.
+
+A key and a function that makes the value come in, the value goes out, made on the first call of this process. Tasks of
+several steps then run in the same warm processes, where an actor would need a new one and its imports (seconds each).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+KEPT = 6
+"""Values that a process keeps; the one that was not asked for longest goes first."""
+_VALUES: OrderedDict[str, Any] = OrderedDict()
+
+
+def once_a_process(key: str, make: Callable[[], Value]) -> Value:
+    """Return the value kept under a key, making it when this process has none.
+
+    key: must change with the content, as a reference's `hex()` or a checksum does.
+    """
+    if key not in _VALUES:
+        _VALUES[key] = make()
+        while len(_VALUES) > KEPT:
+            _VALUES.popitem(last=False)
+    _VALUES.move_to_end(key)
+    value: Value = _VALUES[key]
+    return value

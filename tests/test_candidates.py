@@ -1,0 +1,258 @@
+"""Candidates are what a ranking of everything, done one user at a time, gives; and readers see all of a run or none."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rec_ray.config import CandidateSettings
+from rec_ray.errors import DataError
+from rec_ray.retrieval.catalogue import CATALOGUE, Catalogue
+from rec_ray.retrieval.timelines import Timelines
+from rec_ray.storage import open_storage
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+
+PREFIX = "two-tower/7/candidates"
+
+
+def generate(tiny, folder, data=None, **settings):
+    from rec_ray.candidates import generate_candidates
+
+    storage = open_storage(str(folder))
+    candidates = generate_candidates(
+        data or tiny.data,
+        tiny.bundle,
+        CandidateSettings(**{"k": 20, **settings}),
+        storage,
+        version="7",
+        prefix=PREFIX,
+    )
+    return candidates, storage
+
+
+def rows_of(storage, folder):
+    return pq.read_table(storage.path(PREFIX, folder), filesystem=storage.filesystem)
+
+
+def lists_of(storage):
+    """Return user -> (item ids, scores)."""
+    return {row["user_id"]: (row["item_ids"], row["scores"]) for row in rows_of(storage, "recommendations").to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def made(tiny_data, tmp_path_factory):
+    """Candidates of all of the tiny data, in small batches: (`Candidates`, storage)."""
+    return generate(tiny_data, tmp_path_factory.mktemp("candidates"), batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def by_hand(tiny_data):
+    """Each vector computed alone with plain torch: items by id, users by id, and what each user has seen."""
+    bundle, storage = tiny_data.bundle, tiny_data.storage
+    model, length = bundle.model, bundle.arguments["history_length"]
+    catalogue = Catalogue.from_table(
+        pq.read_table(tiny_data.data.catalogue_now, filesystem=storage.filesystem), bundle.preprocessor.items.shape
+    )
+    names = catalogue.item_ids.to_pylist()
+    table = pq.read_table(tiny_data.data.timelines, filesystem=storage.filesystem)
+    timelines = Timelines.from_table(table, bundle.preprocessor.users.shape)
+    with torch.inference_mode():
+        every = [
+            model.embed_items(catalogue.id_index[[i]], catalogue.features.select(torch.tensor([i])))
+            for i in range(1, len(names) + 1)
+        ]
+        items = torch.cat([torch.zeros(1, every[0].shape[1]), *every])
+        users, seen = {}, {}
+        for place, row in enumerate(table.to_pylist()):
+            newest = row["item_index"][-length:]
+            seconds = row["event_seconds"][-length - 1 :]
+            gaps = np.diff([seconds[0], *seconds])[-len(newest) :] if newest else []
+            own = timelines.user_features.select(torch.tensor([timelines.query_row(2)[place]]))
+            users[row["user_id"]] = model.embed_users(
+                items[torch.tensor(newest, dtype=torch.long)][None],
+                torch.tensor(row["event_type"][-length:], dtype=torch.long)[None],
+                torch.tensor(np.asarray(gaps), dtype=torch.float32)[None],
+                torch.tensor([len(newest)]),
+                own,
+                torch.zeros(1, len(newest) + 1, dtype=torch.long),
+            )[0]
+            seen[row["user_id"]] = {names[index - 1] for index in row["item_index"]}
+    return dict(zip(names, items[1:], strict=True)), users, seen
+
+
+def ranked(by_hand, user, exclude_seen=True):
+    """Return all (score, item) that may be recommended to a user, best first."""
+    items, users, seen = by_hand
+    left_out = seen[user] if exclude_seen else set()
+    return sorted(((-float(users[user] @ vector), name) for name, vector in items.items() if name not in left_out))
+
+
+def test_lists_are_those_of_a_ranking_of_everything(made, by_hand, tiny_data):
+    candidates, storage = made
+    assert (candidates.users, candidates.items, candidates.k) == (202, 62, 20)
+    found = lists_of(storage)
+    assert set(found) == set(by_hand[1]) == {*(f"u{number}" for number in range(200)), "quiet", "glutton"}
+    for user, (item_ids, scores) in found.items():
+        expected = ranked(by_hand, user)[:20]
+        assert item_ids == [name for _, name in expected], user
+        assert scores == pytest.approx([-score for score, _ in expected], abs=1e-5)
+    assert len({tuple(item_ids) for item_ids, _ in found.values()}) > 150, "lists are personal"
+
+
+def test_vectors_of_all_items_and_users_are_stored(made, by_hand):
+    _, storage = made
+    for folder, key, expected in (
+        ("item_embeddings", "item_id", by_hand[0]),
+        ("user_embeddings", "user_id", by_hand[1]),
+    ):
+        rows = rows_of(storage, folder).to_pylist()
+        assert sorted(row[key] for row in rows) == sorted(expected)
+        for row in rows:
+            assert row["embedding"] == pytest.approx(expected[row[key]].tolist(), abs=1e-5)
+            assert np.linalg.norm(row["embedding"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_items_and_users_without_events_take_part(made):
+    _, storage = made
+    found = lists_of(storage)
+    assert len(found["quiet"][0]) == 20
+    assert "new" in rows_of(storage, "item_embeddings")["item_id"].to_pylist()
+    assert any("new" in item_ids for item_ids, _ in found.values())
+    assert set(found["glutton"][0]) == {"new", "late"}, "all others were seen"
+
+
+def test_files_have_the_documented_columns(made):
+    _, storage = made
+    expected = {
+        "recommendations": [
+            ("user_id", pa.string()),
+            ("item_ids", pa.list_(pa.string())),
+            ("scores", pa.list_(pa.float32())),
+        ],
+        "item_embeddings": [("item_id", pa.string()), ("embedding", pa.list_(pa.float32()))],
+        "user_embeddings": [("user_id", pa.string()), ("embedding", pa.list_(pa.float32()))],
+    }
+    for folder, columns in expected.items():
+        found = rows_of(storage, folder).schema
+        assert found.names == [name for name, _ in columns]
+        for name, kind in columns:
+            assert found.field(name).type.equals(kind) or found.field(name).type.value_type == kind.value_type
+            assert str(found.field(name).type).startswith(str(kind).split("<")[0])
+
+
+def test_the_manifest_lists_exactly_the_parts_and_is_written_last(made):
+    from rec_ray.candidates import read_manifest
+
+    _, storage = made
+    manifest = read_manifest(storage, PREFIX)
+    described = {key: manifest[key] for key in ("version", "k", "items", "users", "similarity", "embedding_size")}
+    assert described == {
+        "version": "7",
+        "k": 20,
+        "items": 62,
+        "users": 202,
+        "similarity": "cosine",
+        "embedding_size": 16,
+    }
+    listed = {f"{PREFIX}/{folder}/{part['name']}" for folder, parts in manifest["parts"].items() for part in parts}
+    assert listed | {f"{PREFIX}/manifest.json"} == set(storage.list(PREFIX))
+    files = {key: Path(storage.path(key)) for key in listed}
+    for folder, parts in manifest["parts"].items():
+        for part in parts:
+            path = files[f"{PREFIX}/{folder}/{part['name']}"]
+            assert pq.read_metadata(path).num_rows == part["rows"]
+    written = Path(storage.path(PREFIX, "manifest.json")).stat().st_mtime_ns
+    assert all(path.stat().st_mtime_ns <= written for path in files.values())
+
+
+def test_k_beyond_the_catalogue_gives_all_that_is_left_and_counts_the_short_lists(tiny_data, by_hand, tmp_path):
+    candidates, storage = generate(tiny_data, tmp_path, k=62)
+    found = lists_of(storage)
+    for user, (item_ids, _) in found.items():
+        assert item_ids == [name for _, name in ranked(by_hand, user)]
+    assert len(found["quiet"][0]) == 62
+    assert candidates.facts["short_lists"] == 201, "only `quiet` has seen nothing"
+    again, storage = generate(tiny_data, tmp_path, k=100, exclude_seen=False)
+    assert again.facts["short_lists"] == 202
+    assert {len(item_ids) for item_ids, _ in lists_of(storage).values()} == {62}
+
+
+def test_seen_items_stay_when_they_may(tiny_data, by_hand, tmp_path):
+    candidates, storage = generate(tiny_data, tmp_path, exclude_seen=False)
+    found = lists_of(storage)
+    for user, (item_ids, _) in found.items():
+        assert item_ids == [name for _, name in ranked(by_hand, user, exclude_seen=False)[:20]]
+    assert set(found["glutton"][0]) & by_hand[2]["glutton"]
+    assert candidates.facts["short_lists"] == 0
+
+
+def test_a_second_run_leaves_nothing_of_the_first_and_no_manifest_while_it_is_incomplete(
+    tiny_data, tmp_path, monkeypatch
+):
+    from rec_ray import candidates as step
+
+    storage = open_storage(str(tmp_path))
+    storage.write_bytes(f"{PREFIX}/recommendations/part-999999-000.parquet", b"of an older run")
+    generate(tiny_data, tmp_path)
+    first = set(storage.list(PREFIX))
+    assert not [key for key in first if "999999" in key]
+    few = pq.read_table(tiny_data.data.timelines, filesystem=tiny_data.storage.filesystem).slice(0, 5)
+    pq.write_table(few, tmp_path / "few.parquet")
+    smaller = dataclasses.replace(tiny_data.data, timelines=str(tmp_path / "few.parquet"))
+    candidates, _ = generate(tiny_data, tmp_path, smaller)
+    assert candidates.users == 5
+    assert rows_of(storage, "recommendations").num_rows == 5
+
+    def broken(*_):
+        raise OSError("the disk is full")
+
+    # A real disk cannot be filled here: the last thing that is written fails.
+    monkeypatch.setattr(type(storage), "write_bytes", broken)
+    with pytest.raises(OSError, match="the disk is full"):
+        generate(tiny_data, tmp_path)
+    with pytest.raises(DataError, match=r"no complete candidates.*rec-ray candidates"):
+        step.read_manifest(storage, PREFIX)
+
+
+def test_an_empty_catalogue_is_said(tiny_data, tmp_path):
+    pq.write_table(CATALOGUE.empty_table(), tmp_path / "nothing.parquet")
+    empty = dataclasses.replace(tiny_data.data, catalogue_now=str(tmp_path / "nothing.parquet"))
+    with pytest.raises(DataError, match="the catalogue is empty"):
+        generate(tiny_data, tmp_path, empty)
+
+
+def test_only_parts_of_tasks_that_succeeded_are_listed(tmp_path):
+    """A lost task leaves parts behind; what counts is what the tasks that ended well gave back."""
+    from ray.data._internal.execution.interfaces import TaskContext
+
+    from rec_ray.candidates import PartsSink
+    from rec_ray.schema import RECOMMENDATIONS
+
+    storage = open_storage(str(tmp_path))
+    sink = PartsSink(storage, "x", {"recommendations": RECOMMENDATIONS})
+    block = pa.table({"user_id": ["a", "b"], "item_ids": [["x", "y"], []], "scores": [[1.0, 0.5], []]})
+    sink.write([block], TaskContext(0, "lost"))
+    again = sink.write([block, block.slice(0, 0), block.slice(1)], TaskContext(1, "done"))
+
+    class Result:
+        write_returns = [again]
+
+    sink.on_write_complete(Result())
+    assert sink.parts == {
+        "recommendations": [
+            {"name": "part-000001-000.parquet", "rows": 2},
+            {"name": "part-000001-002.parquet", "rows": 1},
+        ]
+    }
+    assert sink.short_lists(2) == 2
+    assert sink.short_lists(1) == 2
+    assert sink.short_lists(0) == 0
+    assert json.dumps(sink.parts)
+    assert pc.sum(pc.list_value_length(pq.read_table(tmp_path / "x")["item_ids"])).as_py() == 4
