@@ -18,11 +18,12 @@ from feast import FeatureStore
 from rec_ray.candidates import RECOMMENDATION_FOLDER, read_manifest
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
-from rec_ray.pipeline import candidates_folder, database_of, feature_store_of, storage_of
+from rec_ray.pipeline import candidates_folder
 from rec_ray.retrieval.top_k import ExactTopK, Exclusions
 from rec_ray.schema import EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
 from rec_ray.storage import Storage
 from rec_ray.update_features import find_push_target, read_online
+from rec_ray.world import database_of, feature_store_of, storage_of
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ def local_ray() -> Iterator[Any]:
     import ray
 
     from rec_ray.config import RaySettings
-    from rec_ray.pipeline import _open_ray
+    from rec_ray.world import open_ray
 
-    _open_ray(RaySettings(num_cpus=2, object_store_memory=300_000_000))
+    open_ray(RaySettings(num_cpus=2, object_store_memory=300_000_000))
     yield ray
     ray.shutdown()
 

@@ -1,1 +1,1 @@
-"""The science: arrays and tensors in and out. It runs wherever numpy, pyarrow and torch do, and knows no Ray or Feast."""
+"""The science: arrays and tensors in and out. It runs wherever numpy, pyarrow and torch do; no Ray, no Feast."""

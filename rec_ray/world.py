@@ -1,0 +1,159 @@
+"""The outside world of a run, opened once: object store, version database, Feast and Ray.
+
+Settings come in, a `World` goes out that `pipeline` hands to the steps part by part; what only the run needed is
+removed when it ends well. It knows how each thing is opened and what to say when it cannot be, and no step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import ray
+import ray.data
+from feast import FeatureStore
+
+from rec_ray.config import RaySettings, Settings
+from rec_ray.errors import ConfigError, FeatureStoreError, UnavailableError
+from rec_ray.logs import step
+from rec_ray.model_version import VersionDatabase
+from rec_ray.storage import Storage, open_storage
+
+
+@dataclass(frozen=True)
+class World:
+    """The outside world of a run, opened once."""
+
+    settings: Settings
+    storage: Storage
+    database: VersionDatabase
+    store: FeatureStore
+    run_id: str
+    seconds: dict[str, float]
+
+    @property
+    def prefix(self) -> str:
+        """Key below which this run keeps what it needs only while it runs."""
+        return f"runs/{self.run_id}"
+
+
+@contextlib.contextmanager
+def open_world(settings: Settings, run_id: str | None = None) -> Iterator[World]:
+    """Open everything a run needs, cheapest first, and remove what only the run needed when it ends well.
+
+    Raises:
+        ConfigError: the feature repository is not there.
+        UnavailableError: the store, the database, Feast or Ray cannot be reached.
+    """
+    seconds: dict[str, float] = {}
+    with step("start", seconds):
+        storage = storage_of(settings)
+        storage.check_writable()
+        database = database_of(settings)
+        database.migrate()
+        stop_ray = open_ray(settings.ray)
+    try:
+        with step("feast", seconds):
+            warming = [_warm_up.remote() for _ in range(int(ray.cluster_resources().get("CPU", 1)))]
+            store = feature_store_of(settings)
+            ray.wait(warming, num_returns=len(warming), timeout=30)
+        world = World(settings, storage, database, store, run_id or new_run_id(), seconds)
+        yield world
+        storage.delete_prefix(world.prefix)
+        storage.delete_prefix(f"training/{world.run_id}")
+    finally:
+        if stop_ray:
+            ray.shutdown()
+
+
+def storage_of(settings: Settings) -> Storage:
+    """Open the object store of the settings."""
+    given = settings.storage
+    return open_storage(
+        given.url,
+        endpoint=given.endpoint,
+        region=given.region,
+        ca_bundle=given.ca_bundle,
+        access_key=given.access_key.get_secret_value() if given.access_key else None,
+        secret_key=given.secret_key.get_secret_value() if given.secret_key else None,
+    )
+
+
+def database_of(settings: Settings) -> VersionDatabase:
+    """Open the version database of the settings."""
+    password = settings.database.password
+    return VersionDatabase(settings.database.url, password.get_secret_value() if password else None)
+
+
+def feature_store_of(settings: Settings) -> FeatureStore:
+    """Open the feature repository of the settings.
+
+    Raises:
+        ConfigError: the folder or its feature_store.yaml is not there or cannot be read.
+        FeatureStoreError: the registry cannot be reached.
+    """
+    repo = settings.feast.repo
+    if not (Path(repo) / "feature_store.yaml").is_file():
+        raise ConfigError(f"feast.repo {repo} has no feature_store.yaml; correct the setting or run `rec-ray init`")
+    try:
+        return FeatureStore(repo_path=repo)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
+    except Exception as error:
+        raise FeatureStoreError(f"the feature repository {repo} cannot be opened: {error}") from error
+
+
+def new_run_id() -> str:
+    """Return a name for a run that no other run has."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+@ray.remote(num_cpus=1)
+def _warm_up() -> None:
+    """Import what takes seconds, in a worker, while the driver does the same."""
+    import feast  # noqa: F401
+    import torch  # noqa: F401
+
+
+def open_ray(settings: RaySettings) -> bool:
+    """Join the cluster or start a local Ray; return whether it is ours to stop."""
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # An error raised in a task arrives as it is; Ray Data's own UserCodeException comes without its cause (2.60).
+    context.raise_original_map_exception = True
+    # Ray then prints it with a page of its own calls and asks to report it; whatever is raised, `cli` says once.
+    for name in ("exceptions", "_internal.execution.streaming_executor_state"):
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        return False
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        if settings.address:
+            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                num_cpus=settings.num_cpus or os.cpu_count(),
+                object_store_memory=settings.object_store_memory,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UnavailableError(f"Ray at {settings.address or 'this machine'} cannot be reached: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        # ray.init puts a handler of its own there, which ends the process without a word.
+        signal.signal(signal.SIGTERM, on_terminate)
+    return True
