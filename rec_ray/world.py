@@ -29,6 +29,10 @@ from rec_ray.model_version import VersionDatabase
 from rec_ray.storage import Storage, open_storage
 
 
+IDLE_WORKERS = 8
+"""Worker processes that a local Ray keeps while they have nothing to do."""
+
+
 @dataclass(frozen=True)
 class World:
     """The outside world of a run, opened once."""
@@ -150,6 +154,8 @@ def open_ray(settings: RaySettings) -> bool:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
+                # Ray ends idle workers beyond the CPUs after a second, and each successor imports Feast and torch anew.
+                _system_config={"num_workers_soft_limit": IDLE_WORKERS},
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UnavailableError(f"Ray at {settings.address or 'this machine'} cannot be reached: {error}") from error

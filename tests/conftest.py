@@ -320,7 +320,6 @@ class TinyData:
     storage: Any
     data: Any
     bundle: Any
-    metadata: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -337,11 +336,11 @@ def tiny_data(
 
     from rec_ray.config import load_settings
     from rec_ray.load_features import load_features
-    from rec_ray.pipeline import _metadata, feature_store_of
     from rec_ray.retrieval.bundle import TwoTowerBundle
     from rec_ray.retrieval.towers import build_two_tower
     from rec_ray.storage import open_storage
     from rec_ray.training_data import prepare_training_data
+    from rec_ray.world import feature_store_of
 
     def with_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         table = tiny_tables[name]
@@ -409,6 +408,5 @@ def tiny_data(
         with torch.no_grad():
             # As after training: fresh tables are so small that all items of a group look alike.
             model.item_tower.ids.weight[1:].normal_()
-    metadata = _metadata(settings, loaded, "tiny")
-    bundle = TwoTowerBundle(model.eval(), arguments, preprocessor, metadata)
-    return TinyData(project, settings, storage, data, bundle, metadata)
+    bundle = TwoTowerBundle(model.eval(), arguments, preprocessor, {"run_id": "tiny"})
+    return TinyData(project, settings, storage, data, bundle)

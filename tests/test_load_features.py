@@ -29,7 +29,7 @@ def load(store, features, evaluation=None, as_of=NOW, **feast):
 
 
 def load_project(project):
-    from rec_ray.pipeline import feature_store_of
+    from rec_ray.world import feature_store_of
 
     settings = load_settings(project / "rec_ray.yaml", environ={})
     return load(feature_store_of(settings), settings.features, settings.evaluation)

@@ -41,7 +41,7 @@ def prepare(tables, features, split, folder):
 
 def prepare_project(project, **evaluation):
     """Load and prepare a project; return what `prepare_training_data` gives."""
-    from rec_ray.pipeline import feature_store_of
+    from rec_ray.world import feature_store_of
 
     settings = load_settings(project / "rec_ray.yaml", environ={})
     evaluation = settings.evaluation.model_copy(update=evaluation)

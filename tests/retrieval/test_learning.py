@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ SETTINGS = LearningSettings(
     label_smoothing=0.0,
     seed=0,
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small only wait for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def changed(**settings: Any) -> LearningSettings:
@@ -369,7 +379,7 @@ def looped_loss(learner: Learner, negatives: list[int] | None, *, smoothing: flo
             columns = sorted({items[place], *(negatives if negatives is not None else range(1, ITEMS + 1))})
             scores = every[columns] @ vector / learner.settings.temperature
             target = torch.tensor(columns.index(items[place]))
-            total += weight * float(F.cross_entropy(scores, target, label_smoothing=smoothing))
+            total += weight * F.cross_entropy(scores, target, label_smoothing=smoothing).item()
             weights += weight
     return total / weights
 

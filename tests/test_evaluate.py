@@ -1,0 +1,176 @@
+"""Metrics are what a loop over users and items gives, baselines what was counted, and the gate says its figures."""
+
+import dataclasses
+import logging
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rec_ray.config import EvaluationSettings
+from rec_ray.contracts import TEST, Evaluation
+from rec_ray.errors import GateError
+from rec_ray.retrieval.catalogue import Catalogue
+from rec_ray.retrieval.learning import embed_catalogue, embed_queries
+from rec_ray.retrieval.timelines import Timelines, query_batch
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+
+METHODS = ["model", "popularity", "recent_popularity", "item_knn", "item_transitions"]
+
+
+def evaluate(tiny, data=None, exclude_seen=True, **settings):
+    from rec_ray.evaluate import evaluate_model
+
+    return evaluate_model(
+        data or tiny.data, tiny.bundle, EvaluationSettings(**settings), tiny.storage, exclude_seen=exclude_seen
+    )
+
+
+def timelines_of(tiny):
+    return pq.read_table(tiny.data.timelines, filesystem=tiny.storage.filesystem)
+
+
+def of_users(tiny, users, path):
+    """Return the tiny data with the timelines of some users only."""
+    table = timelines_of(tiny)
+    pq.write_table(table.filter(pc.is_in(table["user_id"], pa.array(users))), path)
+    return dataclasses.replace(tiny.data, timelines=str(path))
+
+
+def reference(tiny, exclude_seen, ks=(5, 10)):
+    """Rank everything for one user after the other: method -> metric -> mean, and what was counted on the way."""
+    shapes = tiny.bundle.preprocessor
+    catalogue = Catalogue.from_table(
+        pq.read_table(tiny.data.catalogue, filesystem=tiny.storage.filesystem), shapes.items.shape
+    )
+    table = timelines_of(tiny)
+    timelines = Timelines.from_table(table, shapes.users.shape)
+    rows = table.to_pylist()
+    counts = np.zeros(len(catalogue) + 1)
+    for row in rows:
+        for item, split, weight in zip(row["item_index"], row["split"], row["weight"], strict=True):
+            counts[item] += split < TEST and weight > 0
+    with torch.inference_mode():
+        items = embed_catalogue(tiny.bundle.model, catalogue)
+    facts = {"targets": 0, "seen_targets": 0, "unknown_targets": 0}
+    values = {"model": [], "popularity": []}
+    for place, row in enumerate(rows):
+        events = list(zip(row["item_index"], row["split"], row["weight"], strict=True))
+        seen = {item for item, split, _ in events if split < TEST}
+        held_out = [item for item, split, weight in events if split == TEST and weight > 0]
+        facts["unknown_targets"] += sum(not catalogue.known[item] for item in held_out)
+        targets = {item for item in held_out if catalogue.known[item]}
+        if exclude_seen:
+            facts["seen_targets"] += len(targets & seen)
+            targets -= seen
+        facts["targets"] += len(targets)
+        if not targets:
+            continue
+        ranking = [item for item in range(1, len(catalogue) + 1) if catalogue.known[item]]
+        if exclude_seen:
+            ranking = [item for item in ranking if item not in seen]
+        batch = query_batch(timelines, np.array([place]), split=TEST, query=1, history_length=50)
+        with torch.inference_mode():
+            own = (items @ embed_queries(tiny.bundle.model, items, batch)[0]).tolist()
+        for method, scores in (("model", own), ("popularity", counts.tolist())):
+            order = sorted(ranking, key=lambda item, scores=scores: (-scores[item], item))
+            ranks = sorted(order.index(item) + 1 for item in targets)
+            found = {"mrr": 1 / ranks[0]}
+            for k in ks:
+                hits = [rank for rank in ranks if rank <= k]
+                ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(ranks)) + 1))
+                found[f"recall@{k}"] = len(hits) / len(ranks)
+                found[f"ndcg@{k}"] = sum(1 / math.log2(rank + 1) for rank in hits) / ideal
+            found["first"] = order[:10]
+            values[method].append(found)
+    means = {
+        method: {name: float(np.mean([found[name] for found in own])) for name in own[0] if name != "first"}
+        for method, own in values.items()
+    }
+    for method, own in values.items():
+        shown = {item for found in own for item in found["first"]}
+        means[method]["coverage@10"] = len(shown) / int(catalogue.known.sum())
+    return means, len(values["model"]), facts
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_metrics_are_those_of_a_loop_over_users(tiny_data, exclude_seen):
+    means, users, facts = reference(tiny_data, exclude_seen)
+    found = evaluate(tiny_data, ks=[5], exclude_seen=exclude_seen)
+    assert list(found.metrics) == METHODS
+    for method, expected in means.items():
+        assert {name: found.metrics[method][name] for name in expected} == pytest.approx(expected, abs=1e-9), method
+    assert (found.users, found.targets) == (users, facts["targets"])
+    assert {name: found.facts[name] for name in facts} == facts
+    assert facts["unknown_targets"] == 2, "`u0` and `u1` took `late`"
+    assert (facts["seen_targets"] > 20) == exclude_seen
+    names = set(found.metrics["model"])
+    assert names == {
+        *("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr", "mrr@20", "novelty@10", "coverage@10"),
+    }
+    for method in METHODS:
+        assert set(found.metrics[method]) == names
+        for name, (low, high) in found.intervals[method].items():
+            assert low <= found.metrics[method][name] <= high
+
+
+def test_baselines_that_know_who_belongs_together_find_the_groups(tiny_data):
+    """Nine of ten events stay in a group of 15 items: those who count pairs must see it, popularity cannot."""
+    metrics = evaluate(tiny_data).metrics
+    assert metrics["item_knn"]["recall@10"] > 1.5 * metrics["popularity"]["recall@10"]
+
+
+def test_targets_of_users_of_whom_none_is_left_are_counted_too(tiny_data, tmp_path):
+    found = evaluate(tiny_data, of_users(tiny_data, ["glutton"], tmp_path / "glutton.parquet"))
+    assert (found.metrics, found.users, found.targets) == ({}, 0, 0)
+    assert found.facts["seen_targets"] == 1
+
+
+def test_without_a_test_user_there_are_no_metrics_and_it_is_said(tiny_data, tmp_path, caplog, monkeypatch):
+    from rec_ray.evaluate import check_gate
+
+    tested = [row["user_id"] for row in timelines_of(tiny_data).to_pylist() if TEST in row["split"]]
+    assert 50 < len(tested) < 202
+    others = [user for user in timelines_of(tiny_data)["user_id"].to_pylist() if user not in tested]
+    monkeypatch.setattr(logging.getLogger("rec_ray"), "propagate", True)
+    for users in (others, ["quiet"]):
+        caplog.clear()
+        found = evaluate(tiny_data, of_users(tiny_data, users, tmp_path / "some.parquet"))
+        assert found == Evaluation({}, 0, 0, facts=found.facts)
+        assert "no user has a held-out positive event: there are no metrics" in caplog.messages
+        assert check_gate(found, EvaluationSettings(gate="refuse")) == "off"
+
+
+def compared(model, popularity):
+    return Evaluation({"model": {"ndcg@10": model}, "popularity": {"ndcg@10": popularity}}, users=1234, targets=1234)
+
+
+def test_the_gate_passes_a_model_that_is_as_good_as_popularity_within_the_margin():
+    from rec_ray.evaluate import check_gate
+
+    for gate in ("warn", "refuse"):
+        assert check_gate(compared(0.1, 0.1), EvaluationSettings(gate=gate)) == "passed"
+        assert check_gate(compared(0.091, 0.1), EvaluationSettings(gate=gate, gate_margin=0.1)) == "passed"
+    assert check_gate(compared(0.0, 0.1), EvaluationSettings(gate="off")) == "off"
+
+
+def test_the_gate_warns_with_figures(caplog, monkeypatch):
+    from rec_ray.evaluate import check_gate
+
+    monkeypatch.setattr(logging.getLogger("rec_ray"), "propagate", True)
+    assert check_gate(compared(0.0891, 0.1), EvaluationSettings(gate="warn", gate_margin=0.1)) == "warned"
+    (said,) = caplog.messages
+    assert "NDCG@10 is 0.0891, popularity's 0.1000 over 1,234 users" in said
+
+
+def test_the_gate_refuses_with_figures_and_exit_code_5():
+    from rec_ray.evaluate import check_gate
+
+    with pytest.raises(GateError, match=r"NDCG@10 is 0\.0999, popularity's 0\.1000 over 1,234 users") as caught:
+        check_gate(compared(0.0999, 0.1), EvaluationSettings(gate="refuse"))
+    assert caught.value.exit_code == 5
