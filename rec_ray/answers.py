@@ -53,7 +53,7 @@ def recommendations_of(settings: Settings, user_id: str | None, count: int) -> A
         raise DataError(f"the online store has no recommendations for user {user_id!r}; was `rec-ray run` done since?")
     scores = answer[target.fields[SCORES]][0] if SCORES in target.fields else []
     version = answer[target.fields[MODEL_VERSION]][0] if MODEL_VERSION in target.fields else None
-    shown = list(item_ids)[:count]
+    shown = [str(item_id) for item_id in list(item_ids)[:count]]
     title = f"Recommendations for user {user_id}" + (f", version {version}" if version else "")
     return Answer(title, version, shown, [float(s) for s in list(scores or [])[:count]], _names(store, settings, shown))
 

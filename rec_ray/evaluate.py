@@ -284,7 +284,8 @@ class TargetRanker:
         # Users of whom no target is left are not asked about at all.
         asked = np.flatnonzero(np.diff(offsets) > 0)
         if not len(asked):
-            return []
+            none = np.zeros_like(MetricSums(self.names).totals).reshape(-1)
+            return [{"method": MODEL, "totals": none, "weights": none, "items": [], **counts}]
         if exclude is not None:
             exclude = take_ragged(exclude[0], exclude[1], asked)
         targets, offsets = take_ragged(targets, offsets, asked)

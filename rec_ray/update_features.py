@@ -20,7 +20,7 @@ import ray
 import ray.data
 from feast import FeatureStore, FeatureView, RepoConfig
 from feast.data_source import PushMode
-from feast.value_type import ValueType
+from feast.types import from_feast_to_pyarrow_type
 from ray.data import TaskPoolStrategy
 
 from rec_ray.config import PublishSettings
@@ -49,14 +49,16 @@ class PushTarget:
     """A push source with the view behind it.
 
     fields: our column -> the view's field. key: the view's join key; entity: our column with its values.
+    types: the type that the view has the key and each field as. times: columns that take the time of the push.
     """
 
     source: str
     view: str
     entity: str
     key: str
-    numeric_key: bool
     fields: Mapping[str, str]
+    types: Mapping[str, pa.DataType]
+    times: Sequence[str]
 
 
 def find_push_target(store: FeatureStore, source: str, entity: str, columns: Sequence[str]) -> PushTarget:
@@ -64,7 +66,7 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
 
     Raises:
         ConfigError: there is no such push source, or no view is fed by it.
-        SchemaError: the view lacks a field that is needed.
+        SchemaError: the view lacks a field that is needed, or has one that candidates have nothing for.
     """
     views = [view for view in store.list_feature_views() if _push_source_of(view) == source]
     if not views:
@@ -74,8 +76,8 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
             f"{listed(known)}. Correct section `publish` or run `feast apply`"
         )
     view = views[0]
-    have = {field.name for field in view.features}
-    fields = {}
+    have = [field.name for field in view.features]
+    fields: dict[str, str] = {}
     for column in [*columns, MODEL_VERSION]:
         name = next((name for name in FIELD_NAMES[column] if name in have), None)
         if name is not None:
@@ -86,14 +88,20 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
             )
         else:
             LOGGER.info("feature view %s has no field %s: not pushed", view.name, FIELD_NAMES[column][0])
+    further = sorted(set(have) - set(fields.values()))
+    if further:
+        raise SchemaError(
+            f"feature view {view.name!r} has the fields {listed(further)}, which candidates do not have; Feast pushes "
+            "whole rows only, so move them to another view"
+        )
     if len(view.join_keys) != 1:
         raise SchemaError(f"feature view {view.name!r} has the join keys {listed(view.join_keys)}; expected one")
     key = view.join_keys[0]
-    numeric = any(
-        column.name == key and column.dtype.to_value_type() in (ValueType.INT32, ValueType.INT64)
-        for column in view.entity_columns
-    )
-    return PushTarget(source, view.name, entity, key, numeric, fields)
+    known = {field.name: from_feast_to_pyarrow_type(field.dtype) for field in [*view.features, *view.entity_columns]}
+    types = {name: known[name] for name in (key, *fields.values()) if name in known}
+    batch = view.batch_source
+    times = [batch.timestamp_field, batch.created_timestamp_column] if batch else []
+    return PushTarget(source, view.name, entity, key, fields, types, [name for name in times if name])
 
 
 def _push_source_of(view: FeatureView) -> str | None:
@@ -221,24 +229,26 @@ def push_frame(batch: pa.Table, target: PushTarget, version: str, published_at: 
     """Return a batch of candidates as the frame that Feast pushes.
 
     Raises:
-        SchemaError: the view's key is a number and an id is none.
+        SchemaError: the view has a whole number as key or as item ids, and an id is none.
     """
-    ids = batch[target.entity]
-    if target.numeric_key:
-        try:
-            ids = ids.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise SchemaError(f"feature view {target.view!r} has a whole number as {target.key!r}: {error}") from None
-    columns: dict[str, Any] = {target.key: ids.to_pandas()}
+    columns = {target.key: batch[target.entity]}
     for column, field in target.fields.items():
-        if column != MODEL_VERSION:
-            columns[field] = batch[column].to_pandas()
-    frame = pd.DataFrame(columns)
-    if MODEL_VERSION in target.fields:
-        frame[target.fields[MODEL_VERSION]] = version
-    frame[EVENT_TIMESTAMP] = pd.Timestamp(published_at)
-    frame["created"] = pd.Timestamp(published_at)
+        columns[field] = pa.array([version] * batch.num_rows) if column == MODEL_VERSION else batch[column]
+    frame = pd.DataFrame({name: _as_type_of(target, name, values).to_pandas() for name, values in columns.items()})
+    for name in target.times:
+        frame[name] = pd.Timestamp(published_at)
     return frame
+
+
+def _as_type_of(target: PushTarget, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return values with the type that the view has a column as."""
+    kind = target.types.get(name, values.type)
+    try:
+        return values.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SchemaError(
+            f"feature view {target.view!r} has {name!r} as {kind}, which does not hold what candidates have: {error}"
+        ) from None
 
 
 def _read_back(store: FeatureStore, storage: Storage, paths: list[str], target: PushTarget, version: str) -> None:
@@ -248,11 +258,14 @@ def _read_back(store: FeatureStore, storage: Storage, paths: list[str], target: 
     with storage.filesystem.open_input_file(paths[-1]) as handle:
         sample = next(pq.ParquetFile(handle).iter_batches(batch_size=SAMPLE))
     column = next(column for column in target.fields if column != MODEL_VERSION)
-    found = read_online(store, target, pa.table({target.entity: sample[target.entity]})[target.entity].to_pylist())
-    for expected, answer in zip(sample[column].to_pylist(), found[target.fields[column]], strict=True):
-        same = answer is not None and (
-            list(answer) == expected if column == ITEM_IDS else np.allclose(answer, expected, rtol=1e-5, atol=1e-6)
-        )
+    found = read_online(store, target, sample[target.entity].to_pylist())
+    pushed = _as_type_of(target, target.fields[column], sample[column]).to_pylist()
+    for expected, answer in zip(pushed, found[target.fields[column]], strict=True):
+        same = answer is not None and len(answer) == len(expected)
+        if same and column == ITEM_IDS:
+            same = list(answer) == expected
+        elif same:
+            same = np.allclose(answer, expected, rtol=1e-5, atol=1e-6)
         if not same:
             raise PartlyPublishedError(
                 f"view {target.view!r} answers otherwise than was pushed for version {version}; is another publisher "
@@ -265,9 +278,10 @@ def read_online(store: FeatureStore, target: PushTarget, ids: Sequence[str]) -> 
 
     Raises:
         FeatureStoreError: the online store does not answer.
+        SchemaError: the view has a whole number as key, and an id is none.
     """
     features = [f"{target.view}:{field}" for field in target.fields.values()]
-    keys = [{target.key: int(entity) if target.numeric_key else entity} for entity in ids]
+    keys = [{target.key: key} for key in _as_type_of(target, target.key, pa.array(ids, pa.string())).to_pylist()]
     try:
         answer: dict[str, list[Any]] = store.get_online_features(features=features, entity_rows=keys).to_dict()
     except Exception as error:

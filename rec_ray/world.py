@@ -28,7 +28,6 @@ from rec_ray.logs import step
 from rec_ray.model_version import VersionDatabase
 from rec_ray.storage import Storage, open_storage
 
-
 IDLE_WORKERS = 8
 """Worker processes that a local Ray keeps while they have nothing to do."""
 

@@ -202,7 +202,7 @@ def test_a_second_run_leaves_nothing_of_the_first_and_no_manifest_when_it_fails(
     # The pages are gone, the footer is there: the run fails when items are written and users are read.
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + b"\xff" * 2000 + whole[2004:])
-    with pytest.raises(Exception, match="few.parquet"):
+    with pytest.raises(Exception, match=r"few\.parquet"):
         generate(tiny_data, tmp_path, data)
     assert storage.list(f"{PREFIX}/item_embeddings")
     with pytest.raises(DataError, match=r"no complete candidates.*rec-ray candidates"):

@@ -116,7 +116,7 @@ def test_metrics_are_those_of_a_loop_over_users(tiny_data, exclude_seen):
     for method in METHODS:
         assert set(found.metrics[method]) == names
         for name, (low, high) in found.intervals[method].items():
-            assert low <= found.metrics[method][name] <= high
+            assert low - 1e-9 <= found.metrics[method][name] <= high + 1e-9
 
 
 def test_baselines_that_know_who_belongs_together_find_the_groups(tiny_data):
@@ -138,12 +138,10 @@ def test_without_a_test_user_there_are_no_metrics_and_it_is_said(tiny_data, tmp_
     assert 50 < len(tested) < 202
     others = [user for user in timelines_of(tiny_data)["user_id"].to_pylist() if user not in tested]
     monkeypatch.setattr(logging.getLogger("rec_ray"), "propagate", True)
-    for users in (others, ["quiet"]):
-        caplog.clear()
-        found = evaluate(tiny_data, of_users(tiny_data, users, tmp_path / "some.parquet"))
-        assert found == Evaluation({}, 0, 0, facts=found.facts)
-        assert "no user has a held-out positive event: there are no metrics" in caplog.messages
-        assert check_gate(found, EvaluationSettings(gate="refuse")) == "off"
+    found = evaluate(tiny_data, of_users(tiny_data, others, tmp_path / "others.parquet"))
+    assert found == Evaluation({}, 0, 0, facts=found.facts)
+    assert "no user has a held-out positive event: there are no metrics" in caplog.messages
+    assert check_gate(found, EvaluationSettings(gate="refuse")) == "off"
 
 
 def compared(model, popularity):

@@ -13,9 +13,7 @@ def encoder(kind: str) -> MeanHistory | TransformerHistory:
     torch.manual_seed(0)
     if kind == "mean":
         return MeanHistory(SIZE, event_types=3, time_gaps=True).eval()
-    return TransformerHistory(
-        SIZE, LENGTH, event_types=3, time_gaps=True, layers=2, heads=2, norm=kind
-    ).eval()
+    return TransformerHistory(SIZE, LENGTH, event_types=3, time_gaps=True, layers=2, heads=2, norm=kind).eval()
 
 
 def timelines(b: int = 3, length: int = LENGTH) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -93,8 +93,15 @@ def test_gradients_are_those_of_plain_softmax_whatever_the_chunk(max_logits: int
     log_q, weight = -torch.rand(11), torch.rand(7)
 
     ours = 3 * softmax_loss(
-        query, candidate, target, temperature=0.5, log_q=log_q, weight=weight,
-        explicit_row=row, explicit_candidate=disliked, max_logits=max_logits,
+        query,
+        candidate,
+        target,
+        temperature=0.5,
+        log_q=log_q,
+        weight=weight,
+        explicit_row=row,
+        explicit_candidate=disliked,
+        max_logits=max_logits,
     )
     got = torch.autograd.grad(ours, (query, candidate, disliked))
 
@@ -168,9 +175,7 @@ def test_streaming_frequencies_find_the_rate_and_follow_a_change() -> None:
     assert float(estimator.log_q(torch.tensor([3])).exp()) == pytest.approx(1 / 101)
     for step in range(1, 101):
         estimator.update(torch.tensor([2] + ([1] if step % 10 == 0 else [])))
-    torch.testing.assert_close(
-        estimator.log_q(torch.tensor([1, 2])).exp(), torch.tensor([0.1, 1.0]), atol=0.02, rtol=0
-    )
+    torch.testing.assert_close(estimator.log_q(torch.tensor([1, 2])).exp(), torch.tensor([0.1, 1.0]), atol=0.02, rtol=0)
 
 
 def test_streaming_frequency_by_hand() -> None:
