@@ -11,16 +11,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from rec_ray.candidates import RECOMMENDATION_FOLDER, read_manifest
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
+from rec_ray.feast_store import point_in_time, portable_config
 from rec_ray.pipeline import candidates_folder
 from rec_ray.retrieval.top_k import ExactTopK, Exclusions
-from rec_ray.schema import EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
+from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, TIMESTAMP, USER_ID
 from rec_ray.storage import Storage
 from rec_ray.update_features import find_push_target, read_online
 from rec_ray.world import database_of, feature_store_of, storage_of
@@ -110,10 +111,11 @@ def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict
     name, key = settings.features.item_name, settings.feast.item_key
     if name is None or not item_ids:
         return {}
-    entity = pd.DataFrame({key: item_ids, EVENT_TIMESTAMP: pd.Timestamp(datetime.now(UTC))})
-    service = store.get_feature_service(settings.feast.item_service)
-    frame = store.get_historical_features(entity_df=entity, features=service).to_df()
-    return {str(row[key]): str(row[name]) for row in frame[[key, name]].dropna().to_dict("records")}
+    service = settings.feast.item_service
+    now = pa.array([datetime.now(UTC)] * len(item_ids), TIMESTAMP)
+    found = point_in_time(portable_config(store), service, key, pa.array(item_ids, pa.string()), now, [name])
+    names = zip(item_ids, found[name].to_pylist(), strict=True)
+    return {item_id: str(text) for item_id, text in names if text is not None}
 
 
 def list_versions(settings: Settings) -> list[dict[str, Any]]:

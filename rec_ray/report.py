@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rec_ray.contracts import Evaluation
 
@@ -44,12 +45,18 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 
 
 def verdict(evaluation: Evaluation) -> str:
-    """Return one sentence on the model beside popularity."""
+    """Return one sentence on the model beside popularity: better is what lies beyond the model's 95 % interval."""
     model, popularity = (evaluation.metrics[name].get("recall@10", 0.0) for name in ("model", "popularity"))
     if model <= popularity:
         return (
             f"The model does not beat popularity (Recall@10 {model:.4f} against {popularity:.4f}): "
             "these data hold little that tells users apart."
+        )
+    low, high = evaluation.intervals.get("model", {}).get("recall@10", (model, model))
+    if low <= popularity:
+        return (
+            f"The model does not beat popularity by more than chance (Recall@10 {model:.4f} against {popularity:.4f}, "
+            f"95 % interval {low:.4f} to {high:.4f})."
         )
     times = f"{model / popularity:.1f} times popularity's" if popularity else "where popularity finds nothing"
     return f"The model's Recall@10 is {times}."
@@ -62,20 +69,20 @@ def _heading(metric: str) -> str:
 
 def print_rows(console: Console, title: str, rows: Mapping[str, object], *, unit: str = "") -> None:
     """Print names and values in two columns."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(title), title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", justify="right" if all(isinstance(v, int | float) for v in rows.values()) else "left")
     for name, value in rows.items():
         text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        table.add_row(name.replace("_", " "), text + unit)
+        table.add_row(Text(name.replace("_", " ")), Text(text + unit))
     console.print(table)
 
 
 def print_items(
     console: Console, title: str, item_ids: Sequence[str], scores: Sequence[float], names: Mapping[str, str]
 ) -> None:
-    """Print a ranked list of items with names and scores."""
-    table = Table(title=title, title_justify="left")
+    """Print a ranked list of items with names and scores; ids and names are text, whatever is in them."""
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("", justify="right")
     table.add_column("Item", no_wrap=True)
     if names:
@@ -86,7 +93,7 @@ def print_items(
         cells = [str(place + 1), item_id]
         cells += [names.get(item_id, "")] if names else []
         cells += [f"{scores[place]:.3f}"] if scores else []
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))
     console.print(table)
 
 
@@ -102,5 +109,6 @@ def print_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> N
         model = ((version.get("metrics") or {}).get("model")) or {}
         figures = [f"{model[name]:.4f}" if model.get(name) is not None else "" for name in ("recall@10", "ndcg@10")]
         since = str(version.get("updated_at") or "")[:19].replace("T", " ")
-        table.add_row(version["version"], version["state"], since, *figures, version.get("run_id") or "")
+        cells = [version["version"], version["state"], since, *figures, version.get("run_id") or ""]
+        table.add_row(*map(Text, cells))
     console.print(table)

@@ -28,7 +28,7 @@ from rec_ray.contracts import UpdateReport
 from rec_ray.errors import ConfigError, FeatureStoreError, PartlyPublishedError, SchemaError, listed
 from rec_ray.feast_store import portable_config, store_in_task
 from rec_ray.logs import LOGGER
-from rec_ray.schema import EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
+from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
 from rec_ray.storage import Storage
 
 SINGLE_WRITERS = ("sqlite", "faiss")
@@ -97,8 +97,8 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
     if len(view.join_keys) != 1:
         raise SchemaError(f"feature view {view.name!r} has the join keys {listed(view.join_keys)}; expected one")
     key = view.join_keys[0]
-    known = {field.name: from_feast_to_pyarrow_type(field.dtype) for field in [*view.features, *view.entity_columns]}
-    types = {name: known[name] for name in (key, *fields.values()) if name in known}
+    kinds = {field.name: from_feast_to_pyarrow_type(field.dtype) for field in [*view.features, *view.entity_columns]}
+    types = {name: kinds[name] for name in (key, *fields.values()) if name in kinds}
     batch = view.batch_source
     times = [batch.timestamp_field, batch.created_timestamp_column] if batch else []
     return PushTarget(source, view.name, entity, key, fields, types, [name for name in times if name])

@@ -89,7 +89,10 @@ def shop(make_repo, tmp_path_factory):
     return make_repo(folder / "repo", [user, item, *views])
 
 
-def test_a_repository_of_other_types_and_times_gets_every_row(shop, tmp_path):
+@pytest.mark.parametrize("single_writers", [("sqlite",), ()])
+def test_a_repository_of_other_types_and_times_gets_every_row(shop, tmp_path, monkeypatch, single_writers):
+    """By this process, and by tasks of Ray side by side, as a store for many writers gets them."""
+    monkeypatch.setattr("rec_ray.update_features.SINGLE_WRITERS", single_writers)
     before = datetime.now(UTC)
     report = update(shop, tmp_path, batch_rows=2)
     assert report.version == "1"
@@ -129,7 +132,7 @@ def test_ids_that_are_no_numbers_are_named_where_the_view_has_numbers(shop):
         (
             "user_items",
             ConfigError,
-            r"no feature view .* push source 'user_items'; .*'item_embed_push_source'.*publish",
+            r"push source 'user_items'; .*'item_embed_push_source'.*section `publish`",
         ),
         ("lists_of_others", SchemaError, r"'no_lists' has no field 'top_k_item_ids'; it has 'top_k_scores'"),
     ],
@@ -220,17 +223,15 @@ def test_a_push_that_breaks_off_is_partly_published_and_goes_on_later(tiny_data,
 @pytest.mark.parametrize("size", [2, 3])
 def test_vectors_of_another_publisher_are_noticed(shop, tmp_path, size):
     """The sample that is read back is compared, also when the other model has vectors of another length."""
-    from rec_ray.feast_store import portable_config
     from rec_ray.update_features import _push_batch, _read_back, find_push_target
 
     storage = open_storage(str(tmp_path))
     target = find_push_target(shop, "user_embed_push_source", "user_id", ["embedding"])
     own = pa.table([["7"], [[0.8, 0.6]]], schema=USER_EMBEDDINGS)
     pq.write_table(own, tmp_path / "own.parquet")
-    config = portable_config(shop)
-    assert _push_batch(own, config, target, "1", datetime.now(UTC)).to_pylist() == [{"pushed": 1, "failure": None}]
+    assert _push_batch(shop, own, target, "1", datetime.now(UTC)) == {"pushed": 1, "failure": ""}
     _read_back(shop, storage, [storage.path("own.parquet")], target, "1")
     other = pa.table([["7"], [np.full(size, 0.1).tolist()]], schema=USER_EMBEDDINGS)
-    _push_batch(other, config, target, "2", datetime.now(UTC))
+    _push_batch(shop, other, target, "2", datetime.now(UTC))
     with pytest.raises(PartlyPublishedError, match=r"'user_vectors' answers otherwise .* another publisher"):
         _read_back(shop, storage, [storage.path("own.parquet")], target, "1")
