@@ -1,4 +1,4 @@
-"""Training with Ray Train learns the groups of the tiny data, repeats itself, goes on where it stopped, ends clearly."""
+"""Training with Ray Train learns the groups of the tiny data, repeats itself, goes on where it stopped, ends well."""
 
 import json
 import pickle
