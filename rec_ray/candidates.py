@@ -64,6 +64,8 @@ def generate_candidates(
     Raises:
         DataError: the catalogue is empty.
     """
+    # First the manifest: objects of a bucket go one after another, and it must never list parts that are gone.
+    storage.delete_prefix(f"{prefix}/{MANIFEST}")
     storage.delete_prefix(prefix)
     files = ray.put(bundle.to_files())
     items = (

@@ -125,11 +125,7 @@ def train_two_tower(
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        text = str(error)
-        if "FloatingPointError" in text:
-            line = next(line for line in text.splitlines() if "FloatingPointError" in line)
-            raise DataError(line.split("FloatingPointError:", 1)[-1].strip()) from error
-        raise RecRayError(f"training failed: {text.strip().splitlines()[-1]}") from error
+        raise _foreseen(error) from error
     if result.checkpoint is None:
         raise RecRayError("training ended without a checkpoint")
     with result.checkpoint.as_directory() as folder:
@@ -145,6 +141,17 @@ def train_two_tower(
         metadata={**metadata, "epochs": state["epochs"], "best_epoch": state["best_epoch"]},
     )
     return TrainedModel(bundle, epochs, state["best_epoch"], {"steps": state["steps"]})
+
+
+def _foreseen(error: ray.train.TrainingFailedError) -> RecRayError:
+    """Return what a worker raised as an error of ours; Ray Train (2.60) wraps it in one whose text is a traceback."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        raised = getattr(failure, "_base_exc", failure)
+        if isinstance(raised, FloatingPointError):
+            return DataError(str(raised))
+        if isinstance(raised, RecRayError):
+            return raised
+    return RecRayError(f"training failed: {str(error).strip().splitlines()[-1]}")
 
 
 def _train_loop_per_worker(config: dict[str, Any]) -> None:

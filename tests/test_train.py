@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
 # Without dropout, and with all items as candidates, nothing is drawn: a run that went on equals one that never stopped.
 MODEL = ModelSettings(history="mean", embedding_size=16, dropout=0.0, id_dropout=0.0)
-TRAINING = TrainSettings(epochs=3, learning_rate=0.02, batch_size=256, max_failures=0)
+TRAINING = TrainSettings(epochs=3, learning_rate=0.03, batch_size=64, max_failures=0)
 
 
 def train(tiny, folder, run_id, training=TRAINING, **changes):
@@ -67,7 +67,7 @@ def test_it_learns(trained, tiny_data):
     assert losses[0] > losses[1] > losses[2] > 0
     best = trained.epochs[trained.best_epoch - 1].validation_ndcg
     assert best == max(epoch.validation_ndcg for epoch in trained.epochs)
-    assert best > 2 * chance(tiny_data)
+    assert best > 3 * chance(tiny_data)
     assert all(epoch.examples_per_second > 0 for epoch in trained.epochs)
 
 
@@ -87,7 +87,7 @@ def test_the_bundle_is_that_of_the_best_epoch_and_embeds(trained, tiny_data):
     group = np.array([int(names[place][1:]) % 4 for place in chosen])
     likeness = vectors[chosen] @ vectors[chosen].T
     same = (group[:, None] == group[None, :]) & ~np.eye(60, dtype=bool)
-    assert likeness[same].mean() > likeness[group[:, None] != group[None, :]].mean() + 0.3
+    assert likeness[same].mean() > likeness[group[:, None] != group[None, :]].mean() + 0.15
 
 
 def test_a_run_that_stopped_goes_on_as_if_it_had_not_and_the_seed_repeats_it(trained, tiny_data, tmp_path):
@@ -106,7 +106,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not_and_the_seed_repeats_it(tra
 
 
 def test_a_loss_that_is_not_finite_is_a_fault_of_the_data_with_advice(tiny_data, tmp_path):
-    with pytest.raises(DataError, match=r"the loss became (nan|inf) at step 0; try a smaller train.learning_rate"):
+    with pytest.raises(DataError, match=r"^the loss became (nan|inf) at step 0; try a smaller train.learning_rate"):
         train(tiny_data, tmp_path, "absurd", temperature=1e-42)
 
 
@@ -148,7 +148,7 @@ def test_two_workers_go_in_step_and_learn(tiny_data, trained, tmp_path):
     made = json.loads(done.stdout.splitlines()[-1])
     (first, _, _), (second, ndcg, _) = made["epochs"]
     assert second < first
-    assert ndcg > 1.5 * chance(tiny_data)
+    assert ndcg > 2 * chance(tiny_data)
     # Both together read what one worker reads, but for the last batches that only one of them has.
     seen = [positives / tiny_data.data.positives for _, _, positives in made["epochs"]]
     assert all(0.8 < share <= 1.0 + 1e-6 for share in seen)

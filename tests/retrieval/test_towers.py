@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rec_ray.retrieval import towers
 from rec_ray.retrieval.feature_batch import FeatureBatch, FeatureShape
 from rec_ray.retrieval.towers import TwoTower, build_two_tower
 
@@ -129,13 +130,15 @@ def test_a_model_is_rebuilt_from_json_and_weights() -> None:
     torch.testing.assert_close(again.embed_items(index, batch), model.embed_items(index, batch), rtol=0, atol=0)
 
 
-def test_tables_have_sparse_gradients_and_the_rest_dense_ones() -> None:
+@pytest.mark.parametrize("table_rows", ["small", "large"])
+def test_only_large_tables_have_sparse_gradients(monkeypatch: pytest.MonkeyPatch, table_rows: str) -> None:
+    monkeypatch.setattr(towers, "SPARSE_ROWS", 1 if table_rows == "large" else 1_000_000)
     model = build_two_tower(**ARGUMENTS)  # type: ignore[arg-type]
     arguments, rows = timeline_arguments(model), torch.zeros(2, 5, dtype=torch.long)
     model.embed_timelines(*arguments, features(USER_SHAPE, 1), rows).square().sum().backward()  # type: ignore
     sparse, dense = model.sparse_parameters(), model.dense_parameters()
     assert len(sparse) == 3 and len(sparse) + len(dense) == len(list(model.parameters()))
-    assert all(p.grad is not None and p.grad.is_sparse for p in sparse)
+    assert all(p.grad is not None and p.grad.is_sparse == (table_rows == "large") for p in sparse)
     assert not any(p.grad is not None and p.grad.is_sparse for p in dense)
 
 
