@@ -337,9 +337,13 @@ _SUMS = pa.schema(
 
 
 def _best(scores: Array, count: int) -> Array:
-    """Return the items of the `count` best scores of each row in rank order, ties by index, -1 where none is left."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return np.where(np.take_along_axis(scores, order, axis=1) > -np.inf, order, -1)
+    """Return the items of the `count` best scores of each row in rank order, -1 where none is left."""
+    count = min(count, scores.shape[1])
+    best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    best.sort(axis=1)
+    order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+    best = np.take_along_axis(best, order, axis=1)
+    return np.where(np.take_along_axis(scores, best, axis=1) > -np.inf, best, -1)
 
 
 def _stable_numbers(user_ids: pa.Array) -> Array:
