@@ -6,6 +6,7 @@ with `--json`, and log lines to standard error. No command has logic of its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -57,6 +58,12 @@ def _settings(project: Path | None, config: Path | None, overrides: list[str] | 
     return load_settings(path, overrides or [])
 
 
+def _aside(command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call a function; what it or Ray prints meanwhile goes to standard error, as standard output is for the answer."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return command(*arguments, **named)
+
+
 def _print_report(report: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(report), default=str))
@@ -106,7 +113,7 @@ def run(
     settings = _settings(project, config, overrides)
     from rec_ray.pipeline import run_pipeline
 
-    _print_report(run_pipeline(settings, run_id=run_id), as_json)
+    _print_report(_aside(run_pipeline, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -117,7 +124,7 @@ def train(
     settings = _settings(project, config, overrides)
     from rec_ray.pipeline import run_training
 
-    _print_report(run_training(settings, run_id=run_id), as_json)
+    _print_report(_aside(run_training, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -132,7 +139,7 @@ def evaluate(
     settings = _settings(project, config, overrides)
     from rec_ray.pipeline import run_evaluation
 
-    _print_report(run_evaluation(settings, version), as_json)
+    _print_report(_aside(run_evaluation, settings, version), as_json)
 
 
 @app.command()
@@ -147,7 +154,7 @@ def candidates(
     settings = _settings(project, config, overrides)
     from rec_ray.pipeline import run_candidates
 
-    _print_report(run_candidates(settings, version), as_json)
+    _print_report(_aside(run_candidates, settings, version), as_json)
 
 
 @app.command()
@@ -162,7 +169,7 @@ def publish(
     settings = _settings(project, config, overrides)
     from rec_ray.pipeline import run_publishing
 
-    _print_report(run_publishing(settings, version), as_json)
+    _print_report(_aside(run_publishing, settings, version), as_json)
 
 
 @app.command()
