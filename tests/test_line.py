@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -89,25 +88,18 @@ def test_new_products_reach_users_with_their_taste(shop: Path, report: Any) -> N
     from rec_ray.sample.shop import generate_shop
 
     truth = generate_shop(0).truth
-    folder = shop / "store" / "two-tower" / report["version"] / "candidates"
-    lists = {row["user_id"]: row["item_ids"] for row in pq.read_table(folder / "recommendations").to_pylist()}
-    users = sorted(lists)
-    data = shop / "feature_repo" / "data"
-    user_ids = list(dict.fromkeys(pq.read_table(data / "users.parquet")["user_id"].to_pylist()))
-    item_ids = list(dict.fromkeys(pq.read_table(data / "items.parquet")["item_id"].to_pylist()))
-    tastes = truth.department_tastes()
-    department = {path: place for place, path in enumerate(dict.fromkeys(p.split("|")[0] for p in truth.leaf_paths))}
+    item_ids = truth.item_ids.to_pylist()
+    department = dict(zip(item_ids, truth.leaf_department[truth.item_leaf].tolist(), strict=True))
+    new_by_department: dict[int, set[str]] = {}
+    for item in truth.new_items:
+        new_by_department.setdefault(department[item], set()).add(item)
+    favourites = dict(zip(truth.user_ids.to_pylist(), truth.department_tastes().argmax(axis=1).tolist(), strict=True))
+    folder = shop / "store" / "two-tower" / report["version"] / "candidates" / "recommendations"
     hits = chances = 0.0
-    place_of = {user: place for place, user in enumerate(user_ids)}
-    for user in users:
-        favourite = int(np.argmax(tastes[place_of[user]]))
-        own = [
-            item_ids[item]
-            for item in truth.new_items
-            if department[truth.leaf_paths[truth.item_leaf[item]].split("|")[0]] == favourite
-        ]
-        hits += len(set(own) & set(lists[user]))
-        chances += len(own) * 100 / len(item_ids)
+    for row in pq.read_table(folder).to_pylist():
+        fitting = new_by_department.get(favourites[row["user_id"]], set())
+        hits += len(fitting & set(row["item_ids"]))
+        chances += len(fitting) * len(row["item_ids"]) / len(item_ids)
     assert hits > 1.5 * chances
 
 
