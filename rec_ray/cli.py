@@ -25,6 +25,8 @@ from rec_ray.config import SETTINGS_FILE, Settings, load_settings
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError
 from rec_ray.logs import LOGGER, configure_logging
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="rec-ray",
     help="Two-tower recommendations from a Feast feature store, on Ray.",
@@ -257,8 +259,10 @@ def _invoke(command: Callable[[], Any]) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("rec-ray: interrupted; nothing was made live", file=sys.stderr)
-        return 130
+        return _interrupted()
+    except SystemExit as stop:
+        # What typer makes of Ctrl-C.
+        return _interrupted() if stop.code == INTERRUPTED else int(stop.code or 0)
     except _Terminated:
         print("rec-ray: terminated; nothing was made live", file=sys.stderr)
         return 143
@@ -277,6 +281,11 @@ def _invoke(command: Callable[[], Any]) -> int:
         LOGGER.exception("unexpected fault")
         print(f"rec-ray: unexpected {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+
+
+def _interrupted() -> int:
+    print("rec-ray: interrupted; nothing was made live", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _foreseen_cause(error: BaseException) -> Any:

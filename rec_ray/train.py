@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,7 @@ def train_two_tower(
         ),
     )
     try:
-        result = trainer.fit()
+        result = _fit(trainer)
     except ray.train.TrainingFailedError as error:
         raise _foreseen(error) from error
     if result.checkpoint is None:
@@ -141,6 +143,20 @@ def train_two_tower(
         metadata={**metadata, "epochs": state["epochs"], "best_epoch": state["best_epoch"]},
     )
     return TrainedModel(bundle, epochs, state["best_epoch"], {"steps": state["steps"]})
+
+
+def _fit(trainer: TorchTrainer) -> ray.train.Result:
+    """Fit in a thread: in the main one Ray Train (2.60) takes Ctrl-C for itself and ends the process with code 0."""
+    outcome: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    return outcome.result()
 
 
 def _foreseen(error: ray.train.TrainingFailedError) -> RecRayError:
