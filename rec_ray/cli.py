@@ -255,14 +255,12 @@ def main(argv: list[str] | None = None) -> int:
 def _invoke(command: Callable[[], Any]) -> int:
     try:
         code = command()
-        return int(code) if isinstance(code, int) else 0
+        # What typer makes of Ctrl-C.
+        return _interrupted() if code == INTERRUPTED else int(code) if isinstance(code, int) else 0
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except SystemExit as stop:
-        # What typer makes of Ctrl-C.
-        return _interrupted() if stop.code == INTERRUPTED else int(stop.code or 0)
     except _Terminated:
         print("rec-ray: terminated; nothing was made live", file=sys.stderr)
         return 143
