@@ -21,7 +21,8 @@ import typer
 from rich.console import Console
 
 from rec_ray import __version__
-from rec_ray.config import SETTINGS_FILE, Settings, load_settings
+from rec_ray.config import Settings
+from rec_ray.config_file import SETTINGS_FILE, load_settings
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError
 from rec_ray.logs import LOGGER, configure_logging
 

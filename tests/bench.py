@@ -77,7 +77,7 @@ def load_encode_train(project: Path) -> dict[str, float]:
     """Do the first three steps of the line on a project, one epoch; return the seconds of each."""
     from datetime import UTC, datetime
 
-    from rec_ray.config import load_settings
+    from rec_ray.config_file import load_settings
     from rec_ray.load_features import load_features
     from rec_ray.logs import configure_logging, step
     from rec_ray.train import train_two_tower

@@ -334,7 +334,7 @@ def tiny_data(
 
     import torch
 
-    from rec_ray.config import load_settings
+    from rec_ray.config_file import load_settings
     from rec_ray.load_features import load_features
     from rec_ray.retrieval.bundle import TwoTowerBundle
     from rec_ray.retrieval.towers import build_two_tower

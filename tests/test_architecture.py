@@ -56,10 +56,10 @@ def reads_environment(path: Path) -> bool:
 
 def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
     assert {str(p.relative_to(ROOT)) for p in [*MODULES, *JOBS] if reads_environment(p)} <= {
-        "rec_ray/config.py",
+        "rec_ray/config_file.py",
         "rec_ray/cli.py",
     }
-    assert reads_environment(ROOT / "rec_ray" / "config.py")
+    assert reads_environment(ROOT / "rec_ray" / "config_file.py")
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:

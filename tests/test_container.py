@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rec_ray.config import load_settings
+from rec_ray.config_file import load_settings
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

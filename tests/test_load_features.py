@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings, load_settings
+from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings
+from rec_ray.config_file import load_settings
 from rec_ray.contracts import RowCounts, SplitTimes
 from rec_ray.errors import ConfigError, EmptyDataError, SchemaError
 from rec_ray.schema import FeatureDeclaration

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data
 
-from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings, InteractionSettings, load_settings
+from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings, InteractionSettings
+from rec_ray.config_file import load_settings
 from rec_ray.contracts import TEST, TRAIN, VALIDATION
 from rec_ray.errors import EmptyDataError, SchemaError
 from rec_ray.retrieval.catalogue import CATALOGUE

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rec_ray.config import PublishSettings, load_settings
+from rec_ray.config import PublishSettings
+from rec_ray.config_file import load_settings
 from rec_ray.errors import ConfigError, PartlyPublishedError, SchemaError
 from rec_ray.schema import ITEM_EMBEDDINGS, RECOMMENDATIONS, USER_EMBEDDINGS
 from rec_ray.storage import open_storage

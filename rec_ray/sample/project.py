@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rec_ray.config import SETTINGS_FILE
+from rec_ray.config_file import SETTINGS_FILE
 from rec_ray.config_template import render_settings
 from rec_ray.errors import ConfigError, listed
 from rec_ray.sample import shop

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from pydantic import SecretStr, ValidationError
 
-from rec_ray.config import SECRETS, Section, Settings, load_settings, redacted
+from rec_ray.config import SECRETS, Section, Settings, redacted
+from rec_ray.config_file import load_settings
 from rec_ray.config_template import render_settings
 from rec_ray.errors import ConfigError
 from rec_ray.schema import FeatureDeclaration
