@@ -1,5 +1,6 @@
 """What several test modules share: one local Ray a session, Feast repositories and small projects made from rows."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,20 @@ CITIES = ["Rome", "Oslo", "Bern", "Riga", "Wien"]
 
 def as_table(columns: Columns) -> pa.Table:
     return columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was() -> Iterator[None]:
+    """Undo what a test that runs a command does to the program's logger.
+
+    `caplog` must find it propagating when a test begins: pytest 9 hangs its handler on every logger that does not, and
+    one that propagates again later is heard twice.
+    """
+    logger = logging.getLogger("rec_ray")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Metrics are what a loop over users and items gives, baselines what was counted, and the gate says its figures."""
 
 import dataclasses
-import logging
 import math
 
 import numpy as np
@@ -128,13 +127,12 @@ def test_targets_of_users_of_whom_none_is_left_are_counted_too(tiny_data, tmp_pa
     assert found.facts["seen_targets"] == 1
 
 
-def test_without_a_test_user_there_are_no_metrics_and_it_is_said(tiny_data, tmp_path, caplog, monkeypatch):
+def test_without_a_test_user_there_are_no_metrics_and_it_is_said(tiny_data, tmp_path, caplog):
     from rec_ray.evaluate import check_gate
 
     tested = [row["user_id"] for row in timelines_of(tiny_data).to_pylist() if TEST in row["split"]]
     assert 50 < len(tested) < 202
     others = [user for user in timelines_of(tiny_data)["user_id"].to_pylist() if user not in tested]
-    monkeypatch.setattr(logging.getLogger("rec_ray"), "propagate", True)
     found = evaluate(tiny_data, of_users(tiny_data, others, tmp_path / "others.parquet"))
     assert found == Evaluation({}, 0, 0, facts=found.facts)
     assert "no user has a held-out positive event: there are no metrics" in caplog.messages
@@ -154,10 +152,9 @@ def test_the_gate_passes_a_model_that_is_as_good_as_popularity_within_the_margin
     assert check_gate(compared(0.0, 0.1), EvaluationSettings(gate="off")) == "off"
 
 
-def test_the_gate_warns_with_figures(caplog, monkeypatch):
+def test_the_gate_warns_with_figures(caplog):
     from rec_ray.evaluate import check_gate
 
-    monkeypatch.setattr(logging.getLogger("rec_ray"), "propagate", True)
     assert check_gate(compared(0.0891, 0.1), EvaluationSettings(gate="warn", gate_margin=0.1)) == "warned"
     (said,) = caplog.messages
     assert "NDCG@10 is 0.0891, popularity's 0.1000 over 1,234 users" in said

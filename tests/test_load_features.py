@@ -150,7 +150,6 @@ def test_odd_rows_are_counted_and_said_and_the_others_are_all_kept(tmp_path, mak
         items={"item_id": ["10", None, "11", "12", ""], "price": [1.0, 2.0, 3.0, 4.0, 5.0]},
     )
     caplog.set_level(logging.INFO, "rec_ray")
-    logging.getLogger("rec_ray").propagate = True
     tables = load_project(project)
     assert tables.rows == RowCounts(read=8, kept=5, null_keys=1, null_timestamps=1, in_the_future=1)
     said = "of 8 interactions 3 are left out: 1 with null keys, 1 with null timestamps, 1 with a time to come"

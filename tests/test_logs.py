@@ -2,19 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from rec_ray.logs import LOGGER, configure_logging, step
-
-
-@pytest.fixture(autouse=True)
-def restored_logger() -> Iterator[None]:
-    before = (LOGGER.handlers[:], LOGGER.level, LOGGER.propagate)
-    yield
-    LOGGER.handlers[:], LOGGER.propagate = before[0], before[2]
-    LOGGER.setLevel(before[1])
 
 
 def json_lines(text: str) -> list[dict[str, object]]:

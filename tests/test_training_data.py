@@ -1,5 +1,4 @@
 import itertools
-import logging
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -194,7 +193,6 @@ def test_odd_values_are_counted_and_said_and_nothing_that_is_not_finite_is_learn
             }
         },
     )
-    logging.getLogger("rec_ray").propagate = True
     data = prepare_project(project)
     assert data.facts["duplicates"] == 1
     assert data.facts["unknown_items"] == 1

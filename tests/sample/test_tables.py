@@ -75,16 +75,8 @@ def test_a_date_is_a_time_too(tmp_path):
 def test_timestamps_without_zone_are_said_once(tmp_path, caplog):
     interactions(tmp_path)
     write(tmp_path, "users", user_id=["u"], joined=pa.array([T0], pa.timestamp("ns")))
-    # The logger does not propagate once a face has configured it.
-    logger = logging.getLogger("rec_ray")
-    logger.addHandler(caplog.handler)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        read_own_tables(tmp_path)
-    finally:
-        logger.removeHandler(caplog.handler)
-        logger.setLevel(level)
+    caplog.set_level(logging.INFO, "rec_ray")
+    read_own_tables(tmp_path)
     said = {record.getMessage() for record in caplog.records}
     assert said == {"timestamps without a zone are taken as UTC: users.joined, interactions.time"}
 
