@@ -2,6 +2,7 @@
 # make test    checks and tests; what continuous integration runs
 # make check   ruff, mypy, import-linter, shellcheck
 # make bench   time and memory at size, written to build/bench.json
+# make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
 # make lock    requirements.lock anew from pyproject.toml; delete the file first to take the newest versions
 
 SHELL := /bin/bash -euo pipefail
@@ -38,7 +39,7 @@ INSTALL := $(UV) pip install --compile-bytecode --constraint requirements.lock -
 PLAIN := $(VENV)/.installed-plain
 TESTS := $(VENV)/.installed-tests
 
-.PHONY: help demo test check bench lock install clean
+.PHONY: help demo test check bench stack lock install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -77,6 +78,9 @@ test: check
 bench: $(TESTS)
 	mkdir -p build
 	$(BIN)/python tests/bench.py --output build/bench.json
+
+stack: $(TESTS)
+	exec $(BIN)/python tests/servers.py
 
 # Resolved without PIP_FIND_LINKS, for the lowest Python and every extra, so that it comes out the same on every machine;
 # then the CUDA packages of the registry's torch are left out, as said above.

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from servers import PostgreSQL, Redis, SeaweedFS
 
 # Before Ray or Feast is imported: no calls home, and what a cluster of somebody else sets does not count here.
 os.environ |= {
@@ -60,6 +61,27 @@ def local_ray() -> Iterator[Any]:
     open_ray(RaySettings(num_cpus=2, object_store_memory=300_000_000))
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[SeaweedFS]:
+    """An S3 server with keys and a bucket; a test that stops it starts it again."""
+    with SeaweedFS() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL with pgvector; `make_database(name)` gives a test its own database."""
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """A Redis with a password."""
+    with Redis() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
