@@ -21,10 +21,10 @@ import typer
 from rich.console import Console
 
 from rec_ray import __version__
-from rec_ray.config import Settings
+from rec_ray.config import Settings, secrets_of
 from rec_ray.config_file import SETTINGS_FILE, load_settings
-from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError
-from rec_ray.logs import LOGGER, configure_logging
+from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, foreseen_cause
+from rec_ray.logs import LOGGER, configure_logging, hide, without_secrets
 
 INTERRUPTED = 130
 
@@ -58,7 +58,9 @@ def _settings(project: Path | None, config: Path | None, overrides: list[str] | 
     if project is not None and config is not None:
         raise ConfigError("--project and --config name the settings twice; give one of them")
     path = config if config is not None else (project or Path()) / SETTINGS_FILE
-    return load_settings(path, overrides or [])
+    settings = load_settings(path, overrides or [])
+    hide(secrets_of(settings))
+    return settings
 
 
 def _aside(command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -74,6 +76,8 @@ def _print_report(report: Any, as_json: bool) -> None:
     from rec_ray.report import print_evaluation, print_rows
 
     console = Console()
+    if report.finished_before:
+        console.print(f"Run {report.run_id} has ended well before: nothing was done. It reported:", highlight=False)
     if report.evaluation is not None:
         print_evaluation(console, report.evaluation)
     print_rows(console, f"Version {report.version}", report.counts)
@@ -269,33 +273,24 @@ def _invoke(command: Callable[[], Any]) -> int:
         error.show(sys.stderr)
         return 2
     except RecRayError as error:
-        cause = _foreseen_cause(error)
-        print(f"rec-ray: {cause}", file=sys.stderr)
-        return cause.exit_code
+        return _failed(error)
     except Exception as error:
-        cause = _foreseen_cause(error)
-        if isinstance(cause, RecRayError):
-            print(f"rec-ray: {cause}", file=sys.stderr)
-            return cause.exit_code
+        if isinstance(foreseen_cause(error), RecRayError):
+            return _failed(error)
         LOGGER.exception("unexpected fault")
-        print(f"rec-ray: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print(without_secrets(f"rec-ray: unexpected {type(error).__name__}: {error}"), file=sys.stderr)
         return 1
+
+
+def _failed(error: Exception) -> int:
+    cause: Any = foreseen_cause(error)
+    print(without_secrets(f"rec-ray: {cause}"), file=sys.stderr)
+    return int(cause.exit_code)
 
 
 def _interrupted() -> int:
     print("rec-ray: interrupted; nothing was made live", file=sys.stderr)
     return INTERRUPTED
-
-
-def _foreseen_cause(error: BaseException) -> Any:
-    """Return the error that a Ray task raised on purpose, if there is one below `error`, else `error` itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RecRayError):
-            inner = getattr(seen, "cause", None)
-            return inner if isinstance(inner, RecRayError) else seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
 
 
 _UsageError: Any = typer.BadParameter.__base__

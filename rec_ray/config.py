@@ -6,6 +6,8 @@ names what is wrong. It reads no file and no environment (`config_file` does) an
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -24,6 +26,8 @@ from rec_ray.schema import FeatureDeclaration
 ENV_PREFIX = "REC_RAY__"
 SECRETS = {("storage", "access_key"), ("storage", "secret_key"), ("database", "password")}
 
+PLACES = ("storage", "database", "ray", "publish")
+"""Sections that say where a run works and what it tells, not what it learns."""
 SQLITE_ADDRESS = re.compile(r"^sqlite(\+\w+)?:(///?)?")
 _PASSWORD_IN_URL = re.compile(r"://[^@]*:[^@]*@|[?&]\w*(password|passwd|pwd)=", re.IGNORECASE)
 
@@ -231,6 +235,27 @@ class Settings(Section):
         if not (self.train.in_batch_negatives or self.train.uniform_negatives):
             raise ValueError("train.uniform_negatives 0 without train.in_batch_negatives leaves no negatives")
         return self
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Return the secrets that are set, for the one purpose of never showing them."""
+    found = [getattr(getattr(settings, section), key) for section, key in sorted(SECRETS)]
+    return [secret.get_secret_value() for secret in found if secret is not None]
+
+
+def deciding_settings(settings: Settings) -> dict[str, Any]:
+    """Return the settings that decide what a run comes to, as plain values without secrets.
+
+    Left out is where it runs and where things are kept: a run may go on elsewhere, with other workers.
+    """
+    plain = {name: value for name, value in redacted(settings).items() if name not in PLACES}
+    plain["feast"] = {name: value for name, value in plain["feast"].items() if name != "repo"}
+    return plain
+
+
+def hash_settings(deciding: dict[str, Any]) -> str:
+    """Return the SHA-256 sum of `deciding_settings`."""
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def redacted(settings: Settings) -> dict[str, Any]:

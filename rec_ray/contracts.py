@@ -65,7 +65,7 @@ class TrainingData:
     timelines: folder, one row a user (`retrieval.timelines.TIMELINES`).
     catalogue: folder, one row an item (`retrieval.catalogue.CATALOGUE`), with features as of the test cut-off.
     catalogue_now: the same as of now.
-    positives: events to learn from.
+    positives: events to learn from. rows: what became of the rows of the interactions.
     """
 
     timelines: str
@@ -77,6 +77,7 @@ class TrainingData:
     events: int
     positives: int
     split_times: SplitTimes
+    rows: RowCounts
     facts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -107,6 +107,17 @@ EXIT_CODES: dict[int, str] = {
 }
 
 
+def foreseen_cause(error: BaseException) -> BaseException:
+    """Return the error that a Ray task raised on purpose, if there is one below `error`, else `error` itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RecRayError):
+            inner = getattr(seen, "cause", None)
+            return inner if isinstance(inner, RecRayError) else seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
 def listed(names: Iterable[object], limit: int = 8) -> str:
     """Return the names as one short phrase for an error message: `'a', 'b' and 3 more`."""
     texts = [repr(str(name)) for name in names]

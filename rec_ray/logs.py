@@ -1,7 +1,7 @@
 """One log line when a step starts and one when it ends, readable on a terminal and as JSON in a pod.
 
-`configure_logging` sets up the process once; `step` is a context that times a step and logs its result. It knows no
-step, no settings and nothing of Ray's own log files.
+`configure_logging` sets up the process once; `step` is a context that times a step and logs its result; what was given
+to `hide` appears in no line. It knows no step, no settings and nothing of Ray's own log files.
 """
 
 from __future__ import annotations
@@ -11,15 +11,39 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 LOGGER = logging.getLogger("rec_ray")
+_HIDDEN: set[str] = set()
 
 
-class _JsonFormatter(logging.Formatter):
+def hide(secrets: Iterable[str]) -> None:
+    """Never show these texts, nor what JSON or an address makes of them, in a log line or by `without_secrets`."""
+    for secret in secrets:
+        if secret:
+            _HIDDEN.update({secret, json.dumps(secret)[1:-1], quote(secret, safe="")})
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with every hidden one in it replaced by `***`."""
+    for secret in sorted(_HIDDEN, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the facts of a step beside its message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
@@ -29,16 +53,16 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return without_secrets(json.dumps(line, default=str, ensure_ascii=False))
 
 
 def configure_logging(*, as_json: bool = False, level: int = logging.INFO) -> None:
     """Send the program's log lines to standard error; the libraries' own only from warnings up."""
     handler = logging.StreamHandler(sys.stderr)
     if as_json:
-        handler.setFormatter(_JsonFormatter())
+        handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(level)
     LOGGER.propagate = False

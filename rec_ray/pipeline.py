@@ -8,9 +8,7 @@ version becomes live, and holds no logic of any step.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 from dataclasses import dataclass, field
@@ -18,25 +16,29 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rec_ray.candidates import generate_candidates, read_manifest
-from rec_ray.config import Settings, redacted
-from rec_ray.contracts import Evaluation, FeatureTables, StoredModel, TrainingData
+from rec_ray.config import Settings, deciding_settings, hash_settings, redacted
+from rec_ray.contracts import Candidates, Evaluation, FeatureTables, StoredModel, TrainingData, UpdateReport
 from rec_ray.errors import DataError
 from rec_ray.evaluate import check_gate, evaluate_model
 from rec_ray.load_features import load_features
-from rec_ray.logs import step
+from rec_ray.logs import LOGGER, step
 from rec_ray.model_store import find_model, load_model, model_folder, save_model
 from rec_ray.model_version import VersionRow
 from rec_ray.retrieval.bundle import TwoTowerBundle
+from rec_ray.run_ledger import RunLedger, open_run
 from rec_ray.storage import Storage
 from rec_ray.train import train_two_tower
 from rec_ray.training_data import encode_tables, prepare_training_data
 from rec_ray.update_features import update_feature_store
-from rec_ray.world import World, open_world
+from rec_ray.world import World, open_world, storage_of
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a command did: figures, counts, seconds of each step, and where things lie."""
+    """What a command did: figures, counts, seconds of each step, and where things lie.
+
+    finished_before: the run had ended well already, and this is what it reported then.
+    """
 
     command: str
     run_id: str
@@ -46,37 +48,51 @@ class RunReport:
     seconds: dict[str, float] = field(default_factory=dict)
     where: dict[str, str] = field(default_factory=dict)
     gate: str = "off"
+    finished_before: bool = False
 
 
 def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
     """Do the whole line: the version row, which makes the model live, is the last thing written.
 
+    run_id: a run of this id that did not end well goes on behind its last finished step; one that did is left alone.
+
     Raises:
         GateError: the model is stored and was not published.
         RecRayError: see `errors` for the others.
     """
-    with open_world(settings, run_id) as world:
-        tables, data, bundle, evaluation, stored = _learn(world)
-        verdict = check_gate(evaluation, settings.evaluation)
-        counts = _recommend(world, data, bundle, stored.version)
-        rows = _publish(world, stored.version)
-        return _report(world, "run", stored, evaluation, _counts(tables, data) | counts | rows, verdict)
+    with open_run(storage_of(settings), settings, "run", run_id) as run:
+        if run.report is not None:
+            return _report_again(run)
+        with open_world(settings, run) as world:
+            data, bundle, evaluation, stored = _learn(world, run)
+            verdict = check_gate(evaluation, settings.evaluation)
+            candidates = run.once("candidates", Candidates, lambda: _recommend(world, data, bundle, stored.version))
+            update = run.once("update_features", UpdateReport, lambda: _publish_once(world, stored.version))
+            counts = _counts(data) | _candidate_counts(candidates) | _update_counts(update)
+            report = _report(world, "run", stored, evaluation, counts, verdict)
+        run.finish(report)
+        return report
 
 
 def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
-    """Train, evaluate and store a model under a new version; nothing is published."""
-    with open_world(settings, run_id) as world:
-        tables, data, _, evaluation, stored = _learn(world)
-        return _report(world, "train", stored, evaluation, _counts(tables, data))
+    """Train, evaluate and store a model under a new version; nothing is published. run_id: as in `run_pipeline`."""
+    with open_run(storage_of(settings), settings, "train", run_id) as run:
+        if run.report is not None:
+            return _report_again(run)
+        with open_world(settings, run) as world:
+            data, _, evaluation, stored = _learn(world, run)
+            report = _report(world, "train", stored, evaluation, _counts(data))
+        run.finish(report)
+        return report
 
 
 def run_evaluation(settings: Settings, version: str) -> RunReport:
     """Evaluate a stored version on what Feast holds now."""
     with open_world(settings) as world:
         bundle = load_model(version, world.storage)
-        tables, data = _encode(world, bundle)
+        data = _encode(world, bundle)
         evaluation = _evaluate(world, data, bundle)
-        return _report(world, "evaluate", find_model(version, world.storage), evaluation, _counts(tables, data))
+        return _report(world, "evaluate", find_model(version, world.storage), evaluation, _counts(data))
 
 
 def run_candidates(settings: Settings, version: str | None = None) -> RunReport:
@@ -84,17 +100,17 @@ def run_candidates(settings: Settings, version: str | None = None) -> RunReport:
     with open_world(settings) as world:
         version = version or newest_version(world.storage)
         bundle = load_model(version, world.storage)
-        tables, data = _encode(world, bundle)
-        counts = _recommend(world, data, bundle, version)
-        return _report(world, "candidates", find_model(version, world.storage), None, _counts(tables, data) | counts)
+        data = _encode(world, bundle)
+        counts = _counts(data) | _candidate_counts(_recommend(world, data, bundle, version))
+        return _report(world, "candidates", find_model(version, world.storage), None, counts)
 
 
 def run_publishing(settings: Settings, version: str | None = None) -> RunReport:
     """Push the stored candidates of a version (default: the newest stored) to Feast and make it live."""
     with open_world(settings) as world:
         version = version or newest_version(world.storage)
-        rows = _publish(world, version)
-        return _report(world, "publish", find_model(version, world.storage), None, rows)
+        counts = _update_counts(_publish(world, version))
+        return _report(world, "publish", find_model(version, world.storage), None, counts)
 
 
 def newest_version(storage: Storage) -> str:
@@ -109,15 +125,36 @@ def newest_version(storage: Storage) -> str:
     return max(versions, key=int)
 
 
-def _learn(world: World) -> tuple[FeatureTables, TrainingData, TwoTowerBundle, Evaluation, StoredModel]:
+def _learn(world: World, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:
+    version = _reserve(world)
+    data = run.once("training_data", TrainingData, lambda: _prepare(world))
+    trained = run.once("train", TwoTowerBundle, lambda: _train(world, data, version))
+    evaluation = run.once("evaluate", Evaluation, lambda: _evaluate(world, data, trained))
+    metadata = {**trained.metadata, "metrics": evaluation.metrics, "evaluation": evaluation.facts}
+    bundle = dataclasses.replace(trained, metadata=metadata)
+    return data, bundle, evaluation, run.once("model_store", StoredModel, lambda: _store(world, bundle, version))
+
+
+def _reserve(world: World) -> str:
+    with step("reserve", world.seconds) as log:
+        version = world.database.reserve(world.run_id)
+        log.add(version=version)
+    return version
+
+
+def _prepare(world: World) -> TrainingData:
     settings = world.settings
-    version = world.database.reserve(world.run_id)
     tables = _load(world)
     with step("training_data", world.seconds) as log:
         data = prepare_training_data(
             tables, settings.features, settings.evaluation.split, world.storage, f"{world.prefix}/data"
         )
         log.add(users=data.users, items=data.items, events=data.events, positives=data.positives)
+    return data
+
+
+def _train(world: World, data: TrainingData, version: str) -> TwoTowerBundle:
+    settings = world.settings
     with step("train", world.seconds, version=version) as log:
         trained = train_two_tower(
             data,
@@ -128,29 +165,28 @@ def _learn(world: World) -> tuple[FeatureTables, TrainingData, TwoTowerBundle, E
             run_id=world.run_id,
             validation_users=settings.evaluation.validation_users,
             exclude_seen=settings.candidates.exclude_seen,
-            metadata=_metadata(settings, tables, world.run_id),
+            metadata=_metadata(world, data),
         )
         log.add(epochs=len(trained.epochs), best_epoch=trained.best_epoch)
-    evaluation = _evaluate(world, data, trained.bundle)
+    return trained.bundle
+
+
+def _store(world: World, bundle: TwoTowerBundle, version: str) -> StoredModel:
     with step("model_store", world.seconds, version=version) as log:
-        metadata = {**trained.bundle.metadata, "metrics": evaluation.metrics, "evaluation": evaluation.facts}
-        bundle = dataclasses.replace(trained.bundle, metadata=metadata)
         stored = save_model(bundle, version, world.storage)
         log.add(uri=stored.uri)
-    return tables, data, bundle, evaluation, stored
+    return stored
 
 
 def _load(world: World) -> FeatureTables:
     settings = world.settings
     with step("load_features", world.seconds) as log:
-        tables = load_features(
-            world.store, settings.feast, settings.features, settings.evaluation, as_of=datetime.now(UTC)
-        )
+        tables = load_features(world.store, settings.feast, settings.features, settings.evaluation, as_of=world.as_of)
         log.add(rows=tables.rows.kept)
     return tables
 
 
-def _encode(world: World, bundle: TwoTowerBundle) -> tuple[FeatureTables, TrainingData]:
+def _encode(world: World, bundle: TwoTowerBundle) -> TrainingData:
     settings = world.settings
     tables = _load(world)
     with step("training_data", world.seconds) as log:
@@ -163,7 +199,7 @@ def _encode(world: World, bundle: TwoTowerBundle) -> tuple[FeatureTables, Traini
             f"{world.prefix}/data",
         )
         log.add(users=data.users, items=data.items, events=data.events)
-    return tables, data
+    return data
 
 
 def _evaluate(world: World, data: TrainingData, bundle: TwoTowerBundle) -> Evaluation:
@@ -176,7 +212,7 @@ def _evaluate(world: World, data: TrainingData, bundle: TwoTowerBundle) -> Evalu
     return evaluation
 
 
-def _recommend(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str) -> dict[str, int]:
+def _recommend(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str) -> Candidates:
     settings = world.settings
     with step("candidates", world.seconds, version=version) as log:
         candidates = generate_candidates(
@@ -188,10 +224,19 @@ def _recommend(world: World, data: TrainingData, bundle: TwoTowerBundle, version
             prefix=candidates_folder(version),
         )
         log.add(users=candidates.users, items=candidates.items, k=candidates.k, **candidates.facts)
-    return {"users with recommendations": candidates.users, "items embedded": candidates.items}
+    return candidates
 
 
-def _publish(world: World, version: str) -> dict[str, int]:
+def _publish_once(world: World, version: str) -> UpdateReport:
+    """Publish unless an earlier attempt of this run has: meanwhile another version may have gone live after it."""
+    row = world.database.get(version)
+    if row is not None and row.run_id == world.run_id:
+        LOGGER.info("version %s was made live by an earlier attempt of run %s", version, world.run_id)
+        return UpdateReport(version, {})
+    return _publish(world, version)
+
+
+def _publish(world: World, version: str) -> UpdateReport:
     settings, storage = world.settings, world.storage
     stored = find_model(version, storage)
     bundle = load_model(version, storage)
@@ -222,7 +267,7 @@ def _publish(world: World, version: str) -> dict[str, int]:
             data_to=_instant(metadata.get("data_to")),
         )
         world.database.publish(row, lock)
-    return {f"rows pushed to {source}": rows for source, rows in report.rows.items()}
+    return report
 
 
 def candidates_folder(version: str) -> str:
@@ -234,30 +279,45 @@ def _instant(text: object) -> datetime | None:
     return datetime.fromisoformat(text) if isinstance(text, str) else None
 
 
-def _metadata(settings: Settings, tables: FeatureTables, run_id: str) -> dict[str, Any]:
-    """Return what a bundle tells about its making."""
-    plain = redacted(settings)
+def _metadata(world: World, data: TrainingData) -> dict[str, Any]:
+    """Return what a bundle tells about its making; the same in every attempt of a run."""
     packages = ("rec_ray", "ray", "torch", "feast", "pyarrow", "numpy")
     return {
-        "run_id": run_id,
-        "created_at": datetime.now(UTC).isoformat(),
-        "data_to": tables.split_times.as_of.isoformat(),
-        "test_start": tables.split_times.test_start.isoformat(),
-        "settings": plain,
-        "settings_hash": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(),
+        "run_id": world.run_id,
+        "created_at": world.as_of.isoformat(),
+        "data_to": data.split_times.as_of.isoformat(),
+        "test_start": data.split_times.test_start.isoformat(),
+        "settings": redacted(world.settings),
+        "settings_hash": hash_settings(deciding_settings(world.settings)),
         "packages": {name: importlib.metadata.version(name) for name in packages},
-        "rows": dataclasses.asdict(tables.rows),
+        "rows": dataclasses.asdict(data.rows),
     }
 
 
-def _counts(tables: FeatureTables, data: TrainingData) -> dict[str, int]:
+def _counts(data: TrainingData) -> dict[str, int]:
     return {
-        "interactions read": tables.rows.read,
+        "interactions read": data.rows.read,
         "events used": data.events,
         "positives to learn from": data.positives,
         "users": data.users,
         "items": data.items,
     }
+
+
+def _candidate_counts(candidates: Candidates) -> dict[str, int]:
+    return {"users with recommendations": candidates.users, "items embedded": candidates.items}
+
+
+def _update_counts(update: UpdateReport) -> dict[str, int]:
+    return {f"rows pushed to {source}": rows for source, rows in update.rows.items()}
+
+
+def _report_again(run: RunLedger) -> RunReport:
+    """Return what a finished run reported."""
+    said = {**(run.report or {}), "finished_before": True}
+    if said["evaluation"] is not None:
+        said["evaluation"] = Evaluation(**said["evaluation"])
+    return RunReport(**said)
 
 
 def _report(

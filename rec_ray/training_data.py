@@ -178,6 +178,7 @@ def _write(
         events=survey.facts["events"],
         positives=survey.facts["training_positives"],
         split_times=times,
+        rows=tables.rows,
         facts=dict(survey.facts),
     )
 

@@ -1,7 +1,7 @@
 """The outside world of a run, opened once: object store, version database, Feast and Ray.
 
-Settings come in, a `World` goes out that `pipeline` hands to the steps part by part; what only the run needed is
-removed when it ends well. It knows how each thing is opened and what to say when it cannot be, and no step.
+Settings come in, a `World` goes out that `pipeline` hands to the steps part by part; Ray is stopped behind it. It knows
+how each thing is opened and what to say when it cannot be, and no step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import threading
-import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from rec_ray.config import RaySettings, Settings
 from rec_ray.errors import ConfigError, FeatureStoreError, UnavailableError
 from rec_ray.logs import step
 from rec_ray.model_version import VersionDatabase
+from rec_ray.run_ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.storage import Storage, open_storage
 
 IDLE_WORKERS = 8
@@ -41,17 +41,21 @@ class World:
     database: VersionDatabase
     store: FeatureStore
     run_id: str
+    as_of: datetime
     seconds: dict[str, float]
 
     @property
     def prefix(self) -> str:
         """Key below which this run keeps what it needs only while it runs."""
-        return f"runs/{self.run_id}"
+        return work_folder(self.run_id)
 
 
 @contextlib.contextmanager
-def open_world(settings: Settings, run_id: str | None = None) -> Iterator[World]:
-    """Open everything a run needs, cheapest first, and remove what only the run needed when it ends well.
+def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[World]:
+    """Open everything a run needs, cheapest first.
+
+    run: gives the run id and the instant up to which is read; without it both are new, and nobody goes on with what
+        was left behind, so it is deleted.
 
     Raises:
         ConfigError: the feature repository is not there.
@@ -69,10 +73,13 @@ def open_world(settings: Settings, run_id: str | None = None) -> Iterator[World]
             warming = [_warm_up.remote() for _ in range(int(ray.cluster_resources().get("CPU", 1)))]
             store = feature_store_of(settings)
             ray.wait(warming, num_returns=len(warming), timeout=30)
-        world = World(settings, storage, database, store, run_id or new_run_id(), seconds)
-        yield world
-        storage.delete_prefix(world.prefix)
-        storage.delete_prefix(f"training/{world.run_id}")
+        run_id, as_of = (run.run_id, run.as_of) if run else (new_run_id(), datetime.now(UTC))
+        world = World(settings, storage, database, store, run_id, as_of, seconds)
+        try:
+            yield world
+        finally:
+            if run is None:
+                delete_work(storage, run_id)
     finally:
         if stop_ray:
             ray.shutdown()
@@ -113,11 +120,6 @@ def feature_store_of(settings: Settings) -> FeatureStore:
         raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
     except Exception as error:
         raise FeatureStoreError(f"the feature repository {repo} cannot be opened: {error}") from error
-
-
-def new_run_id() -> str:
-    """Return a name for a run that no other run has."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
 @ray.remote(num_cpus=1)

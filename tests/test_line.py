@@ -71,7 +71,9 @@ def test_the_stored_layout_is_the_documented_one(shop: Path, report: Any) -> Non
     items = pq.read_table(version / "candidates" / "item_embeddings")
     assert items.num_rows == 1000
     # What only the run needed is gone.
-    assert not list((shop / "store").glob("runs/*"))
+    assert not list((shop / "store").glob("training/*"))
+    kept = {path.name for path in (shop / "store" / "runs" / "first").iterdir()}
+    assert kept == {"ledger.json", "log.jsonl", "status.json"}
 
 
 def test_nothing_seen_is_recommended(shop: Path, report: Any) -> None:
