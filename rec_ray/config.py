@@ -24,7 +24,12 @@ from pydantic import (
 from rec_ray.schema import FeatureDeclaration
 
 ENV_PREFIX = "REC_RAY__"
-SECRETS = {("storage", "access_key"), ("storage", "secret_key"), ("database", "password")}
+SECRETS = {
+    ("storage", "access_key"),
+    ("storage", "secret_key"),
+    ("database", "password"),
+    ("side_tables", "password"),
+}
 
 PLACES = ("storage", "database", "ray", "publish")
 """Sections that say where a run works and what it tells, not what it learns."""
@@ -62,6 +67,33 @@ class FeastSettings(Section):
     user_key: str = Field("user_id", description="Join key of the entity user.")
     item_key: str = Field("item_id", description="Join key of the entity item.")
     join_rows: Positive = Field(250_000, description="Rows of one point-in-time join; bounds the memory of a worker.")
+
+
+class SideTableSettings(Section):
+    """SQL tables of the shop whose rows are added to what Feast holds: sign-ups and live clicks."""
+
+    url: str | None = Field(None, description="SQLAlchemy address, without a password; null: no side tables.")
+    password: SecretStr | None = Field(None, description="From REC_RAY__SIDE_TABLES__PASSWORD or ..._FILE only.")
+    users: str | None = Field("users", description="Table of the users that signed up, or null.")
+    user_columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Columns of it, by user_id, event_timestamp (signup_date) or field of a user; others as the field.",
+    )
+    interactions: str | None = Field("stream_interaction", description="Table of the clicks of today, or null.")
+    interaction_columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Columns of it, by user_id, item_id, event_timestamp (timestamp), event_type, event_value.",
+    )
+    chunk_rows: Positive = Field(50_000, description="Rows that are read and held at a time.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_shown(cls, url: str | None) -> str | None:
+        if url is not None and _PASSWORD_IN_URL.search(url):
+            raise ValueError(
+                f"holds a password; take it out and set {ENV_PREFIX}SIDE_TABLES__PASSWORD or ..._FILE instead"
+            )
+        return url
 
 
 class StorageSettings(Section):
@@ -214,6 +246,7 @@ class Settings(Section):
     """All settings of a project."""
 
     feast: FeastSettings = Field(default_factory=FeastSettings)
+    side_tables: SideTableSettings = Field(default_factory=SideTableSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     ray: RaySettings = Field(default_factory=RaySettings)
@@ -249,7 +282,8 @@ def deciding_settings(settings: Settings) -> dict[str, Any]:
     Left out is where it runs and where things are kept: a run may go on elsewhere, with other workers.
     """
     plain = {name: value for name, value in redacted(settings).items() if name not in PLACES}
-    plain["feast"] = {name: value for name, value in plain["feast"].items() if name != "repo"}
+    for section, address in (("feast", "repo"), ("side_tables", "url")):
+        plain[section] = {name: value for name, value in plain[section].items() if name != address}
     return plain
 
 

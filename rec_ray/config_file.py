@@ -136,7 +136,7 @@ def _fault(fault: Any) -> str:
     if not where:
         return message
     # A whole section, or an address, may hold a secret where it should not be.
-    hidden = {*SECRETS, ("database", "url"), ("storage", "endpoint")}
+    hidden = {*SECRETS, ("database", "url"), ("side_tables", "url"), ("storage", "endpoint")}
     if len(fault["loc"]) < 2 or fault["loc"][:2] in hidden or isinstance(fault["input"], dict | list):
         return f"{where}: {message}"
     return f"{where}: {message}; got {fault['input']!r}"
@@ -160,9 +160,11 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
     def path(text: str) -> str:
         return text if "://" in text else str((folder / text).resolve())
 
-    url = settings.database.url
-    if sqlite := SQLITE_ADDRESS.match(url):
-        url = sqlite[0] + path(url.removeprefix(sqlite[0]))
+    def address(url: str) -> str:
+        sqlite = SQLITE_ADDRESS.match(url)
+        return sqlite[0] + path(url.removeprefix(sqlite[0])) if sqlite else url
+
+    side_tables = settings.side_tables
     ca_bundle = settings.storage.ca_bundle
     return settings.model_copy(
         update={
@@ -170,6 +172,7 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
             "storage": settings.storage.model_copy(
                 update={"url": path(settings.storage.url), "ca_bundle": ca_bundle and path(ca_bundle)}
             ),
-            "database": settings.database.model_copy(update={"url": url}),
+            "database": settings.database.model_copy(update={"url": address(settings.database.url)}),
+            "side_tables": side_tables.model_copy(update={"url": side_tables.url and address(side_tables.url)}),
         }
     )

@@ -6,6 +6,7 @@ instants of the split go out. All of it is pure: it knows neither Ray nor Feast,
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from rec_ray.schema import (
     EVENT_VALUE,
     INTERACTIONS,
     ITEM_ID,
+    SIGN_UP,
     TIMESTAMP,
     USER_ID,
 )
@@ -155,6 +157,57 @@ def as_query_markers(table: pa.Table, first_row: int) -> pa.Table:
     epoch = pa.array(np.zeros(n, np.int64)).cast(TIMESTAMP)
     columns = [ids, pa.nulls(n, pa.string()), epoch, pa.array(np.full(n, -1)), pa.nulls(n, pa.string())]
     return pa.table([*columns, pa.nulls(n, pa.float32())], schema=INTERACTIONS)
+
+
+def as_sign_ups(table: pa.Table, as_of: datetime) -> pa.Table:
+    """Turn rows of a sign-up table, up to `as_of`, into markers of users that carry when they came and what was told.
+
+    table: `user_id`, `event_timestamp` and, unless no feature is known, `sign_up`.
+    """
+    known = pc.fill_null(pc.less_equal(table[EVENT_TIMESTAMP], pa.scalar(as_of, TIMESTAMP)), False)
+    rows = table.filter(pc.and_(known, pc.invert(is_blank(table[USER_ID]))))
+    n = rows.num_rows
+    columns = [rows[USER_ID], pa.nulls(n, pa.string()), rows[EVENT_TIMESTAMP], pa.array(np.full(n, -1))]
+    told = rows[SIGN_UP] if SIGN_UP in rows.column_names else pa.nulls(n, pa.string())
+    markers = pa.table([*columns, pa.nulls(n, pa.string()), pa.nulls(n, pa.float32())], schema=INTERACTIONS)
+    return markers.append_column(SIGN_UP, told)
+
+
+def fill_from_sign_ups(rows: pa.Table, sign_ups: pa.Table, fields: Sequence[str]) -> pa.Table:
+    """Fill features that Feast does not know with what users told when they signed up, from then on.
+
+    rows: with the column of each field. sign_ups: markers of `as_sign_ups`; the last one of a user counts.
+
+    Raises:
+        SchemaError: a value cannot be read as the type that Feast has the field as.
+    """
+    sign_ups = sign_ups.filter(pc.is_valid(sign_ups[SIGN_UP])).sort_by([(EVENT_TIMESTAMP, "descending")])
+    if not sign_ups.num_rows:
+        return rows
+    # Later ones first, and `index_in` finds the first.
+    place = pc.index_in(whole(rows[USER_ID]), value_set=whole(sign_ups[USER_ID]))
+    since = whole(sign_ups[EVENT_TIMESTAMP]).take(place)
+    from_then_on = pc.fill_null(pc.greater_equal(whole(rows[EVENT_TIMESTAMP]), since), False)
+    told = [json.loads(text) for text in sign_ups[SIGN_UP].to_pylist()]
+    for name in fields:
+        column = whole(rows[name])
+        values = _as_type([values.get(name) for values in told], column.type, name).take(place)
+        filled = pc.if_else(pc.and_(from_then_on, pc.is_null(column)), values, column)
+        rows = rows.set_column(rows.schema.get_field_index(name), name, filled)
+    return rows
+
+
+def _as_type(values: list[Any], kind: pa.DataType, name: str) -> pa.Array:
+    try:
+        if pa.types.is_timestamp(kind):
+            return pa.array([value and pd.Timestamp(value) for value in values], kind)
+        return pa.array(values, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError):
+        found = next(value for value in values if value is not None)
+        raise SchemaError(
+            f"a sign-up has {found!r} for {name!r}, which Feast has as {kind}; name another column, or null, in "
+            "side_tables.user_columns"
+        ) from None
 
 
 def with_query_rows(block: pa.Table, instants: Sequence[datetime]) -> pa.Table:

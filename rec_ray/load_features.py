@@ -8,7 +8,7 @@ models or what the events are used for, beyond the instants at which the feature
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,14 +18,16 @@ import ray
 import ray.data
 from feast import FeatureService, FeatureStore, RepoConfig
 
-from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings
+from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings, SideTableSettings
 from rec_ray.contracts import FeatureTables, RowCounts, SplitTimes
 from rec_ray.errors import ConfigError, EmptyDataError, SchemaError, listed
 from rec_ray.event_rows import (
     EventSurvey,
     as_events,
     as_query_markers,
+    as_sign_ups,
     count_rows,
+    fill_from_sign_ups,
     is_blank,
     split_times,
     survey_events,
@@ -43,11 +45,15 @@ from rec_ray.schema import (
     FIRST_SEEN,
     INTERACTIONS,
     ITEM_ID,
+    SIGN_UP,
     TIMESTAMP,
     USER_ID,
     require_columns,
 )
+from rec_ray.side_tables import SideTable, find_side_tables, read_chunks
 
+SIDE_ORDER = 2**61
+"""`event_order` of the first row of a side table."""
 ITEMS = pa.schema([(ITEM_ID, pa.string()), (FIRST_SEEN, TIMESTAMP), (AS_OF, TIMESTAMP)])
 
 
@@ -57,8 +63,11 @@ def load_features(
     features: FeatureSettings,
     evaluation: EvaluationSettings,
     as_of: datetime,
+    side_tables: SideTableSettings | None = None,
 ) -> FeatureTables:
     """Read all events, users and items that Feast knows up to `as_of`, with their features point in time.
+
+    side_tables: tables of the shop whose rows are added: users that signed up, and events.
 
     Raises:
         ConfigError: a feature service does not exist.
@@ -77,7 +86,10 @@ def load_features(
     config = portable_config(store)
     events = _event_source(store, interaction_service, feast, features)
     event_slices = slice_source(store, events, feast.join_rows)
+    side = find_side_tables(side_tables or SideTableSettings(), features)
     surveys = ray.get([_survey_slice.remote(config, part, as_of) for part in event_slices])
+    if side.interactions:
+        surveys += ray.get(_survey_side_table.remote(side.interactions, as_of))
     rows = count_rows(surveys)
     _say(rows, event_slices)
     if not rows.kept:
@@ -90,7 +102,15 @@ def load_features(
         for source in _entity_sources(store, user_service, USER_ID, feast.user_key)
         for part in slice_source(store, source, feast.join_rows)
     ]
-    everything = event_rows.union(_read(config, user_slices, as_query_markers)) if user_slices else event_rows
+    parts = [event_rows]
+    if user_slices:
+        parts.append(_read(config, user_slices, as_query_markers))
+    if side.interactions:
+        parts.append(_read_side_table(side.interactions, functools.partial(as_events, as_of=as_of)))
+    if side.users:
+        parts = [part.map_batches(_without_sign_up, batch_size=None, batch_format="pyarrow") for part in parts]
+        parts.append(_read_side_table(side.users, lambda chunk, _: as_sign_ups(chunk, as_of)))
+    everything = parts[0].union(*parts[1:]) if parts[1:] else event_rows
     partitions = -(-rows.kept // feast.join_rows)
     # All rows of a user in one block: one block needs no hashing, and hashing costs seconds to start.
     grouped = everything.repartition(partitions, keys=[USER_ID]) if partitions > 1 else everything.repartition(1)
@@ -167,6 +187,29 @@ def _keep_blocks_whole(dataset: ray.data.Dataset) -> ray.data.Dataset:
     return dataset
 
 
+def _read_side_table(table: SideTable, shape: Callable[[pa.Table, int], pa.Table]) -> ray.data.Dataset:
+    """Return a dataset of a side table, read by one task and handed on chunk by chunk."""
+
+    def read(_: dict[str, Any]) -> Iterator[pa.Table]:
+        # Behind the rows of Feast's sources, in front of the query rows.
+        first_row = SIDE_ORDER
+        for chunk in read_chunks(table):
+            yield shape(chunk, first_row)
+            first_row += chunk.num_rows
+
+    slot = _keep_blocks_whole(ray.data.range(1, override_num_blocks=1))
+    return slot.map_batches(read, batch_size=1, batch_format="numpy")
+
+
+def _without_sign_up(rows: pa.Table) -> pa.Table:
+    return rows.append_column(SIGN_UP, pa.nulls(rows.num_rows, pa.string()))
+
+
+@ray.remote(num_cpus=1)
+def _survey_side_table(table: SideTable, as_of: datetime) -> list[EventSurvey]:
+    return [survey_events(chunk, as_of) for chunk in read_chunks(table)]
+
+
 @ray.remote(num_cpus=1)
 def _survey_slice(config: RepoConfig, part: SourceSlice, as_of: datetime) -> EventSurvey:
     return survey_events(read_slice(config, part), as_of)
@@ -192,7 +235,8 @@ def _join_users(
     join_rows: int,
 ) -> pa.Table:
     """Add the query rows, put the rows in order, and join the features of users."""
-    rows = with_query_rows(block, instants)
+    sign_ups = block.filter(pc.is_null(block[ITEM_ID])) if SIGN_UP in block.column_names else None
+    rows = with_query_rows(block.select(INTERACTIONS.names), instants)
     if not fields or not rows.num_rows:
         return rows
     parts = [
@@ -202,7 +246,7 @@ def _join_users(
     joined = pa.concat_tables(parts).combine_chunks()
     for name in fields:
         rows = rows.append_column(name, joined[name])
-    return rows
+    return rows if sign_ups is None else fill_from_sign_ups(rows, sign_ups, fields)
 
 
 @ray.remote(num_cpus=1)

@@ -181,7 +181,14 @@ def _store(world: World, bundle: TwoTowerBundle, version: str) -> StoredModel:
 def _load(world: World) -> FeatureTables:
     settings = world.settings
     with step("load_features", world.seconds) as log:
-        tables = load_features(world.store, settings.feast, settings.features, settings.evaluation, as_of=world.as_of)
+        tables = load_features(
+            world.store,
+            settings.feast,
+            settings.features,
+            settings.evaluation,
+            as_of=world.as_of,
+            side_tables=settings.side_tables,
+        )
         log.add(rows=tables.rows.kept)
     return tables
 

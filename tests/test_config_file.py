@@ -115,7 +115,7 @@ def test_what_is_no_yaml_is_refused_with_the_line_number_only(tmp_path: Path) ->
     project(tmp_path).write_bytes(b"train: \xff")
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         load_settings(tmp_path / "rec_ray.yaml", environ={})
-    assert "holds a list; expected the sections 'feast', 'storage'" in refusal(tmp_path, "- train")
+    assert "holds a list; expected the sections 'feast', 'side_tables', 'storage'" in refusal(tmp_path, "- train")
 
 
 # --- settings that are wrong

@@ -1,0 +1,208 @@
+"""Tables of the shop in a SQL database whose rows are added to what Feast holds: new users, and clicks of today.
+
+Addresses and column names of the settings come in, Arrow tables of the program's own columns come out, a chunk at a
+time through a cursor that stays on the server. It knows neither Feast nor Ray, nor what is done with the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from rec_ray.config import FeatureSettings, SideTableSettings
+from rec_ray.errors import ConfigError, SchemaError, UnavailableError, listed
+from rec_ray.logs import LOGGER
+from rec_ray.schema import EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, SIGN_UP, TIMESTAMP, USER_ID
+
+DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+USER_COLUMNS: Mapping[str, str | None] = {USER_ID: "user_id", EVENT_TIMESTAMP: "signup_date"}
+INTERACTION_COLUMNS: Mapping[str, str | None] = {
+    USER_ID: "user_id",
+    ITEM_ID: "item_id",
+    EVENT_TIMESTAMP: "timestamp",
+    EVENT_TYPE: "interaction_type",
+    EVENT_VALUE: "rating",
+}
+"""What a column of ours is called in the side tables where the settings do not say."""
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """A table that is there, with the columns wanted of it.
+
+    name: may begin with a schema and a dot. columns: our name -> the table's. features: field -> the table's column.
+    """
+
+    url: str
+    name: str
+    columns: Mapping[str, str]
+    features: Mapping[str, str]
+    chunk_rows: int
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class SideTables:
+    """The side tables there are."""
+
+    users: SideTable | None = None
+    interactions: SideTable | None = None
+
+
+def find_side_tables(settings: SideTableSettings, features: FeatureSettings) -> SideTables:
+    """Look up which side tables there are; one that is not there is said, once, and is no error.
+
+    Raises:
+        ConfigError: the address cannot be read.
+        SchemaError: a table lacks a column that is needed, or one that the settings name.
+        UnavailableError: the database does not answer.
+    """
+    if settings.url is None:
+        return SideTables()
+    password = settings.password.get_secret_value() if settings.password else None
+    engine = _engine(settings.url, password)
+    interaction = features.interaction
+    unread = {EVENT_TYPE: interaction.type_field, EVENT_VALUE: interaction.value_field}
+    events = {name: column for name, column in INTERACTION_COLUMNS.items() if unread.get(name, name) is not None}
+
+    def find(table: str | None, columns: Mapping[str, str | None], named: Mapping[str, str | None]) -> SideTable | None:
+        if table is None:
+            return None
+        have = _columns(engine, str(settings.url), table)
+        if have is None:
+            LOGGER.info("the side table %s is not there: only what Feast holds is used", table)
+            return None
+        wanted = {name: column for name, column in {**columns, **named}.items() if column is not None}
+        optional = {EVENT_TYPE, EVENT_VALUE, *features.user} - {name for name in named if named[name]}
+        missing = [column for name, column in wanted.items() if column not in have and name not in optional]
+        if missing:
+            raise SchemaError(
+                f"the side table {table!r} lacks the columns {listed(missing)}; it has {listed(sorted(have), 30)}. "
+                "Correct the columns in section `side_tables`, or set the table to null"
+            )
+        left_out = [name for name, column in wanted.items() if column not in have]
+        if left_out:
+            LOGGER.info("the side table %s has no %s: unknown in its rows", table, listed(left_out))
+        found = {name: column for name, column in wanted.items() if column in have}
+        ours = {name: column for name, column in found.items() if name in INTERACTION_COLUMNS}
+        rest = {name: column for name, column in found.items() if name not in ours}
+        return SideTable(str(settings.url), table, ours, rest, settings.chunk_rows, password)
+
+    users: dict[str, str | None] = {**USER_COLUMNS, **{name: name for name in features.user}}
+    return SideTables(
+        find(settings.users, users, settings.user_columns),
+        find(settings.interactions, events, settings.interaction_columns),
+    )
+
+
+def read_chunks(table: SideTable) -> Iterator[pa.Table]:
+    """Read a side table in the order of time, `chunk_rows` rows at a time.
+
+    The columns are those of ours that it has, ids as strings and the time in UTC microseconds; a table with features
+    has them as one JSON object a row in `schema.SIGN_UP`.
+
+    Raises:
+        SchemaError: the time is none.
+        UnavailableError: the database does not answer.
+    """
+    names = [*table.columns.values(), *table.features.values()]
+    schema, _, name = table.name.rpartition(".")
+    columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
+    query = sa.select(*columns).select_from(sa.table(name, schema=schema or None))
+    query = query.order_by(sa.column(table.columns[EVENT_TIMESTAMP]))
+    with _answering(table.url, table.name, table.password), _engine(table.url, table.password).connect() as connection:
+        # A cursor on the server: the client holds one chunk, whatever the size of the table.
+        streamed = connection.execution_options(stream_results=True, yield_per=table.chunk_rows)
+        for rows in streamed.execute(query).partitions():
+            yield _as_arrow(table, rows)
+
+
+def _as_arrow(table: SideTable, rows: Sequence[Any]) -> pa.Table:
+    values = list(zip(*rows, strict=True))
+    ours = {name: values[place] for place, name in enumerate(table.columns)}
+    found: dict[str, pa.Array] = {}
+    for name, column in ours.items():
+        if name == EVENT_TIMESTAMP:
+            found[name] = pa.array([_as_instant(value, table) for value in column], TIMESTAMP)
+        elif name == EVENT_VALUE:
+            found[name] = pa.array([None if value is None else float(value) for value in column], pa.float32())
+        else:
+            found[name] = pa.array([None if value is None else str(value) for value in column], pa.string())
+    if table.features:
+        fields = values[len(ours) :]
+        found[SIGN_UP] = pa.array(
+            [
+                json.dumps(dict(zip(table.features, row, strict=True)), default=_as_json)
+                for row in zip(*fields, strict=True)
+            ]
+        )
+    return pa.table(found)
+
+
+def _as_instant(value: Any, table: SideTable) -> datetime | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = datetime.fromisoformat(value)  # SQLite keeps times as text.
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if not isinstance(value, datetime):
+        column = table.columns[EVENT_TIMESTAMP]
+        raise SchemaError(f"the side table {table.name!r} has {value!r} in {column!r}; expected a time")
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
+    return value.isoformat() if isinstance(value, date) else str(value)
+
+
+def _columns(engine: sa.Engine, url: str, table: str) -> set[str] | None:
+    """Return the columns of a table, or None when there is no such table."""
+    schema, _, name = table.rpartition(".")
+    with _answering(url, table, engine.url.password), engine.connect() as connection:
+        inspector = sa.inspect(connection)
+        if not inspector.has_table(name, schema=schema or None):
+            return None
+        return {column["name"] for column in inspector.get_columns(name, schema=schema or None)}
+
+
+def _engine(url: str, password: str | None) -> sa.Engine:
+    try:
+        address = make_url(url)
+        address = address.set(drivername=DRIVERS.get(address.drivername, address.drivername))
+        return sa.create_engine(address.set(password=password) if password else address, poolclass=NullPool)
+    except (ArgumentError, ValueError, NoSuchModuleError, ModuleNotFoundError) as error:
+        reason = str(error) if isinstance(error, (NoSuchModuleError, ModuleNotFoundError)) else "it cannot be read"
+        raise ConfigError(
+            f"side_tables.url: {reason}; it looks like postgresql://user@host:5432/name, with the driver installed"
+        ) from None
+
+
+@contextlib.contextmanager
+def _answering(url: str, table: str, password: str | None) -> Iterator[None]:
+    """Turn what SQLAlchemy raises into an UnavailableError without the password."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+        if password:
+            cause = cause.replace(password, "***")
+        # From None: the traceback of the original would print its text unredacted.
+        raise UnavailableError(
+            f"the side table {table!r} in {url} cannot be read: {cause.splitlines()[0]}; check side_tables.url, its "
+            "password, and that this user may read the table"
+        ) from None
