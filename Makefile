@@ -10,7 +10,7 @@ SHELL := /bin/bash -euo pipefail
 .DELETE_ON_ERROR:
 
 # What the tests need beyond the plain install; the lock holds every extra.
-TEST_EXTRAS := dev,cluster,postgres,redis
+TEST_EXTRAS := dev,cluster,postgres,redis,faiss
 
 PYTHON ?= python3.11
 VENV := .venv

@@ -1,0 +1,11 @@
+"""Top-k search over item vectors: exact in float32 order, by shards, on a device, or approximate with measured recall.
+
+Each room takes arrays and gives item indices and scores in rank order; none knows users, item ids or rules.
+"""
+
+from rec_ray.retrieval.top_k.exact import ExactTopK
+from rec_ray.retrieval.top_k.float_search import MAX_ITEMS
+from rec_ray.retrieval.top_k.lists import Exclusions, merge_top_k
+from rec_ray.retrieval.top_k.quantised import QuantisedItems, quantise_items
+
+__all__ = ["MAX_ITEMS", "ExactTopK", "Exclusions", "QuantisedItems", "merge_top_k", "quantise_items"]
