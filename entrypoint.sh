@@ -9,6 +9,7 @@
 #   local    in this process, on a Ray of its own           (RAY_ADDRESS is empty)
 #   submit   as a job of the cluster at RAY_ADDRESS         (RAY_ADDRESS is http:// or https://)
 #   driver   in this process, on the cluster at RAY_ADDRESS (any other RAY_ADDRESS)
+#   rayjob   as driver, as the job of a KubeRay RayJob: the run is called like the RayJob, also when it is retried
 #
 # A submitted job reads its settings and secrets where it runs: the pods of the cluster carry them, not this shell.
 # REC_RAY_RUN_ID, when set, stays the same over retries. Signals reach the program, and its exit code is this script's.
@@ -60,8 +61,20 @@ case "$mode" in
   driver)
     exec "$@"
     ;;
+  rayjob)
+    if [[ -z "${REC_RAY_RUN_ID:-}" ]]; then
+      if [[ ! "${RAY_CLUSTER_NAME:-}" =~ ^(.+)-[a-z0-9]{5}$ ]]; then
+        echo "MODE=rayjob needs RAY_CLUSTER_NAME, the name of the RayJob's cluster; it is '${RAY_CLUSTER_NAME:-}'" >&2
+        exit 2
+      fi
+      # KubeRay calls the cluster like the RayJob with five letters more, others at a retry; before 1.4 -raycluster- came between.
+      REC_RAY_RUN_ID=${BASH_REMATCH[1]%-raycluster}
+      export REC_RAY_RUN_ID
+    fi
+    exec "$@"
+    ;;
   *)
-    echo "MODE is local, submit or driver; it is '$mode'" >&2
+    echo "MODE is local, submit, driver or rayjob; it is '$mode'" >&2
     exit 2
     ;;
 esac

@@ -238,6 +238,27 @@ def _print_answer(answer: Any, as_json: bool) -> None:
     print_items(Console(), answer.title, answer.item_ids, answer.scores, answer.names)
 
 
+@app.command()
+def render(
+    kind: Annotated[str, typer.Argument(help="rayjob, raycluster, cronjob or raycronjob.")],
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    name: Annotated[str | None, typer.Option(help="Name; that of a RayJob is the id of its run.")] = None,
+    namespace: Annotated[str, typer.Option(help="Namespace of all objects.")] = "rec-ray",
+    image: Annotated[str | None, typer.Option(help="Image, if not that of the manifests.")] = None,
+    grow_to: Annotated[int | None, typer.Option(help="Let the workers grow to so many.")] = None,
+    queue: Annotated[str | None, typer.Option(help="LocalQueue of Kueue that admits the RayJob.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="When a cronjob runs, such as '0 3 * * *'.")] = None,
+) -> None:
+    """Print Kubernetes manifests for the settings: a run, a cluster that stays, or a run every night."""
+    from rec_ray.render import Wishes, render_manifests
+
+    settings = _settings(project, config, overrides)
+    wishes = Wishes(name, namespace, image, grow_to, queue, schedule)
+    print(render_manifests(kind, settings, wishes), end="")
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version of the program.")] = False,

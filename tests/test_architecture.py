@@ -70,7 +70,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_a_job_is_a_thin_script(path: Path) -> None:
-    if path.name == "submit.py":
+    if path.name in ("submit.py", "create_rayjob.py"):
         assert lines_of(path) <= 150
     else:
         assert lines_of(path) <= 40

@@ -1,4 +1,4 @@
-"""The Containerfile, the entrypoint and the cluster's manifests agree with each other and with the lock."""
+"""The Containerfile and the entrypoint do what they promise."""
 
 import os
 import re
@@ -15,13 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-
-from rec_ray.config_file import load_settings
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-IMAGE = "quay.io/rh-ai-quickstart/recommendation-training:latest"
 UNKNOWN_USER = 1000650000  # of the kind that OpenShift gives to a namespace
 
 
@@ -94,6 +90,7 @@ def container() -> Iterator[Path]:
             "trap 'echo stopped in order; exit 6' TERM\n"
             f'echo {program} "$@"\n'
             'echo "RAY_ADDRESS=${RAY_ADDRESS-unset} HOME=$HOME USER=${USER-unset}"\n'
+            'echo "REC_RAY_RUN_ID=${REC_RAY_RUN_ID-unset}"\n'
             'touch "$HOME/file" || exit 99\n'
             '[[ "$*" != *wait* ]] || { sleep 60 & wait $!; }\n'
             "exit 5\n"
@@ -153,7 +150,36 @@ def test_the_address_or_the_mode_says_where_it_runs(
     assert seen in ran.stdout
 
 
-@pytest.mark.parametrize("more", [{"MODE": "submit"}, {"MODE": "submit", "RAY_ADDRESS": "head:6379"}, {"MODE": "x"}])
+@pytest.mark.parametrize(
+    ("cluster", "given", "run_id"),
+    [
+        ("rec-ray-29384760-x7k2p", "", "rec-ray-29384760"),
+        ("night-raycluster-x7k2p", "", "night"),
+        ("rec-ray-x7k2p", "mine", "mine"),
+    ],
+)
+def test_the_run_of_a_rayjob_is_called_like_it_at_every_try(
+    container: Path, cluster: str, given: str, run_id: str
+) -> None:
+    more = {"MODE": "rayjob", "RAY_ADDRESS": "10.0.0.1:6379", "RAY_CLUSTER_NAME": cluster, "REC_RAY_RUN_ID": given}
+    ran = subprocess.run(
+        [str(container / "entrypoint.sh")], env=environment(container, **more), capture_output=True, text=True
+    )
+
+    assert ran.stdout.splitlines()[0] == "rec-ray run"
+    assert f"REC_RAY_RUN_ID={run_id}" in ran.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"MODE": "submit"},
+        {"MODE": "submit", "RAY_ADDRESS": "head:6379"},
+        {"MODE": "x"},
+        {"MODE": "rayjob"},
+        {"MODE": "rayjob", "RAY_CLUSTER_NAME": "no-letters-"},
+    ],
+)
 def test_a_mode_that_cannot_be_is_refused(container: Path, more: dict[str, str]) -> None:
     ran = subprocess.run(
         [str(container / "entrypoint.sh")], env=environment(container, **more), capture_output=True, text=True
@@ -191,62 +217,3 @@ def test_a_user_that_the_image_does_not_know_gets_a_home_and_a_name(container: P
 def test_scripts_may_be_executed() -> None:
     for script in ("entrypoint.sh", ".ci/run"):
         assert (ROOT / script).stat().st_mode & stat.S_IXOTH, f"{script} is not executable"
-
-
-def manifest(path: str) -> Any:
-    return yaml.safe_load((ROOT / "cluster" / path).read_text())
-
-
-def test_the_cluster_runs_the_image_that_is_pushed_with_the_ray_that_is_locked() -> None:
-    cluster = manifest("base/raycluster.yaml")
-    lock = (ROOT / "requirements.lock").read_text().splitlines()
-    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
-    containers = [container for group in groups for container in group["template"]["spec"]["containers"]]
-
-    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
-    assert f"ray=={cluster['spec']['rayVersion']}" in lock
-    assert {container["image"] for container in containers} == {IMAGE}
-    assert cluster["spec"]["authOptions"] == {"mode": "token"}
-    assert groups[0]["rayStartParams"]["num-cpus"] == "0", "the head does no work"
-    for container in containers:
-        assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
-        secrets = {entry["name"] for entry in container["env"] if "valueFrom" in entry}
-        assert {"REC_RAY__STORAGE__ACCESS_KEY", "REC_RAY__DATABASE__PASSWORD"} <= secrets
-    for group in groups:
-        pod = group["template"]["spec"]
-        mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
-        assert {volume["name"] for volume in pod["volumes"]} == mounts == {"settings", "shared-memory"}
-        assert pod["securityContext"]["runAsNonRoot"] is True
-
-
-def test_the_job_runs_a_script_of_the_image_with_the_mounted_settings() -> None:
-    job = manifest("rayjob/rayjob.yaml")
-    program, script, option, settings = job["spec"]["entrypoint"].split()
-
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    assert (program, option, settings) == ("python", "--config", "/etc/rec_ray/rec_ray.yaml")
-    assert (ROOT / Path(script).relative_to("/app")).is_file()
-    assert job["spec"]["shutdownAfterJobFinishes"] is True
-    assert "rayClusterSpec" not in job["spec"], "the kustomization writes it in, from base/raycluster.yaml"
-
-
-@pytest.mark.parametrize("folder", ["base", "rayjob", "raycluster"])
-def test_a_kustomization_names_files_that_exist(folder: str) -> None:
-    kustomization = manifest(f"{folder}/kustomization.yaml")
-    files = [file for entry in kustomization.get("configMapGenerator", []) for file in entry["files"]]
-
-    for name in [*kustomization["resources"], *files]:
-        assert (ROOT / "cluster" / folder / name).exists(), name
-
-
-def test_the_settings_of_the_cluster_are_settings() -> None:
-    pods = manifest("base/raycluster.yaml")["spec"]["headGroupSpec"]["template"]["spec"]
-    items = next(volume for volume in pods["volumes"] if volume["name"] == "settings")["configMap"]["items"]
-    settings = load_settings(ROOT / "cluster" / "base" / "rec_ray.yaml", environ={})
-    feature_store = manifest("base/feature_store.yaml")
-
-    assert {item["key"] for item in items} == {"rec_ray.yaml", "feature_store.yaml"}
-    assert f"{Path(settings.feast.repo).name}/feature_store.yaml" in {item["path"] for item in items}
-    assert settings.storage.url.startswith("s3://")
-    assert feature_store["offline_store"]["type"] == "duckdb"
-    assert feature_store["online_store"]["password"] == "${REC_RAY__DATABASE__PASSWORD}"

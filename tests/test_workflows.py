@@ -37,6 +37,24 @@ def test_workflows_follow_the_schema_of_github() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_actionlint_finds_nothing(tmp_path: Path) -> None:
+    """Whether it finds something where there is something is asked too."""
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(WORKFLOWS[0].read_text().replace("github.ref", "github.reff"))
+
+    checked = [
+        subprocess.run(
+            [str(BIN / "actionlint"), f"-shellcheck={BIN / 'shellcheck'}", *map(str, files)],
+            capture_output=True,
+            text=True,
+        )
+        for files in (WORKFLOWS, [wrong])
+    ]
+
+    assert checked[0].returncode == 0, checked[0].stdout
+    assert checked[1].returncode == 1 and "reff" in checked[1].stdout
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_scripts_are_sound_and_take_no_expression_as_shell_code(path: Path) -> None:
     scripts = [step["run"] for step in steps(load(path.name)) if "run" in step]
@@ -79,7 +97,8 @@ def test_the_image_is_built_with_podman_and_pushed_to_quay() -> None:
     assert image["env"] == {"IMAGE": "quay.io/rh-ai-quickstart/recommendation-training"}
     assert "podman build" in scripts and "--file Containerfile ." in scripts
     assert "git rev-parse --short HEAD" in scripts
-    assert 'podman push "$IMAGE:$TAG"' in scripts and 'podman push "$IMAGE:latest"' in scripts
+    for tag in ("$TAG", "$VERSION", "latest"):
+        assert f'--tag "$IMAGE:{tag}"' in scripts and f'podman push "$IMAGE:{tag}"' in scripts
     assert secrets == [
         {"QUAY_USERNAME": "${{ secrets.QUAY_USERNAME }}", "QUAY_PASSWORD": "${{ secrets.QUAY_PASSWORD }}"}
     ]
