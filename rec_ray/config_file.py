@@ -173,6 +173,7 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
                 update={"url": path(settings.storage.url), "ca_bundle": ca_bundle and path(ca_bundle)}
             ),
             "database": settings.database.model_copy(update={"url": address(settings.database.url)}),
-            "side_tables": side_tables.model_copy(update={"url": side_tables.url and address(side_tables.url)}),
+            # A copy says that what it was told is set, and who prints the settings leaves out what is not.
+            "side_tables": side_tables.model_copy(update={"url": address(side_tables.url)} if side_tables.url else {}),
         }
     )
