@@ -7,5 +7,15 @@ from rec_ray.retrieval.top_k.exact import ExactTopK
 from rec_ray.retrieval.top_k.float_search import MAX_ITEMS
 from rec_ray.retrieval.top_k.lists import Exclusions, merge_top_k
 from rec_ray.retrieval.top_k.quantised import QuantisedItems, quantise_items
+from rec_ray.retrieval.top_k.shards import TopKSearch, search_shards
 
-__all__ = ["MAX_ITEMS", "ExactTopK", "Exclusions", "QuantisedItems", "merge_top_k", "quantise_items"]
+__all__ = [
+    "MAX_ITEMS",
+    "ExactTopK",
+    "Exclusions",
+    "QuantisedItems",
+    "TopKSearch",
+    "merge_top_k",
+    "quantise_items",
+    "search_shards",
+]

@@ -19,7 +19,6 @@ Memory is a few MB per thread, and d + 12 bytes an item for the bytes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -38,7 +37,7 @@ from rec_ray.retrieval.top_k.float_search import (
     as_tensor,
 )
 from rec_ray.retrieval.top_k.lists import Exclusions, check_exclusions, chosen_of, part_of
-from rec_ray.retrieval.top_k.quantised import QuantisedItems, quantise_items
+from rec_ray.retrieval.top_k.quantised import QuantisedItems, largest_norm, quantise_items
 
 FEWEST_ITEMS = 4096
 """Items from which on a pass over bytes pays."""
@@ -84,7 +83,8 @@ class ExactTopK:
             raise DataError(f"{len(items)} items are more than one search holds ({MAX_ITEMS}); cut them into shards")
         self.item_count, self.embedding_size = items.shape
         self.threads = torch.get_num_threads() if threads is None else threads
-        self._largest_norm = largest_norm(items, "item")
+        # whoever made the bytes has looked at every number
+        self._largest_norm = largest_norm(items, "item") if quantised is None else float(quantised.norm.max(initial=0))
         if len(items) < SMALLEST_TILE:
             items = np.concatenate([items, np.zeros((SMALLEST_TILE - len(items), items.shape[1]), np.float32)])
         self._items = as_tensor(np.ascontiguousarray(items))
@@ -237,16 +237,3 @@ class ExactTopK:
                 work()
         finally:
             torch.set_num_threads(torch_threads)
-
-
-def largest_norm(matrix: NDArray[np.float32], what: str) -> float:
-    """Return the largest Euclidean norm of the rows; refuse NaN and infinity."""
-    largest = 0.0
-    for start in range(0, len(matrix), 8192):
-        block = matrix[start : start + 8192].astype(np.float64)
-        squares = np.einsum("ij,ij->i", block, block)
-        if not np.isfinite(squares).all():
-            row = start + int(np.flatnonzero(~np.isfinite(squares))[0])
-            raise DataError(f"the vector of {what} {row} holds NaN or infinity; was the model trained without a fault?")
-        largest = max(largest, float(squares.max(initial=0.0)))
-    return math.sqrt(largest)

@@ -34,7 +34,7 @@ from rec_ray.retrieval.top_k.int8_product import (
 from rec_ray.retrieval.top_k.lists import NO_ITEM, Exclusions, lists_of_keys
 from rec_ray.retrieval.top_k.quantised import QuantisedItems
 
-__all__ = ["ByteSearch", "is_supported"]
+__all__ = ["ByteSearch", "chain_scores", "is_supported"]
 
 PLACE_BITS = 31
 PLACE = (1 << PLACE_BITS) - 1
@@ -303,6 +303,30 @@ def survivors(packed, groups, item_of, allow, items, queries, exclude, k, guesse
         if reached >= k:
             kept[row] = front
     return kept
+
+
+@_compiled
+def _chain_scores(items_at, queries, places, scores):  # type: ignore[no-untyped-def]
+    """Write the scores [q, m] of the items at places [q, m].  items_at: address of float32 [n, d]."""
+    size, wanted = queries.shape[1], places.shape[1]
+    rows, scored = np.empty(CHAIN_ROWS, np.int64), np.empty(CHAIN_ROWS, np.float32)
+    for row in range(len(queries)):
+        for start in range(0, wanted, CHAIN_ROWS):
+            for i in range(CHAIN_ROWS):
+                rows[i] = items_at + places[row, min(start + i, wanted - 1)] * size * 4
+            multiply_chain(rows.ctypes.data, queries.ctypes.data + row * size * 4, size, scored.ctypes.data)
+            for i in range(min(CHAIN_ROWS, wanted - start)):
+                scores[row, start + i] = scored[i]
+
+
+def chain_scores(
+    items: NDArray[np.float32], queries: NDArray[np.float32], places: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the float32 chains [q, m] of queries [q, d] and the items [n, d] at places [q, m]."""
+    scores = np.empty(places.shape, np.float32)
+    if scores.size:
+        _chain_scores(items.ctypes.data, as_tensor(queries).numpy(), places, scores)
+    return scores
 
 
 class ByteSearch:

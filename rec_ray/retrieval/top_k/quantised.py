@@ -9,10 +9,13 @@ that order by the size of their largest number, so that the 64 of a group share 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rec_ray.errors import DataError
 
 GROUP_ITEMS = 64
 _STRETCH = 4096
@@ -43,7 +46,10 @@ def quantise_items(items: NDArray[np.float32], order: NDArray[np.integer] | None
     """Return the items [n, d] as bytes: d + 4 bytes an item, and some MB while it works.
 
     order: the items in the order in which stretches are filled; None is a random one.
+
+    Raises DataError when an item holds NaN or infinity.
     """
+    largest_norm(items, "item")
     count, size = items.shape
     groups, steps = -(-count // GROUP_ITEMS), -(-size // 4)
     packed = np.full((groups, steps, GROUP_ITEMS, 4), 128, np.uint8)
@@ -74,3 +80,16 @@ def quantise_items(items: NDArray[np.float32], order: NDArray[np.integer] | None
         norm[first:last] = np.sqrt(np.einsum("gid,gid->gi", vectors, vectors).max(axis=1)) * (1 + 1e-9)
         start, end = end, min(4 * end if end < _STRETCH else end + _STRETCH, count)
     return QuantisedItems(packed, item_of, scale, error, norm)
+
+
+def largest_norm(matrix: NDArray[np.float32], what: str) -> float:
+    """Return the largest Euclidean norm of the rows; refuse NaN and infinity."""
+    largest = 0.0
+    for start in range(0, len(matrix), 8192):
+        block = matrix[start : start + 8192].astype(np.float64)
+        squares = np.einsum("ij,ij->i", block, block)
+        if not np.isfinite(squares).all():
+            row = start + int(np.flatnonzero(~np.isfinite(squares))[0])
+            raise DataError(f"the vector of {what} {row} holds NaN or infinity; was the model trained without a fault?")
+        largest = max(largest, float(squares.max(initial=0.0)))
+    return math.sqrt(largest)
