@@ -10,12 +10,14 @@ after one that failed or was stopped the next is submitted as `<id>-2`, `<id>-3`
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import shlex
 import signal
 import sys
 import time
 import uuid
+from typing import Any
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -39,8 +41,8 @@ def submit_or_join(client: JobSubmissionClient, command: list[str], run_id: str)
     return client.submit_job(entrypoint=shlex.join(command), submission_id=job_id, runtime_env=runtime_env)
 
 
-async def run_job(client: JobSubmissionClient, command: list[str], run_id: str) -> int:
-    """Submit `command`, print its log until it ends, and return its exit code."""
+async def run_job(client: JobSubmissionClient, command: list[str], run_id: str) -> tuple[str, int]:
+    """Submit `command`, print its log until it ends, and return the job's id and its exit code."""
     signals: list[int] = []
 
     def stop(number: int) -> None:
@@ -68,7 +70,7 @@ async def run_job(client: JobSubmissionClient, command: list[str], run_id: str) 
             job = await asyncio.to_thread(client.get_job_info, job_id)
             answered = time.monotonic()
             if job.status.is_terminal() and (whole or over):
-                return exit_code(job, signals)
+                return job_id, exit_code(job, signals)
             over = job.status.is_terminal()
             if signals and not over:
                 client.stop_job(job_id)
@@ -76,7 +78,7 @@ async def run_job(client: JobSubmissionClient, command: list[str], run_id: str) 
             broken = error
         if time.monotonic() - answered > OUTAGE_SECONDS:
             print(f"job {job_id} has been out of reach for {OUTAGE_SECONDS} s: {broken}", file=sys.stderr)
-            return UNAVAILABLE
+            return job_id, UNAVAILABLE
         await asyncio.sleep(1)
 
 
@@ -92,6 +94,22 @@ def exit_code(job: JobDetails, signals: list[int]) -> int:
     return 128 - job.driver_exit_code if job.driver_exit_code < 0 else job.driver_exit_code
 
 
+def ask(address: str, command: list[str], run_id: str) -> dict[str, Any]:
+    """Run `command`, which ends by printing a JSON object, as a job, and return the object.
+
+    Ends the process with the exit code of the command when that is not 0.
+    """
+    client = JobSubmissionClient(address)
+    job_id, code = asyncio.run(run_job(client, command, run_id))
+    if code:
+        sys.exit(code)
+    for line in reversed(client.get_job_logs(job_id).splitlines()):
+        with contextlib.suppress(ValueError):
+            if isinstance(answer := json.loads(line), dict):
+                return answer
+    sys.exit(f"job {job_id} printed no JSON object")
+
+
 if __name__ == "__main__":
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description="Submit a command to a Ray cluster and end with its exit code.")
@@ -102,7 +120,7 @@ if __name__ == "__main__":
     try:
         client = JobSubmissionClient(arguments.address)
         run_id = arguments.run_id or f"rec-ray-{uuid.uuid4().hex[:12]}"
-        sys.exit(asyncio.run(run_job(client, arguments.command, run_id)))
+        sys.exit(asyncio.run(run_job(client, arguments.command, run_id))[1])
     except AuthenticationError as error:
         print(f"the Ray cluster at {arguments.address} refuses the token: {error}", file=sys.stderr)
         sys.exit(WRONG)

@@ -122,15 +122,18 @@ def test_a_ray_cluster_asks_for_a_token_and_its_head_does_no_work(overlay: str) 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_secrets_come_from_secrets(overlay: str) -> None:
+    """None is called like the RayCluster: in a Secret of that name the operator keeps the cluster's token."""
     for manifest in objects(overlay):
         for pod in pods_of(manifest):
             for container in [*pod["containers"], *pod.get("initContainers", [])]:
                 for variable in container.get("env", []):
                     value = variable.get("value", "")
+                    assert variable.get("valueFrom", {}).get("secretKeyRef", {}).get("name") != "rec-ray"
                     if SECRET_NAME.search(variable["name"]):
                         assert "value" not in variable or variable["name"].endswith("_FILE"), variable
                     assert not re.search(r"://[^$/@]*:[^$/@]+@", value), variable
-    assert not [each for each in objects(overlay) if each["kind"] == "Secret"] or overlay == "dev"
+    secrets = [each["metadata"]["name"] for each in objects(overlay) if each["kind"] == "Secret"]
+    assert secrets == (["rec-ray-stores"] if overlay == "dev" else [])
 
 
 def test_production_has_no_secret_in_the_environment_and_files_for_all_of_them() -> None:
@@ -252,7 +255,7 @@ def test_kind_gets_the_stores_that_the_settings_name() -> None:
     environment = {entry["name"]: entry["value"] for entry in head["containers"][0]["env"] if "value" in entry}
     settings = load_settings(CLUSTER / "base" / "rec_ray.yaml", environ=environment)
     bucket = the("dev", "Job", "make-bucket")["spec"]["template"]["spec"]["containers"][0]["command"][-1]
-    secret = the("dev", "Secret")["data"]
+    secret = the("dev", "Secret", "rec-ray-stores")["data"]
 
     assert settings.storage.endpoint == f"http://minio:{services['minio']['ports'][0]['port']}"
     assert settings.storage.url.startswith(f"s3://{bucket.split('/')[1]}/")

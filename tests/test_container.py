@@ -15,17 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from containerfile import instructions
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 UNKNOWN_USER = 1000650000  # of the kind that OpenShift gives to a namespace
-
-
-def instructions() -> list[tuple[str, str]]:
-    """Return the instructions of the Containerfile, continued lines joined and comments left out."""
-    lines = [line for line in (ROOT / "Containerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
-    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
 
 
 def arguments(name: str) -> list[str]:
@@ -40,7 +34,8 @@ def test_the_containerfile_is_clean() -> None:
 
 def test_the_image_has_the_base_the_folder_and_the_user_that_are_asked_for() -> None:
     assert "BASE_IMAGE=registry.access.redhat.com/ubi9/python-311:latest" in arguments("ARG")
-    assert arguments("FROM") == ["${BASE_IMAGE} AS build", "${BASE_IMAGE}"]
+    assert "RUNTIME_IMAGE=${BASE_IMAGE}" in arguments("ARG")
+    assert arguments("FROM") == ["${BASE_IMAGE} AS build", "${RUNTIME_IMAGE}"]
     assert set(arguments("WORKDIR")) == {"/app"}
     assert "RUN_AS_USER=1001" in arguments("ARG")
     assert arguments("USER") == ["0", "0", "${RUN_AS_USER}:0"], "root builds, and another user of group 0 runs"

@@ -1,4 +1,4 @@
-"""A real Ray head with token authentication takes jobs from `entrypoint.sh` and from `ray job submit`."""
+"""A real Ray head with token authentication takes jobs from `entrypoint.sh`, `ray job submit` and Kubeflow."""
 
 import json
 import os
@@ -175,3 +175,31 @@ def test_the_pipeline_runs_as_a_job(head: Head, tiny_project: Path) -> None:
     versions = head.run(str(BIN / "rec-ray"), "versions", "--json", *config)
     assert versions.returncode == 0, versions.stderr
     assert json.loads(versions.stdout)["versions"], "the run left a version"
+
+
+def test_kubeflow_runs_a_job_for_each_step(head: Head, tiny_project: Path, tmp_path: Path) -> None:
+    """With kfp's own runner for this machine; a component is a process that the runner starts."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "cluster" / "kubeflow")!r})
+from kfp import local
+from train_workflow import train_workflow
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root={str(tmp_path / "outputs")!r})
+task = train_workflow(
+    ray_address={head.environment["RAY_ADDRESS"]!r},
+    config={str(tiny_project / "rec_ray.yaml")!r},
+    settings=["train.epochs=1"],
+    jobs={str(ROOT / "jobs")!r},
+)
+print("VERSION", task.outputs["version"])
+print("NDCG", task.outputs["metrics"].metadata["ndcg@10"])
+"""
+    ran = head.run(sys.executable, "-c", program)
+
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-3000:]
+    said = dict(line.split(maxsplit=1) for line in ran.stdout.splitlines() if line.startswith(("VERSION ", "NDCG ")))
+    listed = head.run(str(BIN / "rec-ray"), "versions", "--json", "--config", str(tiny_project / "rec_ray.yaml"))
+    versions = {row["version"]: row for row in json.loads(listed.stdout)["versions"]}
+    assert versions[said["VERSION"]]["state"] == "live"
+    assert 0 < float(said["NDCG"]) < 1
+    assert head.environment["RAY_AUTH_TOKEN"] not in ran.stdout + ran.stderr
