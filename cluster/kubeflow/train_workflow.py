@@ -38,7 +38,7 @@ def train(
 
     overrides = [word for setting in settings for word in ("--set", setting)]
     report = ask(ray_address, ["rec-ray", "train", "--config", config, "--json", *overrides], f"{run_id}-train")
-    for name, value in report["evaluation"]["metrics"].items():
+    for name, value in report["evaluation"]["metrics"]["model"].items():
         metrics.log_metric(name, value)
     return report["version"]
 
