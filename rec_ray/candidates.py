@@ -7,6 +7,7 @@ beyond their name, or of how the model was trained.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from rec_ray.storage import Storage
 
 ITEM_FOLDER, USER_FOLDER, RECOMMENDATION_FOLDER = "item_embeddings", "user_embeddings", "recommendations"
 MANIFEST = "manifest.json"
+ROW_GROUP = 20_000
 NOW, EVERYTHING = 2, 3
 """The query row as of now, and a split label above all others: every event is history."""
 
@@ -101,7 +103,7 @@ def generate_candidates(
         "parts": parts,
         **facts,
     }
-    storage.write_bytes(f"{prefix}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+    storage.write_checked(f"{prefix}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
     return Candidates(version, prefix, manifest["items"], manifest["users"], settings.k, facts)
 
 
@@ -241,10 +243,14 @@ class PartsSink(Datasink[Any]):
                 continue
             for folder, schema in self.folders.items():
                 name = f"part-{ctx.task_idx:06d}-{number:03d}.parquet"
-                path = self.storage.path(self.prefix, folder, name)
-                self.storage.filesystem.create_dir(self.storage.path(self.prefix, folder), recursive=True)
-                pq.write_table(block.select(schema.names).cast(schema), path, filesystem=self.storage.filesystem)
-                parts[folder].append({"name": name, "rows": block.num_rows})
+                buffer = pa.BufferOutputStream()
+                table = block.select(schema.names).cast(schema)
+                # Row groups: whoever publishes reads a part from several places at once.
+                pq.write_table(table, buffer, row_group_size=ROW_GROUP)
+                data = buffer.getvalue().to_pybytes()
+                self.storage.write_checked(f"{self.prefix}/{folder}/{name}", data)
+                sha256 = hashlib.sha256(data).hexdigest()
+                parts[folder].append({"name": name, "rows": block.num_rows, "bytes": len(data), "sha256": sha256})
             if ITEM_IDS in block.column_names:
                 found = np.diff(block[ITEM_IDS].combine_chunks().offsets.to_numpy())
                 for length, count in zip(*np.unique(found, return_counts=True), strict=True):

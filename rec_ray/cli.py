@@ -6,7 +6,6 @@ with `--json`, and log lines to standard error. No command has logic of its own.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -21,10 +20,10 @@ import typer
 from rich.console import Console
 
 from rec_ray import __version__
-from rec_ray.config import Settings, secrets_of
-from rec_ray.config_file import SETTINGS_FILE, load_settings
+from rec_ray.cli_options import AsJson, Config, Project, RunId, Set, aside, settings_of
+from rec_ray.cli_versions import versions_app
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, foreseen_cause
-from rec_ray.logs import LOGGER, configure_logging, hide, without_secrets
+from rec_ray.logs import LOGGER, configure_logging, without_secrets
 
 INTERRUPTED = 130
 
@@ -38,35 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Project = Annotated[
-    Path | None,
-    typer.Option("--project", "-C", help="Folder of the project; its rec_ray.yaml is used.", show_default="here"),
-]
-Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", show_default="./rec_ray.yaml")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
-RunId = Annotated[
-    str | None,
-    typer.Option("--run-id", envvar="REC_RAY_RUN_ID", help="Name of the run; the same name goes on where it stopped."),
-]
 Version = Annotated[str | None, typer.Argument(help="Version of the model.", show_default="the newest stored")]
-
-
-def _settings(project: Path | None, config: Path | None, overrides: list[str] | None) -> Settings:
-    if project is not None and config is not None:
-        raise ConfigError("--project and --config name the settings twice; give one of them")
-    path = config if config is not None else (project or Path()) / SETTINGS_FILE
-    settings = load_settings(path, overrides or [])
-    hide(secrets_of(settings))
-    return settings
-
-
-def _aside(command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call a function; what it or Ray prints meanwhile goes to standard error, as standard output is for the answer."""
-    with contextlib.redirect_stdout(sys.stderr):
-        return command(*arguments, **named)
 
 
 def _print_report(report: Any, as_json: bool) -> None:
@@ -117,10 +88,10 @@ def run(
     project: Project = None, config: Config = None, overrides: Set = None, run_id: RunId = None, as_json: AsJson = False
 ) -> None:
     """Do the whole line: train, evaluate, store, compute candidates, publish to Feast."""
-    settings = _settings(project, config, overrides)
+    settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_pipeline
 
-    _print_report(_aside(run_pipeline, settings, run_id=run_id), as_json)
+    _print_report(aside(run_pipeline, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -128,10 +99,10 @@ def train(
     project: Project = None, config: Config = None, overrides: Set = None, run_id: RunId = None, as_json: AsJson = False
 ) -> None:
     """Train, evaluate and store a model under a new version; publish nothing."""
-    settings = _settings(project, config, overrides)
+    settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_training
 
-    _print_report(_aside(run_training, settings, run_id=run_id), as_json)
+    _print_report(aside(run_training, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -143,10 +114,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a stored version on what Feast holds now."""
-    settings = _settings(project, config, overrides)
+    settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_evaluation
 
-    _print_report(_aside(run_evaluation, settings, version), as_json)
+    _print_report(aside(run_evaluation, settings, version), as_json)
 
 
 @app.command()
@@ -158,10 +129,10 @@ def candidates(
     as_json: AsJson = False,
 ) -> None:
     """Compute and store the recommendations of a stored version."""
-    settings = _settings(project, config, overrides)
+    settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_candidates
 
-    _print_report(_aside(run_candidates, settings, version), as_json)
+    _print_report(aside(run_candidates, settings, version), as_json)
 
 
 @app.command()
@@ -173,25 +144,13 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Push the stored recommendations of a version to Feast and make it the live one."""
-    settings = _settings(project, config, overrides)
+    settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_publishing
 
-    _print_report(_aside(run_publishing, settings, version), as_json)
+    _print_report(aside(run_publishing, settings, version), as_json)
 
 
-@app.command()
-def versions(project: Project = None, config: Config = None, overrides: Set = None, as_json: AsJson = False) -> None:
-    """List the versions: what is live, what was published before, what is only stored."""
-    settings = _settings(project, config, overrides)
-    from rec_ray.answers import list_versions
-
-    found = list_versions(settings)
-    if as_json:
-        print(json.dumps({"versions": found}, default=str))
-        return
-    from rec_ray.report import print_versions
-
-    print_versions(Console(), found)
+app.add_typer(versions_app, name="versions")
 
 
 @app.command()
@@ -207,7 +166,7 @@ def recommend(
     """Show a user's recommendations as the Feast online store answers them."""
     if (user_id is None) != any_user:
         raise ConfigError("name a user, or say --any")
-    settings = _settings(project, config, overrides)
+    settings = settings_of(project, config, overrides)
     from rec_ray.answers import recommendations_of
 
     _print_answer(recommendations_of(settings, user_id, count), as_json)
@@ -223,7 +182,7 @@ def similar(
     as_json: AsJson = False,
 ) -> None:
     """Show the items whose vectors are nearest to that of an item, in the live version."""
-    settings = _settings(project, config, overrides)
+    settings = settings_of(project, config, overrides)
     from rec_ray.answers import similar_items
 
     _print_answer(similar_items(settings, item_id, count), as_json)

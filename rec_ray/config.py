@@ -239,7 +239,13 @@ class PublishSettings(Section):
     user_push_source: str = Field("user_embed_push_source", description="Push source of user vectors.")
     recommendation_push_source: str = Field("user_items_push_source", description="Push source of the lists.")
     batch_rows: Positive = Field(1000, description="Rows of one push.")
+    push_mode: Literal["online", "online_and_offline"] = Field(
+        "online", description="Where a push goes; online_and_offline also appends to the files or tables behind a view."
+    )
     lock_seconds: Positive = Field(900, description="A publisher that is silent for so long has lost its lock.")
+    wait_seconds: int = Field(
+        0, ge=0, description="How long to wait while another run publishes, before leaving with exit code 7."
+    )
 
 
 class Settings(Section):

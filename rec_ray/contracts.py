@@ -143,7 +143,11 @@ class Candidates:
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """Rows that reached the feature store, by push source."""
+    """Rows that reached the feature store, by push source.
+
+    departed: empty rows for those that the version before had and this one has not.
+    """
 
     version: str
     rows: dict[str, int]
+    departed: dict[str, int] = field(default_factory=dict)

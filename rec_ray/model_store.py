@@ -13,13 +13,14 @@ import re
 from typing import Any
 
 from rec_ray.contracts import StoredModel
-from rec_ray.errors import BundleError, StorageError, listed
-from rec_ray.retrieval.bundle import TwoTowerBundle
+from rec_ray.errors import BundleError, listed
+from rec_ray.retrieval.bundle import METADATA, TwoTowerBundle
 from rec_ray.storage import Storage
 
 FORMAT_VERSION = 1
 MODELS = "two-tower"
 MANIFEST = "manifest.json"
+CANDIDATES = "candidates"
 
 
 def model_folder(version: str) -> str:
@@ -31,6 +32,24 @@ def model_folder(version: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}", version):
         raise BundleError(f"{version!r} is no model version; versions are numbers, see `rec-ray versions`")
     return f"{MODELS}/{version}"
+
+
+def candidates_folder(version: str) -> str:
+    """Return the key of the candidates of a version.
+
+    Raises:
+        BundleError: the text cannot be a version.
+    """
+    return f"{model_folder(version)}/{CANDIDATES}"
+
+
+def stored_versions(storage: Storage) -> list[str]:
+    """Return the names of all folders of versions, the highest number first.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    return sorted(storage.folders(MODELS), key=lambda name: (name.isdecimal(), len(name), name), reverse=True)
 
 
 def save_model(bundle: TwoTowerBundle, version: str, storage: Storage) -> StoredModel:
@@ -53,8 +72,8 @@ def save_model(bundle: TwoTowerBundle, version: str, storage: Storage) -> Stored
     manifest = {"format_version": FORMAT_VERSION, "version": version, "files": sums}
     data = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
     for name, content in files.items():
-        _write(f"{folder}/{name}", content, storage)
-    _write(f"{folder}/{MANIFEST}", data, storage)
+        storage.write_checked(f"{folder}/{name}", content)
+    storage.write_checked(f"{folder}/{MANIFEST}", data)
     return StoredModel(version, storage.uri(folder), _sha256(data))
 
 
@@ -71,6 +90,23 @@ def find_model(version: str, storage: Storage) -> StoredModel:
     return StoredModel(version, storage.uri(model_folder(version)), _sha256(manifest))
 
 
+def read_metadata(version: str, storage: Storage) -> dict[str, Any]:
+    """Return what a stored model tells about its making, without its weights: all a rollback needs.
+
+    Raises:
+        BundleError: there is no such version, it is incomplete, or the file was changed.
+        StorageError: the store cannot be read.
+    """
+    sums = _read_manifest(version, storage)[0]
+    if METADATA not in sums:
+        raise BundleError(_damaged(version, METADATA, "is not in the manifest", storage))
+    try:
+        metadata: dict[str, Any] = dict(json.loads(_read_checked(version, METADATA, sums[METADATA], storage)))
+    except (ValueError, TypeError, RecursionError):
+        raise BundleError(_damaged(version, METADATA, "is no JSON object", storage)) from None
+    return metadata
+
+
 def load_model(version: str, storage: Storage) -> TwoTowerBundle:
     """Read a model back; every file is compared with its sum before anything in it is looked at.
 
@@ -81,10 +117,7 @@ def load_model(version: str, storage: Storage) -> TwoTowerBundle:
     folder = model_folder(version)
     files = {}
     for name, entry in _read_manifest(version, storage)[0].items():
-        _check_size(version, name, entry["bytes"], storage)
-        files[name] = storage.read_bytes(f"{folder}/{name}")
-        if _sha256(files[name]) != entry["sha256"]:
-            raise BundleError(_damaged(version, name, "does not have the SHA-256 sum of the manifest", storage))
+        files[name] = _read_checked(version, name, entry, storage)
     try:
         return TwoTowerBundle.from_files(files)
     except BundleError as error:
@@ -127,16 +160,12 @@ def _read_manifest(version: str, storage: Storage) -> tuple[dict[str, dict[str, 
     return sums, data
 
 
-def _write(key: str, data: bytes, storage: Storage) -> None:
-    """Write an object and ask the store how much of it arrived.
-
-    Raises:
-        StorageError: not all of it.
-    """
-    storage.write_bytes(key, data)
-    size = storage.size(key)
-    if size != len(data):
-        raise StorageError(f"{storage.uri(key)} has {size} bytes after writing {len(data):,}; run again")
+def _read_checked(version: str, name: str, entry: dict[str, Any], storage: Storage) -> bytes:
+    _check_size(version, name, entry["bytes"], storage)
+    data = storage.read_bytes(f"{model_folder(version)}/{name}")
+    if _sha256(data) != entry["sha256"]:
+        raise BundleError(_damaged(version, name, "does not have the SHA-256 sum of the manifest", storage))
+    return data
 
 
 def _check_size(version: str, name: str, expected: int, storage: Storage) -> None:
@@ -155,3 +184,15 @@ def _damaged(version: str, name: str, how: str, storage: Storage) -> str:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def remove_version(version: str, storage: Storage) -> None:
+    """Remove a version, its candidates included; first the manifests, so that what is left half done is no model.
+
+    Raises:
+        BundleError: the text cannot be a version.
+        StorageError: the store cannot be written.
+    """
+    folder = model_folder(version)
+    for key in (f"{folder}/{MANIFEST}", f"{folder}/{CANDIDATES}/{MANIFEST}", folder):
+        storage.delete_prefix(key)

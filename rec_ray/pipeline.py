@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
-import platform
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
-from rec_ray.candidates import generate_candidates, read_manifest
+from rec_ray.candidates import generate_candidates
 from rec_ray.config import Settings, deciding_settings, hash_settings, redacted
 from rec_ray.contracts import Candidates, Evaluation, FeatureTables, StoredModel, TrainingData, UpdateReport
-from rec_ray.errors import DataError
+from rec_ray.errors import DataError, GateError
 from rec_ray.evaluate import check_gate, evaluate_model
 from rec_ray.load_features import load_features
 from rec_ray.logs import LOGGER, step
-from rec_ray.model_store import find_model, load_model, model_folder, save_model
-from rec_ray.model_version import VersionRow
+from rec_ray.model_store import candidates_folder, find_model, load_model, save_model
+from rec_ray.publication import Pruned, prune_versions, publish_version, roll_back
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.run_ledger import RunLedger, open_run
 from rec_ray.storage import Storage
 from rec_ray.train import train_two_tower
 from rec_ray.training_data import encode_tables, prepare_training_data
-from rec_ray.update_features import update_feature_store
-from rec_ray.world import World, open_world, storage_of
+from rec_ray.update_features import check_push_targets
+from rec_ray.world import World, database_of, open_world, owner_of, storage_of
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,9 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
         if run.report is not None:
             return _report_again(run)
         with open_world(settings, run) as world:
+            check_push_targets(world.store, settings.publish, settings.model.similarity, settings.model.embedding_size)
             data, bundle, evaluation, stored = _learn(world, run)
-            verdict = check_gate(evaluation, settings.evaluation)
+            verdict = _judge(world, stored.version, evaluation)
             candidates = run.once("candidates", Candidates, lambda: _recommend(world, data, bundle, stored.version))
             update = run.once("update_features", UpdateReport, lambda: _publish_once(world, stored.version))
             counts = _counts(data) | _candidate_counts(candidates) | _update_counts(update)
@@ -109,8 +107,22 @@ def run_publishing(settings: Settings, version: str | None = None) -> RunReport:
     """Push the stored candidates of a version (default: the newest stored) to Feast and make it live."""
     with open_world(settings) as world:
         version = version or newest_version(world.storage)
-        counts = _update_counts(_publish(world, version))
+        counts = _update_counts(publish_version(world, version))
         return _report(world, "publish", find_model(version, world.storage), None, counts)
+
+
+def run_rollback(settings: Settings, version: str) -> RunReport:
+    """Push the stored candidates of a version that was live before, and make it live again; no model is loaded."""
+    with open_world(settings) as world:
+        counts = _update_counts(roll_back(world, version))
+        return _report(world, "rollback", find_model(version, world.storage), None, counts)
+
+
+def run_pruning(settings: Settings, keep: int) -> Pruned:
+    """Remove the files of all versions but the newest `keep`, the live one and its parent."""
+    database, publish = database_of(settings), settings.publish
+    lock = database.publishing_lock(owner_of("prune"), publish.lock_seconds, publish.wait_seconds)
+    return prune_versions(storage_of(settings), database, lock, keep)
 
 
 def newest_version(storage: Storage) -> str:
@@ -174,8 +186,17 @@ def _train(world: World, data: TrainingData, version: str) -> TwoTowerBundle:
 def _store(world: World, bundle: TwoTowerBundle, version: str) -> StoredModel:
     with step("model_store", world.seconds, version=version) as log:
         stored = save_model(bundle, version, world.storage)
+        world.database.mark(version, "stored")
         log.add(uri=stored.uri)
     return stored
+
+
+def _judge(world: World, version: str, evaluation: Evaluation) -> str:
+    try:
+        return check_gate(evaluation, world.settings.evaluation)
+    except GateError:
+        world.database.mark(version, "refused")
+        raise
 
 
 def _load(world: World) -> FeatureTables:
@@ -240,50 +261,7 @@ def _publish_once(world: World, version: str) -> UpdateReport:
     if row is not None and row.run_id == world.run_id:
         LOGGER.info("version %s was made live by an earlier attempt of run %s", version, world.run_id)
         return UpdateReport(version, {})
-    return _publish(world, version)
-
-
-def _publish(world: World, version: str) -> UpdateReport:
-    settings, storage = world.settings, world.storage
-    stored = find_model(version, storage)
-    bundle = load_model(version, storage)
-    manifest = read_manifest(storage, candidates_folder(version))
-    owner = f"run {world.run_id} on {platform.node()}, process {os.getpid()}"
-    with (
-        step("update_features", world.seconds, version=version) as log,
-        world.database.publishing_lock(owner, settings.publish.lock_seconds) as lock,
-    ):
-        report = update_feature_store(
-            world.store,
-            storage,
-            candidates_folder(version),
-            manifest,
-            settings.publish,
-            published_at=datetime.now(UTC),
-        )
-        log.add(**report.rows)
-        metadata = bundle.metadata
-        row = VersionRow(
-            version=version,
-            run_id=str(metadata.get("run_id", world.run_id)),
-            artifact_uri=stored.uri,
-            sha256=stored.sha256,
-            metrics=metadata.get("metrics"),
-            settings_hash=str(metadata.get("settings_hash", "")) or None,
-            data_from=_instant(metadata.get("data_from")),
-            data_to=_instant(metadata.get("data_to")),
-        )
-        world.database.publish(row, lock)
-    return report
-
-
-def candidates_folder(version: str) -> str:
-    """Return the key of the candidates of a version."""
-    return f"{model_folder(version)}/candidates"
-
-
-def _instant(text: object) -> datetime | None:
-    return datetime.fromisoformat(text) if isinstance(text, str) else None
+    return publish_version(world, version)
 
 
 def _metadata(world: World, data: TrainingData) -> dict[str, Any]:
@@ -316,7 +294,8 @@ def _candidate_counts(candidates: Candidates) -> dict[str, int]:
 
 
 def _update_counts(update: UpdateReport) -> dict[str, int]:
-    return {f"rows pushed to {source}": rows for source, rows in update.rows.items()}
+    counts = {f"rows pushed to {source}": rows for source, rows in update.rows.items()}
+    return counts | {f"departed, emptied in {source}": rows for source, rows in update.departed.items() if rows}
 
 
 def _report_again(run: RunLedger) -> RunReport:

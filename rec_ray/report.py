@@ -97,6 +97,19 @@ def print_items(
     console.print(table)
 
 
+def print_version(console: Console, version: Mapping[str, Any]) -> None:
+    """Print all that is known of one version: a row a fact, then the metrics of each method."""
+    facts = {name: value for name, value in version.items() if name != "metrics" and value is not None}
+    facts["published"] = ", ".join(facts.get("published", [])) or "never"
+    print_rows(console, f"Version {version['version']}", facts)
+    for method, metrics in (version.get("metrics") or {}).items():
+        print_rows(console, f"Metrics of {method}", {name: _figure(value) for name, value in metrics.items()})
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def print_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
     """Print one row a version."""
     if not versions:

@@ -112,6 +112,17 @@ class Storage:
                 with self.filesystem.open_output_stream(path) as stream:
                     stream.write(data)
 
+    def write_checked(self, key: str, data: bytes) -> None:
+        """Write an object and ask the store how much of it arrived.
+
+        Raises:
+            StorageError: it cannot be written, or not all of it arrived.
+        """
+        self.write_bytes(key, data)
+        size = self.size(key)
+        if size != len(data):
+            raise StorageError(f"{self.uri(key)} has {size} bytes after writing {len(data):,}; run again")
+
     def size(self, key: str) -> int | None:
         """Return the bytes of an object, or None when there is no object of this key.
 

@@ -1,13 +1,16 @@
 """Stored candidates into Feast: item vectors, then user vectors, then recommendations, through push sources.
 
-The Parquet parts that a manifest lists stream through Ray tasks that push them in small batches, side by side where the
-online store can take it; every row is counted and a sample is read back. It knows nothing of models or of how the
-candidates were made, and pushes only fields that the view behind a push source has.
+Slices of the Parquet parts that a manifest lists go to Ray tasks that push them in small batches, side by side where
+the online store can take it; who was there before and is no more gets an empty row; every row is counted and a sample
+is read back. It knows nothing of models or of how the candidates were made, and pushes only fields that a view has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,275 +18,290 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
-from feast import FeatureStore, FeatureView, RepoConfig
+from feast import FeatureStore, RepoConfig
 from feast.data_source import PushMode
-from feast.types import from_feast_to_pyarrow_type
 from ray.data import TaskPoolStrategy
 
+from rec_ray.candidate_parts import PartSlice, StoredCandidates, check_part, departed_ids, read_slice
 from rec_ray.config import PublishSettings
 from rec_ray.contracts import UpdateReport
-from rec_ray.errors import ConfigError, FeatureStoreError, PartlyPublishedError, SchemaError, listed
+from rec_ray.errors import DataError, PartlyPublishedError, RecRayError
 from rec_ray.feast_store import portable_config, store_in_task
-from rec_ray.logs import LOGGER
+from rec_ray.push_targets import (
+    PushTarget,
+    as_type_of,
+    find_push_target,
+    push_frame,
+    read_online,
+    require_same_space,
+    tombstone_frame,
+)
 from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
 from rec_ray.storage import Storage
 
 SINGLE_WRITERS = ("sqlite", "faiss")
 """Online stores that one process at a time may write."""
 SAMPLE = 20
-FIELD_NAMES: Mapping[str, Sequence[str]] = {
-    EMBEDDING: (EMBEDDING,),
-    ITEM_IDS: ("top_k_item_ids", ITEM_IDS),
-    SCORES: ("top_k_scores", SCORES),
-    MODEL_VERSION: (MODEL_VERSION,),
-}
-"""What a candidate column may be called in a feature view, the usual name first."""
-REQUIRED = (EMBEDDING, ITEM_IDS)
+"""Rows of a folder that are read back."""
+SLICE_ROWS = 20_000
+"""Rows of one task; a few times the batches that it pushes, so that starting it costs little."""
+IDS_AT_A_TIME = 1_000_000
+"""Ids that one process holds while it looks for those that left."""
+MODES = {"online": PushMode.ONLINE, "online_and_offline": PushMode.ONLINE_AND_OFFLINE}
 
 
 @dataclass(frozen=True)
-class PushTarget:
-    """A push source with the view behind it.
+class Push:
+    """What all rows of one push source have in common."""
 
-    fields: our column -> the view's field. key: the view's join key; entity: our column with its values.
-    types: the type that the view has the key and each field as. times: columns that take the time of the push.
-    """
-
-    source: str
-    view: str
-    entity: str
-    key: str
-    fields: Mapping[str, str]
-    types: Mapping[str, pa.DataType]
-    times: Sequence[str]
+    target: PushTarget
+    version: str
+    published_at: datetime
+    batch_rows: int
+    mode: str
+    embedding_size: int
 
 
-def find_push_target(store: FeatureStore, source: str, entity: str, columns: Sequence[str]) -> PushTarget:
-    """Find the view that a push source feeds and which of our columns it has.
+def find_push_targets(store: FeatureStore, settings: PublishSettings) -> dict[str, PushTarget]:
+    """Return the target of each folder of candidates, in the order in which they are pushed.
 
     Raises:
-        ConfigError: there is no such push source, or no view is fed by it.
-        SchemaError: the view lacks a field that is needed, or has one that candidates have nothing for.
+        ConfigError, SchemaError: a push source is missing, or its view does not fit.
     """
-    views = [view for view in store.list_feature_views() if _push_source_of(view) == source]
-    if not views:
-        known = sorted({name for view in store.list_feature_views() if (name := _push_source_of(view))})
-        raise ConfigError(
-            f"no feature view of project {store.project!r} is fed by a push source {source!r}; push sources are "
-            f"{listed(known)}. Correct section `publish` or run `feast apply`"
-        )
-    view = views[0]
-    have = [field.name for field in view.features]
-    fields: dict[str, str] = {}
-    for column in [*columns, MODEL_VERSION]:
-        name = next((name for name in FIELD_NAMES[column] if name in have), None)
-        if name is not None:
-            fields[column] = name
-        elif column in REQUIRED:
-            raise SchemaError(
-                f"feature view {view.name!r} has no field {FIELD_NAMES[column][0]!r}; it has {listed(have)}"
-            )
-        else:
-            LOGGER.info("feature view %s has no field %s: not pushed", view.name, FIELD_NAMES[column][0])
-    further = sorted(set(have) - set(fields.values()))
-    if further:
-        raise SchemaError(
-            f"feature view {view.name!r} has the fields {listed(further)}, which candidates do not have; Feast pushes "
-            "whole rows only, so move them to another view"
-        )
-    if len(view.join_keys) != 1:
-        raise SchemaError(f"feature view {view.name!r} has the join keys {listed(view.join_keys)}; expected one")
-    key = view.join_keys[0]
-    kinds = {field.name: from_feast_to_pyarrow_type(field.dtype) for field in [*view.features, *view.entity_columns]}
-    types = {name: kinds[name] for name in (key, *fields.values()) if name in kinds}
-    batch = view.batch_source
-    times = [batch.timestamp_field, batch.created_timestamp_column] if batch else []
-    return PushTarget(source, view.name, entity, key, fields, types, [name for name in times if name])
+    lists = [ITEM_IDS, SCORES]
+    return {
+        "item_embeddings": find_push_target(store, settings.item_push_source, ITEM_ID, [EMBEDDING]),
+        "user_embeddings": find_push_target(store, settings.user_push_source, USER_ID, [EMBEDDING]),
+        "recommendations": find_push_target(store, settings.recommendation_push_source, USER_ID, lists),
+    }
 
 
-def _push_source_of(view: FeatureView) -> str | None:
-    source = getattr(view, "stream_source", None)
-    return source.name if source is not None else None
+def check_push_targets(
+    store: FeatureStore, settings: PublishSettings, similarity: str, embedding_size: int
+) -> dict[str, PushTarget]:
+    """Find the targets and check that vectors of a model belong there.
+
+    Raises:
+        ConfigError, SchemaError: as `find_push_targets`, or the view searches by another metric or length.
+    """
+    targets = find_push_targets(store, settings)
+    for target in targets.values():
+        if EMBEDDING in target.fields:
+            require_same_space(target, similarity, embedding_size)
+    return targets
 
 
 def update_feature_store(
     store: FeatureStore,
     storage: Storage,
-    prefix: str,
-    manifest: Mapping[str, Any],
+    candidates: StoredCandidates,
     settings: PublishSettings,
     *,
     published_at: datetime,
+    before: Sequence[StoredCandidates] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> UpdateReport:
-    """Push the candidates below `prefix`: order items, users, recommendations.
+    """Push candidates: order items, users, recommendations; then those that left get an empty row.
 
-    manifest: as `candidates.read_manifest` returns it.
+    published_at: event timestamp of all rows; later than that of any push before.
+    before: candidates of which the online store may hold rows; who is in them and not in `candidates` has left.
+    check: called now and then; raises when this process may not go on.
 
     Raises:
         PartlyPublishedError: a push failed, fewer rows arrived than were sent, or a sample reads back differently.
         ConfigError, SchemaError: a push source or its view does not fit; nothing was pushed then.
+        DataError: a part is missing or was changed; nothing was pushed then.
     """
-    version = str(manifest["version"])
-    plan = [
-        ("item_embeddings", find_push_target(store, settings.item_push_source, ITEM_ID, [EMBEDDING])),
-        ("user_embeddings", find_push_target(store, settings.user_push_source, USER_ID, [EMBEDDING])),
-        ("recommendations", find_push_target(store, settings.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES])),
-    ]
-    _require_ids(plan, manifest)
+    manifest, version = candidates.manifest, candidates.version
+    size = int(manifest.get("embedding_size", 0))
+    targets = check_push_targets(store, settings, str(manifest.get("similarity", "cosine")), size) if size else None
+    targets = targets or find_push_targets(store, settings)
     kind = str(store.config.online_store.type)
     writers = 1 if kind in SINGLE_WRITERS else max(1, int(ray.cluster_resources().get("CPU", 1)))
+    _check_parts(storage, candidates, list(targets), check)
     rows: dict[str, int] = {}
-    for folder, target in plan:
-        parts = manifest["parts"][folder]
-        paths = [storage.path(prefix, folder, part["name"]) for part in parts]
-        expected = sum(part["rows"] for part in parts)
-        pushed, failures = _push(store, storage, paths, target, settings.batch_rows, writers, version, published_at)
-        rows[target.source] = pushed
-        if failures or pushed != expected:
-            why = failures[0] if failures else "the counts differ"
+    departed: dict[str, int] = {}
+    for folder, target in targets.items():
+        push = Push(target, version, published_at, settings.batch_rows, settings.push_mode, size)
+        writer = _Writer(store, storage, push, writers, check)
+        expected = candidates.rows(folder)
+        rows[target.source] = writer.push_slices(candidates.slices(storage, folder, SLICE_ROWS), expected)
+        departed[target.source] = writer.push_departed(candidates, before, folder)
+        _read_back(store, storage, candidates.paths(storage, folder), target, version)
+    return UpdateReport(version, rows, departed)
+
+
+def _check_parts(
+    storage: Storage, candidates: StoredCandidates, folders: Sequence[str], check: Callable[[], None]
+) -> None:
+    """Compare all parts with their sums, before anything is pushed."""
+    parts = [
+        (f"{candidates.prefix}/{folder}/{part['name']}", part)
+        for folder in folders
+        for part in candidates.parts(folder)
+    ]
+    for key, part in parts:
+        check_part(storage, key, part)
+    check()
+
+
+class _Writer:
+    """Pushes the rows of one source, in this process or in tasks of Ray, and counts them."""
+
+    def __init__(
+        self, store: FeatureStore, storage: Storage, push: Push, writers: int, check: Callable[[], None]
+    ) -> None:
+        self.store, self.storage, self.push, self.writers, self.check = store, storage, push, writers, check
+
+    def push_slices(self, slices: Sequence[PartSlice], expected: int) -> int:
+        """Push all rows and return how many arrived.
+
+        Raises:
+            PartlyPublishedError: not all of them.
+        """
+        # No more than what keeps all writers busy to the end: small tasks where there are few rows.
+        work = [{"path": piece.path, "start": piece.start, "stop": piece.stop} for piece in slices]
+        if self.writers > 1 and len(work) < 4 * self.writers and expected:
+            work = _cut(work, math.ceil(expected / (4 * self.writers)))
+        return self._run(work, _slice_frames, expected)
+
+    def push_departed(self, after: StoredCandidates, before: Sequence[StoredCandidates], folder: str) -> int:
+        """Push an empty row for everybody that only earlier candidates have; return how many there are."""
+        others = [each for each in before if each.version != after.version or each.prefix != after.prefix]
+        if not others:
+            return 0
+        ids = after.rows(folder) + sum(each.rows(folder) for each in others)
+        buckets = max(1, math.ceil(ids / IDS_AT_A_TIME))
+        old = [path for each in others for path in each.paths(self.storage, folder)]
+        new = after.paths(self.storage, folder)
+        work = [{"before": old, "after": new, "bucket": number, "buckets": buckets} for number in range(buckets)]
+        return self._run(work, _departed_frames, None)
+
+    def _run(
+        self, work: list[dict[str, Any]], frames: Callable[..., Iterable[pd.DataFrame]], expected: int | None
+    ) -> int:
+        source = self.push.target.source
+        sent = pushed = 0
+        failure = ""
+        # Closing: what is not done yet is given up when one piece failed.
+        with contextlib.closing(self._answers(work, frames)) as answers:
+            for answer in answers:
+                sent, pushed, failure = sent + answer["sent"], pushed + answer["pushed"], failure or answer["failure"]
+                if failure:
+                    break
+                self.check()
+        wanted = sent if expected is None else expected
+        if failure or pushed != wanted:
+            why = failure or "the counts differ"
             raise PartlyPublishedError(
-                f"{pushed:,} of {expected:,} rows reached {target.source!r}: {why}. The live version is unchanged; run "
-                f"`rec-ray publish {version}` again"
+                f"{pushed:,} of {max(wanted, sent):,} rows reached {source!r}: {why}. The live version is unchanged; "
+                f"run `rec-ray publish {self.push.version}` again"
             )
-        _read_back(store, storage, paths, target, version)
-    return UpdateReport(version, rows)
+        return pushed
 
-
-def _require_ids(plan: Sequence[tuple[str, PushTarget]], manifest: Mapping[str, Any]) -> None:
-    for folder, _ in plan:
-        if folder not in manifest["parts"]:
-            raise SchemaError(f"the manifest of the candidates lists no {folder!r}")
-
-
-def _push(
-    store: FeatureStore,
-    storage: Storage,
-    paths: list[str],
-    target: PushTarget,
-    batch_rows: int,
-    writers: int,
-    version: str,
-    published_at: datetime,
-) -> tuple[int, list[str]]:
-    """Push all rows and return how many arrived and what failed.
-
-    A store for one writer is written by this process, which has Feast open already.
-    """
-    if not paths:
-        return 0, []
-    if writers == 1:
-        answers = [
-            _push_batch(store, batch, target, version, published_at)
-            for path in paths
-            for batch in _batches(storage, path, batch_rows)
-        ]
-    else:
-        answers = (
-            ray.data.read_parquet(
-                paths, filesystem=storage.filesystem, override_num_blocks=min(len(paths), 4 * writers)
-            )
-            .map_batches(
-                _push_in_task,
-                batch_size=batch_rows,
-                batch_format="pyarrow",
-                fn_kwargs={
-                    "config": portable_config(store),
-                    "target": target,
-                    "version": version,
-                    "published_at": published_at,
-                },
-                compute=TaskPoolStrategy(size=writers),
-            )
-            .take_all()
+    def _answers(
+        self, work: list[dict[str, Any]], frames: Callable[..., Iterable[pd.DataFrame]]
+    ) -> Generator[dict[str, Any]]:
+        """Give what became of each piece of work; a store for one writer is written by this process."""
+        if self.writers == 1 or not work:
+            for piece in work:
+                yield _push_piece(self.store, self.storage, self.push, frames(self.storage, self.push, **piece))
+            return
+        arguments = {
+            "config": portable_config(self.store),
+            "storage": self.storage,
+            "push": self.push,
+            "frames": frames,
+        }
+        done = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+            _push_in_task,
+            batch_size=1,
+            fn_kwargs=arguments,
+            compute=TaskPoolStrategy(size=self.writers),
         )
-    return sum(answer["pushed"] for answer in answers), [a["failure"] for a in answers if a["failure"]]
+        yield from done.iter_rows()
 
 
-def _batches(storage: Storage, path: str, rows: int) -> Iterator[pa.Table]:
-    with storage.filesystem.open_input_file(path) as handle:
-        for batch in pq.ParquetFile(handle).iter_batches(batch_size=rows):
-            yield pa.Table.from_batches([batch])
+def _cut(work: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
+    return [
+        {**piece, "start": start, "stop": min(start + rows, piece["stop"])}
+        for piece in work
+        for start in range(piece["start"], piece["stop"], rows)
+    ]
 
 
-def _push_batch(
-    store: FeatureStore, batch: pa.Table, target: PushTarget, version: str, published_at: datetime
-) -> dict[str, Any]:
-    """Push one batch; a failure is an answer too, so that the others still go through and are counted."""
+def _slice_frames(storage: Storage, push: Push, path: str, start: int, stop: int) -> Iterator[pd.DataFrame]:
+    for batch in read_slice(storage, PartSlice(path, start, stop), push.batch_rows):
+        yield push_frame(batch, push.target, push.version, push.published_at)
+
+
+def _departed_frames(
+    storage: Storage, push: Push, before: Sequence[str], after: Sequence[str], bucket: int, buckets: int
+) -> Iterator[pd.DataFrame]:
+    target = push.target
+    ids = departed_ids(storage, list(before), list(after), target.entity, int(bucket), int(buckets))
+    for start in range(0, len(ids), push.batch_rows):
+        some = ids.slice(start, push.batch_rows)
+        yield tombstone_frame(some, target, push.version, push.published_at, push.embedding_size)
+
+
+def _push_piece(store: FeatureStore, storage: Storage, push: Push, frames: Iterable[pd.DataFrame]) -> dict[str, Any]:
+    """Push some frames and count the rows; a failure is an answer too, so that the rows before it are counted."""
+    sent = pushed = 0
     try:
-        store.push(target.source, push_frame(batch, target, version, published_at), to=PushMode.ONLINE)
+        for frame in frames:
+            sent += len(frame)
+            if frame[list(push.target.fields.values())].isna().all(axis=None):
+                raise DataError(
+                    f"view {push.target.view!r} can hold no empty list, and Feast leaves rows without any value out; "
+                    f"give the view a field {MODEL_VERSION!r}"
+                )
+            store.push(push.target.source, frame, to=MODES[push.mode])
+            pushed += len(frame)
     except Exception as error:
-        return {"pushed": 0, "failure": f"{type(error).__name__}: {error}"[:500]}
-    return {"pushed": batch.num_rows, "failure": ""}
+        text = str(error) if isinstance(error, RecRayError) else f"{type(error).__name__}: {error}"
+        return {"sent": sent, "pushed": pushed, "failure": text[:500]}
+    return {"sent": sent, "pushed": pushed, "failure": ""}
 
 
 def _push_in_task(
-    batch: pa.Table, config: RepoConfig, target: PushTarget, version: str, published_at: datetime
-) -> pa.Table:
-    return pa.Table.from_pylist([_push_batch(store_in_task(config), batch, target, version, published_at)])
-
-
-def push_frame(batch: pa.Table, target: PushTarget, version: str, published_at: datetime) -> pd.DataFrame:
-    """Return a batch of candidates as the frame that Feast pushes.
-
-    Raises:
-        SchemaError: the view has a whole number as key or as item ids, and an id is none.
-    """
-    columns = {target.key: batch[target.entity]}
-    for column, field in target.fields.items():
-        columns[field] = pa.array([version] * batch.num_rows) if column == MODEL_VERSION else batch[column]
-    frame = pd.DataFrame({name: _as_type_of(target, name, values).to_pandas() for name, values in columns.items()})
-    for name in target.times:
-        frame[name] = pd.Timestamp(published_at)
-    return frame
-
-
-def _as_type_of(target: PushTarget, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return values with the type that the view has a column as."""
-    kind = target.types.get(name, values.type)
-    try:
-        return values.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SchemaError(
-            f"feature view {target.view!r} has {name!r} as {kind}, which does not hold what candidates have: {error}"
-        ) from None
+    batch: Mapping[str, Any],
+    config: RepoConfig,
+    storage: Storage,
+    push: Push,
+    frames: Callable[..., Iterable[pd.DataFrame]],
+) -> dict[str, Any]:
+    (piece,) = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    answer = _push_piece(store_in_task(config), storage, push, frames(storage, push, **piece))
+    return {name: [value] for name, value in answer.items()}
 
 
 def _read_back(store: FeatureStore, storage: Storage, paths: list[str], target: PushTarget, version: str) -> None:
-    """Compare a sample of what was pushed with what the online store answers."""
-    if not paths:
-        return
-    with storage.filesystem.open_input_file(paths[-1]) as handle:
-        sample = next(pq.ParquetFile(handle).iter_batches(batch_size=SAMPLE))
+    """Compare a sample of what was pushed with what the online store answers: the first rows of some parts."""
+    some = [paths[place] for place in sorted({0, len(paths) // 2, len(paths) - 1})] if paths else []
+    for path in some:
+        batches = read_slice(storage, PartSlice(path, 0, SAMPLE), SAMPLE)
+        for sample in itertools.islice(batches, 1):
+            _compare(store, sample, target, version)
+
+
+def _compare(store: FeatureStore, sample: pa.Table, target: PushTarget, version: str) -> None:
     column = next(column for column in target.fields if column != MODEL_VERSION)
     found = read_online(store, target, sample[target.entity].to_pylist())
-    pushed = _as_type_of(target, target.fields[column], sample[column]).to_pylist()
-    for expected, answer in zip(pushed, found[target.fields[column]], strict=True):
-        same = answer is not None and len(answer) == len(expected)
+    stamps = found[target.fields[MODEL_VERSION]] if MODEL_VERSION in target.fields else [version] * sample.num_rows
+    pushed = as_type_of(target, target.fields[column], sample[column]).to_pylist()
+    for expected, answer, stamp in zip(pushed, found[target.fields[column]], stamps, strict=True):
+        # An empty list of numbers may be null (`push_targets.PushTarget.keeps_empty_numbers`).
+        got = [] if answer is None and not expected else answer
+        same = got is not None and len(got) == len(expected) and stamp == version
         if same and column == ITEM_IDS:
-            same = list(answer) == expected
+            same = list(got) == expected
         elif same:
-            same = np.allclose(answer, expected, rtol=1e-5, atol=1e-6)
+            same = np.allclose(got, expected, rtol=1e-5, atol=1e-6)
         if not same:
             raise PartlyPublishedError(
                 f"view {target.view!r} answers otherwise than was pushed for version {version}; is another publisher "
-                "writing to the same online store? Run `rec-ray publish` again"
+                "writing to the same online store, or one whose clock is ahead? Run `rec-ray publish` again"
             )
-
-
-def read_online(store: FeatureStore, target: PushTarget, ids: Sequence[str]) -> dict[str, list[Any]]:
-    """Read a view's fields of some entities from the online store; an unknown one has null everywhere.
-
-    Raises:
-        FeatureStoreError: the online store does not answer.
-        SchemaError: the view has a whole number as key, and an id is none.
-    """
-    features = [f"{target.view}:{field}" for field in target.fields.values()]
-    keys = [{target.key: key} for key in _as_type_of(target, target.key, pa.array(ids, pa.string())).to_pylist()]
-    try:
-        answer: dict[str, list[Any]] = store.get_online_features(features=features, entity_rows=keys).to_dict()
-    except Exception as error:
-        raise FeatureStoreError(f"the online store did not answer for view {target.view!r}: {error}") from error
-    return answer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import signal
 import threading
 import warnings
@@ -120,6 +121,11 @@ def feature_store_of(settings: Settings) -> FeatureStore:
         raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
     except Exception as error:
         raise FeatureStoreError(f"the feature repository {repo} cannot be opened: {error}") from error
+
+
+def owner_of(run_id: str) -> str:
+    """Return who publishes, in words for the one who has to wait."""
+    return f"run {run_id} on {platform.node()}, process {os.getpid()}"
 
 
 @ray.remote(num_cpus=1)

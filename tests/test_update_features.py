@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rec_ray.candidate_parts import StoredCandidates
 from rec_ray.config import PublishSettings
 from rec_ray.config_file import load_settings
 from rec_ray.errors import ConfigError, PartlyPublishedError, SchemaError
@@ -51,9 +52,8 @@ def update(store, folder, **settings):
 
     storage = open_storage(str(folder))
     manifest = write_candidates(storage, "made")
-    return update_feature_store(
-        store, storage, "made", manifest, PublishSettings(**settings), published_at=datetime.now(UTC)
-    )
+    candidates = StoredCandidates("made", manifest)
+    return update_feature_store(store, storage, candidates, PublishSettings(**settings), published_at=datetime.now(UTC))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_repository_of_other_types_and_times_gets_every_row(shop, tmp_path, mo
 
 
 def test_ids_that_are_no_numbers_are_named_where_the_view_has_numbers(shop):
-    from rec_ray.update_features import find_push_target, push_frame, read_online
+    from rec_ray.push_targets import find_push_target, push_frame, read_online
 
     target = find_push_target(shop, "user_items_push_source", "user_id", ["item_ids", "scores"])
     named = r"'lists' has 'customer' as int64.*'seven'"
@@ -139,7 +139,7 @@ def test_ids_that_are_no_numbers_are_named_where_the_view_has_numbers(shop):
     ],
 )
 def test_a_push_source_that_does_not_fit_is_named_before_anything_is_pushed(shop, tmp_path, source, error, said):
-    from rec_ray.update_features import find_push_target
+    from rec_ray.push_targets import find_push_target
 
     with pytest.raises(error, match=said):
         find_push_target(shop, source, "user_id", ["item_ids", "scores"])
@@ -151,7 +151,7 @@ def test_a_push_source_that_does_not_fit_is_named_before_anything_is_pushed(shop
 
 
 def test_a_view_with_fields_of_others_is_named(shop):
-    from rec_ray.update_features import find_push_target
+    from rec_ray.push_targets import find_push_target
 
     with pytest.raises(SchemaError, match=r"'more' has the fields 'age', 'name', which candidates do not have"):
         find_push_target(shop, "source_of_more", "user_id", ["embedding"])
@@ -224,15 +224,19 @@ def test_a_push_that_breaks_off_is_partly_published_and_goes_on_later(tiny_data,
 @pytest.mark.parametrize("size", [2, 3])
 def test_vectors_of_another_publisher_are_noticed(shop, tmp_path, size):
     """The sample that is read back is compared, also when the other model has vectors of another length."""
-    from rec_ray.update_features import _push_batch, _read_back, find_push_target
+    from rec_ray.push_targets import find_push_target, push_frame
+    from rec_ray.update_features import _read_back
+
+    def push(table, version):
+        shop.push(target.source, push_frame(table, target, version, datetime.now(UTC)))
 
     storage = open_storage(str(tmp_path))
     target = find_push_target(shop, "user_embed_push_source", "user_id", ["embedding"])
     own = pa.table([["7"], [[0.8, 0.6]]], schema=USER_EMBEDDINGS)
     pq.write_table(own, tmp_path / "own.parquet")
-    assert _push_batch(shop, own, target, "1", datetime.now(UTC)) == {"pushed": 1, "failure": ""}
+    push(own, "1")
     _read_back(shop, storage, [storage.path("own.parquet")], target, "1")
     other = pa.table([["7"], [np.full(size, 0.1).tolist()]], schema=USER_EMBEDDINGS)
-    _push_batch(shop, other, target, "2", datetime.now(UTC))
+    push(other, "2")
     with pytest.raises(PartlyPublishedError, match=r"'user_vectors' answers otherwise .* another publisher"):
         _read_back(shop, storage, [storage.path("own.parquet")], target, "1")

@@ -1,0 +1,1 @@
+"""The migrations, oldest first; the name of each begins with its number."""

@@ -1,0 +1,147 @@
+"""A stored version made live: pushed to Feast whole, then committed; also rolled back to, and older ones pruned.
+
+An open world and a version come in; afterwards the feature store holds that version's candidates and the newest row of
+`model_version` names it, or neither has changed for a reader. It reads files and candidates only: no model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+
+from rec_ray.candidate_parts import StoredCandidates
+from rec_ray.candidates import read_manifest
+from rec_ray.contracts import UpdateReport
+from rec_ray.errors import ConfigError, DataError, listed
+from rec_ray.logs import LOGGER, step
+from rec_ray.model_store import candidates_folder, find_model, read_metadata, remove_version, stored_versions
+from rec_ray.model_version import VersionDatabase, VersionRow
+from rec_ray.publishing_lock import PublishingLock
+from rec_ray.storage import Storage
+from rec_ray.update_features import update_feature_store
+from rec_ray.world import World, owner_of
+
+
+def publish_version(world: World, version: str) -> UpdateReport:
+    """Push the stored candidates of a version and make it live; return the rows by push source.
+
+    Raises:
+        LockedError: another run publishes, still after `publish.wait_seconds`.
+        PartlyPublishedError: not everything reached the feature store; the live version is as before.
+        BundleError, DataError: the version is not stored, incomplete or damaged.
+    """
+    settings, storage, database = world.settings, world.storage, world.database
+    stored = find_model(version, storage)
+    metadata = read_metadata(version, storage)
+    candidates = _stored_candidates(version, storage)
+    if candidates.version != version:
+        raise DataError(f"the candidates in {storage.uri(candidates.prefix)} are those of version {candidates.version}")
+    with step("update_features", world.seconds, version=version) as log, _lock(world) as lock:
+        before = _known_before(database, storage)
+        report = update_feature_store(
+            world.store,
+            storage,
+            candidates,
+            settings.publish,
+            published_at=database.begin_push(version, lock),
+            before=before,
+            check=lock.check,
+        )
+        log.add(**report.rows, departed=sum(report.departed.values()))
+        row = VersionRow(
+            version=version,
+            run_id=str(metadata.get("run_id", world.run_id)),
+            artifact_uri=stored.uri,
+            sha256=stored.sha256,
+            metrics=metadata.get("metrics"),
+            settings_hash=str(metadata.get("settings_hash", "")) or None,
+            data_from=_instant(metadata.get("data_from")),
+            data_to=_instant(metadata.get("data_to")),
+        )
+        database.publish(row, lock)
+    return report
+
+
+def roll_back(world: World, version: str) -> UpdateReport:
+    """Publish a version once more that was live before; the row that makes it live again is a new one.
+
+    Raises:
+        ConfigError: it was never live.
+        Otherwise as `publish_version`.
+    """
+    known = list(dict.fromkeys(row.version for row in world.database.list_versions()))
+    if version not in known:
+        raise ConfigError(
+            f"version {version} was never live, so there is nothing to go back to; live were {listed(known)}. "
+            f"To make it live for the first time: rec-ray publish {version}"
+        )
+    return publish_version(world, version)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Versions whose files were removed, and versions that were kept, with the reason."""
+
+    removed: list[str]
+    kept: dict[str, str]
+
+
+def prune_versions(
+    storage: Storage, database: VersionDatabase, lock: AbstractContextManager[PublishingLock], keep: int
+) -> Pruned:
+    """Remove the files of all versions but the newest `keep`; rows of the database stay.
+
+    Always kept: the live version and its parent, what a run may still be making, and what was pushed to the feature
+    store since the live version was (a push that failed).
+
+    Raises:
+        LockedError: another run publishes.
+        StorageError: the store cannot be written; what was removed by then is gone.
+    """
+    with lock as held:
+        rows = database.list_versions()
+        versions = stored_versions(storage)
+        kept = dict.fromkeys(versions[:keep], "among the newest")
+        kept |= dict.fromkeys(database.running(), "its run may go on")
+        kept |= dict.fromkeys(database.pushed_since_live(), "pushed, in part at least, since the live one")
+        if rows:
+            if rows[0].parent is not None:
+                kept[rows[0].parent] = "parent of the live one"
+            kept[rows[0].version] = "live"
+        removed = []
+        for version in versions:
+            if version in kept:
+                continue
+            held.check()
+            database.mark(version, "pruned")
+            remove_version(version, storage)
+            removed.append(version)
+    return Pruned(removed, {version: kept[version] for version in versions if version in kept})
+
+
+def _lock(world: World) -> AbstractContextManager[PublishingLock]:
+    publish = world.settings.publish
+    owner = owner_of(world.run_id)
+    return world.database.publishing_lock(owner, publish.lock_seconds, publish.wait_seconds)
+
+
+def _stored_candidates(version: str, storage: Storage) -> StoredCandidates:
+    prefix = candidates_folder(version)
+    return StoredCandidates(prefix, read_manifest(storage, prefix))
+
+
+def _known_before(database: VersionDatabase, storage: Storage) -> Sequence[StoredCandidates]:
+    """Return the candidates of which the feature store may hold rows."""
+    found = []
+    for version in database.pushed_since_live():
+        try:
+            found.append(_stored_candidates(version, storage))
+        except DataError as error:
+            LOGGER.warning("version %s: %s; who left since then stays in the feature store", version, error)
+    return found
+
+
+def _instant(text: object) -> datetime | None:
+    return datetime.fromisoformat(text) if isinstance(text, str) else None
