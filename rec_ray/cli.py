@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 
 from rec_ray import __version__
+from rec_ray.cli_checks import checks_app
 from rec_ray.cli_options import AsJson, Config, Project, RunId, Set, aside, settings_of
 from rec_ray.cli_versions import versions_app
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, foreseen_cause
@@ -150,6 +151,7 @@ def publish(
     _print_report(aside(run_publishing, settings, version), as_json)
 
 
+app.add_typer(checks_app)
 app.add_typer(versions_app, name="versions")
 
 

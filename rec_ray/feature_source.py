@@ -56,7 +56,7 @@ class SourceSlice:
 
     path: a Parquet file and `row_groups` of it, or, when None, the stretch of time [start, end) of any other source;
         a bound that is None is open.
-    first_row: the number of its first row within the source.
+    first_row: the number of its first row within the source. rows: how many it has; None where only reading tells.
     """
 
     source: FeatureSource
@@ -64,6 +64,7 @@ class SourceSlice:
     path: str | None = None
     filesystem: pyarrow.fs.FileSystem | None = None
     row_groups: tuple[int, ...] = ()
+    rows: int | None = None
     start: datetime | None = None
     end: datetime | None = None
     naive_time: bool = False
@@ -118,7 +119,7 @@ def _slice_files(source: FeatureSource, repo: Path, rows: int) -> list[SourceSli
             chosen.append(group)
             held += metadata.row_group(group).num_rows
             if held >= rows or group == metadata.num_row_groups - 1:
-                slices.append(replace(part, first_row=first_row, row_groups=tuple(chosen)))
+                slices.append(replace(part, first_row=first_row, row_groups=tuple(chosen), rows=held))
                 first_row += held
                 chosen, held = [], 0
     return slices

@@ -84,7 +84,7 @@ def load_features(
     require_fields(item_service, item_fields, feast.item_key, ITEMS.names)
 
     config = portable_config(store)
-    events = _event_source(store, interaction_service, feast, features)
+    events = event_source(store, interaction_service, feast, features)
     event_slices = slice_source(store, events, feast.join_rows)
     side = find_side_tables(side_tables or SideTableSettings(), features)
     surveys = ray.get([_survey_slice.remote(config, part, as_of) for part in event_slices])
@@ -99,7 +99,7 @@ def load_features(
     event_rows = _read(config, event_slices, functools.partial(as_events, as_of=as_of))
     user_slices = [
         part
-        for source in _entity_sources(store, user_service, USER_ID, feast.user_key)
+        for source in entity_sources(store, user_service, USER_ID, feast.user_key)
         for part in slice_source(store, source, feast.join_rows)
     ]
     parts = [event_rows]
@@ -131,7 +131,7 @@ def load_features(
     return FeatureTables(interactions, items, times, rows)
 
 
-def _event_source(
+def event_source(
     store: FeatureStore, service: FeatureService, feast: FeastSettings, features: FeatureSettings
 ) -> FeatureSource:
     """Return the source of the view that has both entities: its rows are the events."""
@@ -156,7 +156,7 @@ def _event_source(
     )
 
 
-def _entity_sources(store: FeatureStore, service: FeatureService, name: str, key: str) -> list[FeatureSource]:
+def entity_sources(store: FeatureStore, service: FeatureService, name: str, key: str) -> list[FeatureSource]:
     """Return the sources that tell which entities there are: those of the views keyed by `key` alone."""
     views = [view for view in views_of(store, service) if list(view.join_keys) == [key]]
     return [FeatureSource.of(view.batch_source, {name: key}, what=f"view {view.name!r}") for view in views]
@@ -280,7 +280,7 @@ def _load_items(
     times: SplitTimes,
 ) -> ray.data.Dataset:
     """Return the catalogue with its features as of `test_start` and as of `as_of`."""
-    sources = _entity_sources(store, service, ITEM_ID, feast.item_key)
+    sources = entity_sources(store, service, ITEM_ID, feast.item_key)
     if not sources:
         raise ConfigError(f"feature service {service.name!r} has no view with the join key {feast.item_key!r} alone")
     slices = [part for source in sources for part in slice_source(store, source, feast.join_rows)]

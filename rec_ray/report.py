@@ -125,3 +125,23 @@ def print_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> N
         cells = [version["version"], version["state"], since, *figures, version.get("run_id") or ""]
         table.add_row(*map(Text, cells))
     console.print(table)
+
+
+def print_plan(console: Console, plan: Any) -> None:
+    """Print a `plan.Plan`: rows, steps with their estimates, what would be published, and what is left open."""
+    rows = {name: "unknown" if count is None else f"{count:,}" for name, count in plan.rows.items()}
+    print_rows(console, f"Version {plan.version} would be made of these rows", rows)
+    table = Table(title=f"Steps, on {plan.cores} cores, about", title_justify="left")
+    table.add_column("")
+    table.add_column("")
+    table.add_column("Seconds", justify="right")
+    table.add_column("GB of memory", justify="right")
+    for step in plan.steps:
+        cells = [step.name, step.does, f"{step.seconds:,.0f}", f"{step.memory_bytes / 1e9:.1f}"]
+        table.add_row(*map(Text, cells))
+    table.add_row("together", "", f"{plan.seconds:,.0f}", f"{plan.memory_bytes / 1e9:.1f}")
+    console.print(table)
+    print_rows(console, "Would be published", plan.publishes)
+    print_rows(console, "To and from", plan.where | {"disk": f"about {plan.disk_bytes / 1e9:.2f} GB"})
+    for note in plan.notes:
+        console.print(f"- {note}", markup=False, highlight=False)
