@@ -7,6 +7,7 @@ row for each row and in the same order. It knows neither which features mean wha
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,12 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureService, FeatureStore, FeatureView, RepoConfig
 from feast.types import from_feast_to_pyarrow_type
+from pydantic import SecretStr
 
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
 from rec_ray.process_cache import once_a_process
 from rec_ray.schema import EVENT_TIMESTAMP
 
 _ROW = "rec_ray_row"
+_SECRET_NAME = re.compile(r"password|passwd|secret|token|access_key|api_key", re.IGNORECASE)
+_SECRET_IN_TEXT = re.compile(r"://[^:/@\s]*:([^@\s]+)@|(?:password|passwd|pwd)=([^,;&\s]+)", re.IGNORECASE)
+"""Names of settings that are secrets, and what stands for a password in an address or a Redis connection string."""
 
 
 def find_service(store: FeatureStore, name: str) -> FeatureService:
@@ -96,6 +101,26 @@ def portable_config(store: FeatureStore) -> RepoConfig:
         config.registry_config = registry.model_copy(update={"path": str(repo / path)})
         config._registry = None
     return config
+
+
+def secrets_in(config: RepoConfig) -> list[str]:
+    """Return the passwords, keys and tokens that a feature_store.yaml holds, so that they are never shown."""
+    found: list[str] = []
+
+    def look(name: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                look(str(key), entry)
+        elif isinstance(value, SecretStr):
+            found.append(value.get_secret_value())
+        elif isinstance(value, str) and _SECRET_NAME.search(name):
+            found.append(value)
+        elif isinstance(value, str):
+            found.extend(text for match in _SECRET_IN_TEXT.finditer(value) for text in match.groups() if text)
+
+    for part in (config.registry, config.offline_store, config.online_store):
+        look("", part.model_dump() if hasattr(part, "model_dump") else part)
+    return found
 
 
 @contextlib.contextmanager

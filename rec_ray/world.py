@@ -24,7 +24,8 @@ from feast import FeatureStore
 
 from rec_ray.config import RaySettings, Settings
 from rec_ray.errors import ConfigError, FeatureStoreError, UnavailableError
-from rec_ray.logs import step
+from rec_ray.feast_store import secrets_in
+from rec_ray.logs import hide, step
 from rec_ray.model_version import VersionDatabase
 from rec_ray.run_ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.storage import Storage, open_storage
@@ -116,7 +117,9 @@ def feature_store_of(settings: Settings) -> FeatureStore:
     if not (Path(repo) / "feature_store.yaml").is_file():
         raise ConfigError(f"feast.repo {repo} has no feature_store.yaml; correct the setting or run `rec-ray init`")
     try:
-        return FeatureStore(repo_path=repo)
+        store = FeatureStore(repo_path=repo)
+        hide(secrets_in(store.config))
+        return store
     except (ValueError, TypeError) as error:
         raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
     except Exception as error:

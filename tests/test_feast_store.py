@@ -207,3 +207,20 @@ def test_a_service_whose_view_was_deleted_is_an_error_that_names_the_view(shop):
         FeatureStoreError, match="'user_service' reads the views 'plans', which are not in the registry"
     ):
         views_of(shop, service)
+
+
+def test_secrets_of_a_feature_store_are_found_to_be_hidden():
+    from types import SimpleNamespace
+
+    from rec_ray.feast_store import secrets_in
+
+    config = SimpleNamespace(
+        registry={"registry_type": "sql", "path": "postgresql+psycopg://me:hunter1@db:5432/x"},
+        offline_store={"type": "duckdb"},
+        online_store={
+            "type": "redis",
+            "connection_string": "redis:6379,ssl=true,password=hunter2",
+            "password": "hunter3",
+        },
+    )
+    assert sorted(secrets_in(config)) == ["hunter1", "hunter2", "hunter3"]

@@ -1,0 +1,53 @@
+"""A reader of versions, as a serving backend is one: asks which version is live, again and again, and loads it.
+
+    python reader.py SETTINGS_FILE
+
+Prints one JSON line when the live version changes and one for whatever is wrong with it, until standard input ends. A
+database or a store that is away for a moment is nobody's version and no fault.
+"""
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+from rec_ray.candidates import read_manifest
+from rec_ray.config_file import load_settings
+from rec_ray.errors import DataError, UnavailableError
+from rec_ray.model_store import find_model, load_model
+from rec_ray.world import database_of, storage_of
+
+
+def main() -> None:
+    """Poll until standard input ends."""
+    settings = load_settings(Path(sys.argv[1]))
+    database, storage = database_of(settings), storage_of(settings)
+    ended = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    seen, polls = None, 0
+    while not ended.wait(0.2):
+        try:
+            version = database.live()
+            if version is None:
+                continue
+            find_model(version, storage)
+            folder = f"two-tower/{version}/candidates"
+            manifest = read_manifest(storage, folder)
+            for name, parts in manifest["parts"].items():
+                for part in parts:
+                    if not storage.size(f"{folder}/{name}/{part['name']}"):
+                        raise DataError(f"{name}/{part['name']} is not there")
+            if version != seen:
+                load_model(version, storage)
+                seen = version
+                print(json.dumps({"live": version}), flush=True)
+            polls += 1
+        except UnavailableError:
+            continue
+        except DataError as error:
+            print(json.dumps({"fault": str(error)}), flush=True)
+    print(json.dumps({"polls": polls}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
