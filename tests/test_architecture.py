@@ -85,3 +85,18 @@ def test_a_serving_backend_can_load_a_model_without_ray_feast_or_settings() -> N
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_sql_is_made_of_no_values() -> None:
+    """A statement with a placeholder of Python in it could hold somebody's input; the names of our tables do not."""
+    placeholders = {
+        ast.unparse(part.value)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("text", "exec_driver_sql")
+        for part in ast.walk(node)
+        if isinstance(part, ast.FormattedValue)
+    }
+    assert placeholders <= {"table.name", "definition"}

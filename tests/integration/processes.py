@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 HELD, READER = (Path(__file__).with_name(name) for name in ("held.py", "reader.py"))
 PATIENCE = 240
@@ -21,6 +21,8 @@ PATIENCE = 240
 
 class Run:
     """A `rec-ray` process; as a context it is gone afterwards, with all that it started."""
+
+    _all: ClassVar[list["Run"]] = []
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class Run:
             # A group of its own, to end whatever a killed one leaves behind.
             start_new_session=True,
         )
+        self._all.append(self)
         self.errors: list[str] = []
         self.output: list[str] = []
         self._heard: queue.Queue[str | None] = queue.Queue()
@@ -62,6 +65,11 @@ class Run:
             process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    @classmethod
+    def everything(cls) -> dict[int, str]:
+        """What all processes so far have said, by process id."""
+        return {run.process.pid: "".join([*run.errors, *run.output]) for run in cls._all}
 
     def wait_for(self, text: str) -> Self:
         """Wait until a line with a text is heard on standard error."""

@@ -5,12 +5,20 @@ the same run id completes, and nothing is published twice differently. A second 
 while, and never finds one that does not load.
 """
 
+import contextlib
 import json
+import resource
 import signal
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +33,7 @@ pytestmark = pytest.mark.integration
 
 STORE = "rec_ray.storage:Storage.write_bytes"
 COMMIT = "rec_ray.model_version:VersionDatabase.publish"
+READ_BACK = "rec_ray.update_features:_read_back"
 RESERVE = "rec_ray.model_version:VersionDatabase.reserve"
 TRAINING = {"train": {"epochs": 40, "patience": 40}}
 
@@ -184,3 +193,219 @@ def test_a_run_that_is_killed_in_each_step_goes_on_there(shop: Shop) -> None:
     ends = [line.split(" done in")[0] for line in shop.log(run_id) if " done in" in line]
     for step in ("training_data", "train", "evaluate", "model_store", "candidates"):
         assert ends.count(step) == 1, ends
+
+
+def test_servers_that_go_away_and_come_back(
+    shop: Shop, seaweedfs: SeaweedFS, postgresql: PostgreSQL, redis_server: Redis
+) -> None:
+    run_id = "third"
+    before = shop.database.live()
+    assert before is not None
+
+    # The database is away when a number is to be reserved.
+    with shop.run(run_id, hold=(RESERVE,)) as run:
+        run.wait_for("HELD")
+        postgresql.stop()
+        said = run.release().ended(3)
+    postgresql.start()
+    assert "cannot reserve a version in the database postgresql://" in said
+    status = shop.status(run_id)
+    assert (status["state"], status["step"], status["exit_code"]) == ("failed", "reserve", 3)
+    shop.check(before)
+
+    # The object store goes away for good while checkpoints are written.
+    with shop.run(run_id) as run:
+        run.wait_for("train ...")
+        wait_until(lambda: bool(shop.storage.list(f"training/{run_id}")), "a checkpoint")
+        seaweedfs.kill()
+        said = run.ended(3)
+    seaweedfs.start()
+    assert "Traceback" not in said
+    shop.check(before)
+
+    # For 10 seconds while checkpoints are written: the run goes on. Then for good while the model is stored.
+    with shop.run(run_id, hold=(f"{STORE}@/manifest.json",)) as run:
+        run.wait_for("train ...")
+        down_for(seaweedfs, 10)
+        run.wait_for("HELD")
+        seaweedfs.kill()
+        said = run.release().ended(3)
+    seaweedfs.start()
+    assert f"cannot write s3://{seaweedfs.bucket}/faults/two-tower/3/manifest.json" in said
+    assert "is the endpoint right and the server running?" in said
+    shop.check(before)
+
+    # For 10 seconds while the model is stored: the run goes on. Then the online store goes away in the midst of a push.
+    with shop.run(run_id, hold=(f"{STORE}@two-tower/3/manifest.json", READ_BACK)) as run:
+        run.wait_for("HELD")
+        threading.Timer(10, seaweedfs.start).start()
+        seaweedfs.kill()
+        run.release().wait_for("HELD")
+        redis_server.kill()
+        said = run.release().ended(6)
+    redis_server.start()
+    assert "`rec-ray publish 3` again" in said
+    shop.check(before)
+    shop.check_online(before, "3")
+
+    # The database is away when the version is to go live.
+    with shop.run(run_id, hold=(COMMIT,)) as run:
+        run.wait_for("HELD")
+        postgresql.kill()
+        said = run.release().ended(3)
+    postgresql.start()
+    assert "cannot publish version 3 in the database postgresql://" in said
+    assert shop.status(run_id)["step"] == "update_features"
+    shop.check(before)
+
+    with shop.run(run_id) as run:
+        run.ended(0)
+        assert run.report["version"] == "3"
+    shop.check("3")
+    shop.check_online("3")
+
+
+def down_for(server: SeaweedFS, seconds: float) -> None:
+    """Take a server away for a while."""
+    server.kill()
+    time.sleep(seconds)
+    server.start()
+
+
+def test_rows_from_the_future_in_redis_are_found_and_nothing_goes_live(shop: Shop, redis_server: Redis) -> None:
+    """Redis keeps the row with the newer time: what a machine with a wrong clock wrote would hide all that follows."""
+    live = shop.database.live()
+    assert live is not None
+    stale(shop, datetime.now(UTC) + timedelta(days=1))
+    with shop.start("publish", live) as run:
+        said = run.ended(6)
+    assert "answers otherwise than was pushed" in said
+    shop.check(live)
+    with contextlib.closing(redis_server.client()) as client:
+        client.flushdb()
+    with shop.start("publish", live) as run:
+        run.ended(0)
+    shop.check(live)
+    shop.check_online(live)
+
+
+def stale(shop: Shop, when: datetime) -> None:
+    """Push other lists for all users under another time."""
+    from feast.data_source import PushMode
+
+    from rec_ray.world import feature_store_of
+
+    store, users = feature_store_of(shop.settings), [f"u{number}" for number in range(200)]
+    rows = {"user_id": users, "top_k_item_ids": [["old"]] * 200, "top_k_scores": [[0.0]] * 200}
+    frame = pd.DataFrame({**rows, "model_version": "0", "event_timestamp": when})
+    store.push(shop.settings.publish.recommendation_push_source, frame, to=PushMode.ONLINE)
+
+
+def test_no_secret_is_in_any_log_status_or_error(
+    shop: Shop, seaweedfs: SeaweedFS, postgresql: PostgreSQL, redis_server: Redis
+) -> None:
+    """What all runs of this module said, with the faults they met, and left in the store and in Ray's folders."""
+    wrong = {**shop.environment, "REC_RAY__STORAGE__SECRET_KEY": f"no{seaweedfs.secret_key}"}
+    with Run("run", "-C", shop.project, environment=wrong) as run:
+        run.ended(3)
+    wrong = {**shop.environment, "REC_RAY__DATABASE__PASSWORD": f"no{postgresql.password}"}
+    with Run("run", "-C", shop.project, "--run-id", "refused", environment=wrong) as run:
+        run.ended(3)
+    texts = {f"process {pid}": said for pid, said in Run.everything().items()}
+    assert len(texts) >= 3
+    for key in shop.storage.list():
+        if key.endswith((".json", ".jsonl")):
+            texts[key] = shop.storage.read_bytes(key).decode()
+    assert "runs/refused/status.json" in texts
+    for pid in Run.everything():
+        for path in Path("/tmp/ray").glob(f"session_*_{pid}/logs/**/*"):
+            if path.is_file():
+                texts[str(path)] = path.read_text(errors="replace")
+    secrets = {server.name: server.password for server in (postgresql, redis_server)}
+    secrets |= {"S3 secret key": seaweedfs.secret_key, "S3 access key": seaweedfs.access_key}
+    for name, secret in secrets.items():
+        assert [where for where, text in texts.items() if secret in text] == [], f"{name} is shown"
+
+
+@pytest.fixture(scope="module")
+def corner(
+    tmp_path_factory: pytest.TempPathFactory, make_project: Callable[..., Path], tiny_tables: dict[str, pa.Table]
+) -> Iterator[Shop]:
+    """A project in folders and SQLite, read all the while; its store is a disk of 32 MB where that can be mounted."""
+    one_epoch = {"train": {"epochs": 1}, "publish": {"wait_seconds": 1}}
+    shop = make_shop(tmp_path_factory.mktemp("corner"), make_project, tiny_tables, {}, **one_epoch)
+    store = Path(shop.storage.root)
+    store.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(store)]
+    subprocess.run(mounting, capture_output=True, check=False)
+    reader = Reader(shop.project)
+    try:
+        yield shop
+    finally:
+        seen = reader.close()
+        if store.is_mount():
+            subprocess.run(["umount", str(store)], check=True)
+    assert [line for line in seen if "fault" in line] == []
+
+
+def test_a_damaged_file_and_a_full_disk(corner: Shop) -> None:
+    data = corner.project / "feature_repo" / "data" / "interactions.parquet"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:4] + b"\xff" * 40 + whole[44:])
+    with corner.run("a") as run:
+        assert "interactions.parquet is damaged" in run.ended(4)
+    assert "interactions.parquet is damaged" in corner.status("a")["error"]
+    data.write_bytes(whole)
+    with corner.run("a", hold=(f"{STORE}@two-tower/1/manifest.json",)) as run:
+        run.wait_for("HELD")
+        with full_disk(corner, run):
+            said = run.release().ended(3)
+    assert "two-tower/1/manifest.json" in said
+    assert corner.database.live() is None
+    with corner.run("a") as run:
+        assert "train was finished by an earlier attempt" in run.ended(0)
+    corner.check("1")
+    corner.check_online("1")
+
+
+@contextlib.contextmanager
+def full_disk(shop: Shop, run: Run) -> Iterator[None]:
+    """Let the store be full: really, where it is a small disk; else no file of the process may grow, which is alike."""
+    store = Path(shop.storage.root)
+    if not store.is_mount():
+        psutil.Process(run.process.pid).rlimit(psutil.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        yield
+        return
+    filler = store / "filler"
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(b"\0" * 4096)
+    yield
+    assert "the disk is full; make room" in run.said
+    filler.unlink()
+
+
+def test_a_clock_that_goes_backwards(corner: Shop) -> None:
+    with corner.run("b", clock=-86_400) as run:
+        run.ended(0)
+        assert run.report["version"] == "2"
+    corner.check("2")
+    corner.check_online("2")
+    second, first = corner.database.list_versions()[:2]
+    assert second.updated_at > first.updated_at
+
+
+def test_two_runs_and_two_publishers_at_once(corner: Shop) -> None:
+    with corner.run("c", hold=(COMMIT,)) as one:
+        with corner.run("d") as two:
+            one.wait_for("HELD")
+            said = two.ended(7)
+        assert "run c on" in said and "is publishing" in said
+        corner.check("2")
+        one.release().ended(0)
+    with corner.run("d") as two:
+        said = two.ended(0)
+        assert "train ..." not in said
+    assert {one.report["version"], two.report["version"]} == {"3", "4"}
+    corner.check(two.report["version"])
+    corner.check_online(two.report["version"])
