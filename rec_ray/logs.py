@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 LOGGER = logging.getLogger("rec_ray")
+_ABOUT: dict[str, Any] = {}
 _HIDDEN: set[str] = set()
 
 
@@ -49,6 +50,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **_ABOUT,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -66,6 +68,18 @@ def configure_logging(*, as_json: bool = False, level: int = logging.INFO) -> No
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(level)
     LOGGER.propagate = False
+
+
+@contextlib.contextmanager
+def about(**facts: Any) -> Iterator[None]:
+    """Say these facts, such as run_id="night", in every line of JSON meanwhile."""
+    before = dict(_ABOUT)
+    _ABOUT.update(facts)
+    try:
+        yield
+    finally:
+        _ABOUT.clear()
+        _ABOUT.update(before)
 
 
 @dataclass
@@ -86,7 +100,8 @@ def step(name: str, seconds: dict[str, float] | None = None, **facts: Any) -> It
     started = time.perf_counter()
     log = StepLog()
     try:
-        yield log
+        with about(step=name, **{fact: facts[fact] for fact in ("version",) if fact in facts}):
+            yield log
     except BaseException as error:
         took = time.perf_counter() - started
         fields = {"step": name, "event": "failed", "seconds": round(took, 2)}

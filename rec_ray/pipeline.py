@@ -23,6 +23,7 @@ from rec_ray.model_store import candidates_folder, find_model, load_model, save_
 from rec_ray.publication import Pruned, prune_versions, publish_version, roll_back
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.run_ledger import RunLedger, open_run
+from rec_ray.run_metrics import EpochMetrics
 from rec_ray.storage import Storage
 from rec_ray.train import train_two_tower
 from rec_ray.training_data import encode_tables, prepare_training_data
@@ -178,8 +179,9 @@ def _train(world: World, data: TrainingData, version: str) -> TwoTowerBundle:
             validation_users=settings.evaluation.validation_users,
             exclude_seen=settings.candidates.exclude_seen,
             metadata=_metadata(world, data),
+            callbacks=[EpochMetrics()],
         )
-        log.add(epochs=len(trained.epochs), best_epoch=trained.best_epoch)
+        log.add(epochs=len(trained.epochs), best_epoch=trained.best_epoch, steps=trained.facts["steps"])
     return trained.bundle
 
 
@@ -210,7 +212,7 @@ def _load(world: World) -> FeatureTables:
             as_of=world.as_of,
             side_tables=settings.side_tables,
         )
-        log.add(rows=tables.rows.kept)
+        log.add(rows=tables.rows.kept, read=tables.rows.read)
     return tables
 
 
@@ -236,7 +238,8 @@ def _evaluate(world: World, data: TrainingData, bundle: TwoTowerBundle) -> Evalu
         evaluation = evaluate_model(
             data, bundle, settings.evaluation, world.storage, exclude_seen=settings.candidates.exclude_seen
         )
-        log.add(users=evaluation.users)
+        recalls = {name: value for name, value in evaluation.metrics.get("model", {}).items() if "recall@" in name}
+        log.add(users=evaluation.users, **{name: round(value, 4) for name, value in recalls.items()})
     return evaluation
 
 

@@ -11,7 +11,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,11 +73,13 @@ def train_two_tower(
     validation_users: int,
     exclude_seen: bool,
     metadata: dict[str, Any],
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> TrainedModel:
     """Train until the epochs are over or validation NDCG@10 no longer rises, and return the best epoch's towers.
 
     run_id: names the training; the same one goes on from its last checkpoint.
     metadata: stored with the bundle.
+    callbacks: hear what the workers report after each epoch.
 
     Raises:
         DataError: the loss became infinite.
@@ -118,6 +120,7 @@ def train_two_tower(
             storage_filesystem=storage.filesystem,
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
         ),
         datasets={"timelines": timelines},
         dataset_config=ray.train.DataConfig(

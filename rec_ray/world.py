@@ -25,9 +25,10 @@ from feast import FeatureStore
 from rec_ray.config import RaySettings, Settings
 from rec_ray.errors import ConfigError, FeatureStoreError, UnavailableError
 from rec_ray.feast_store import secrets_in
-from rec_ray.logs import hide, step
+from rec_ray.logs import about, hide, step
 from rec_ray.model_version import VersionDatabase
 from rec_ray.run_ledger import RunLedger, delete_work, new_run_id, work_folder
+from rec_ray.run_metrics import exported_metrics
 from rec_ray.storage import Storage, open_storage
 
 IDLE_WORKERS = 8
@@ -64,24 +65,25 @@ def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[Wor
         UnavailableError: the store, the database, Feast or Ray cannot be reached.
     """
     seconds: dict[str, float] = {}
-    with step("start", seconds):
+    run_id, as_of = (run.run_id, run.as_of) if run else (new_run_id(), datetime.now(UTC))
+    with about(run_id=run_id), step("start", seconds):
         storage = storage_of(settings)
         storage.check_writable()
         database = database_of(settings)
         database.migrate()
         stop_ray = open_ray(settings.ray)
     try:
-        with step("feast", seconds):
-            warming = [_warm_up.remote() for _ in range(int(ray.cluster_resources().get("CPU", 1)))]
-            store = feature_store_of(settings)
-            ray.wait(warming, num_returns=len(warming), timeout=30)
-        run_id, as_of = (run.run_id, run.as_of) if run else (new_run_id(), datetime.now(UTC))
-        world = World(settings, storage, database, store, run_id, as_of, seconds)
-        try:
-            yield world
-        finally:
-            if run is None:
-                delete_work(storage, run_id)
+        with about(run_id=run_id), exported_metrics():
+            with step("feast", seconds):
+                warming = [_warm_up.remote() for _ in range(int(ray.cluster_resources().get("CPU", 1)))]
+                store = feature_store_of(settings)
+                ray.wait(warming, num_returns=len(warming), timeout=30)
+            world = World(settings, storage, database, store, run_id, as_of, seconds)
+            try:
+                yield world
+            finally:
+                if run is None:
+                    delete_work(storage, run_id)
     finally:
         if stop_ray:
             ray.shutdown()

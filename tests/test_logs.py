@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from rec_ray.logs import LOGGER, configure_logging, step
+from rec_ray.logs import LOGGER, about, configure_logging, step
 
 
 def json_lines(text: str) -> list[dict[str, object]]:
@@ -43,6 +43,22 @@ def test_in_a_pod_each_line_is_one_json_object(capsys: pytest.CaptureFixture[str
     assert (end["level"], end["logger"]) == ("INFO", "rec_ray")
     assert isinstance(end["seconds"], float)
     assert str(end["time"]).endswith("Z") and "T" in str(end["time"])
+
+
+def test_lines_in_a_run_and_a_step_say_which(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(as_json=True)
+    with about(run_id="night"):
+        with step("train", version="7"):
+            LOGGER.info("inside")
+        LOGGER.info("between")
+    LOGGER.info("after")
+
+    start, inside, end, between, after = json_lines(capsys.readouterr().err)
+    assert (start["run_id"], start["step"], start["version"]) == ("night", "train", "7")
+    assert (inside["run_id"], inside["step"], inside["version"]) == ("night", "train", "7")
+    assert (end["run_id"], end["version"]) == ("night", "7")
+    assert between["run_id"] == "night" and "step" not in between
+    assert "run_id" not in after
 
 
 @pytest.mark.parametrize("fault", [ValueError("secret of the user"), KeyboardInterrupt()])
