@@ -38,8 +38,8 @@ class RunMetrics(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Record what a line says, if it is one of a step."""
-        fields = getattr(record, "fields", {})
-        event, step = fields.get("event"), fields.get("step")
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        event, step = fields.get("event"), str(fields.get("step"))
         if event not in ("start", "end", "failed"):
             return
         self._step_running.set(float(event == "start"), {"step": step})

@@ -1,8 +1,11 @@
 """What the log lines of a run become as metrics; that Prometheus sees them, a test of a real head asks."""
 
+import json
+import re
 from typing import Any
 
 import pytest
+from manifests import CLUSTER
 
 from rec_ray import run_metrics
 from rec_ray.logs import configure_logging, step
@@ -90,3 +93,30 @@ def test_an_epoch_is_shown_as_the_first_worker_reports_it(recorded: Recorded) ->
         ("rec_ray_train_loss", ""): 4.5,
         ("rec_ray_train_validation_ndcg_10", ""): 0.1,
     }
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray puts `ray_` before a name and `_total` behind that of a counter."""
+    made: set[str] = set()
+    for kind, behind in (("Gauge", ""), ("Counter", "_total")):
+        double = getattr(run_metrics, kind)
+
+        def make(name: str, *rest: Any, double: Any = double, behind: str = behind) -> Any:
+            made.add(f"ray_{name}{behind}")
+            return double(name, *rest)
+
+        monkeypatch.setattr(run_metrics, kind, make)
+    run_metrics.RunMetrics()
+    EpochMetrics().after_report(None, [{"epoch": 1, "loss": 4.5, "validation_ndcg@10": 0.1}], None)
+
+    dashboard = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"ray_rec_ray_\w+", target["expr"])
+    }
+    assert asked <= made
+    assert made - asked == {"ray_rec_ray_train_epoch"}
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places)
