@@ -18,7 +18,9 @@ import yaml
 from pydantic import ValidationError
 
 from rec_ray.config import ENV_PREFIX, SECRETS, SQLITE_ADDRESS, Section, Settings
+from rec_ray.earlier_variables import earlier_values, ignored_variables
 from rec_ray.errors import ConfigError, listed
+from rec_ray.logs import LOGGER
 
 SETTINGS_FILE = "rec_ray.yaml"
 
@@ -29,7 +31,8 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
     Args:
         path: the settings file; relative paths in it are relative to its folder.
         overrides: `section.key=value`, the value written as in YAML.
-        environ: read for `REC_RAY__SECTION__KEY`, for secrets also `REC_RAY__SECTION__KEY_FILE`, and for RAY_ADDRESS.
+        environ: read for `REC_RAY__SECTION__KEY`, for secrets also `REC_RAY__SECTION__KEY_FILE`, for RAY_ADDRESS, and,
+            for what the file leaves open, for the variables of the replaced system (`earlier_variables`).
             Features and event types in a variable's name are those of the file in any case, new ones in small letters.
 
     Raises:
@@ -41,6 +44,13 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
         if isinstance(values.get(section), dict) and values[section].get(key) is not None:
             name = f"{ENV_PREFIX}{section}__{key}".upper()
             raise ConfigError(f"{file} holds {section}.{key}; set {name} or {name}_FILE instead, never in a file")
+    earlier = earlier_values(environ, values)
+    for (section, key), value in earlier.items():
+        _put(values, [section, key], value, origin="environment")
+    if earlier:
+        LOGGER.info("taken from variables of the replaced system: %s", ", ".join(map(".".join, sorted(earlier))))
+    for name in ignored_variables(environ):
+        LOGGER.info("%s is not needed: data comes from the sources that the Feast repository names", name)
     for keys, value in _from_environment(environ):
         _put(values, keys, value, origin="environment")
     for override in overrides:

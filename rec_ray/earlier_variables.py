@@ -1,0 +1,111 @@
+"""The environment variables of the system that rec_ray replaces, read as settings.
+
+The variables and the values of the settings file come in, and what the variables say goes out, for whatever the file
+leaves open: a file that says it otherwise counts more, and so do `REC_RAY__...` variables. They count only beside one
+that nobody else has, since names such as DATABASE_URL and REGION mean other things elsewhere. It reads no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rec_ray.config import SQLITE_ADDRESS
+from rec_ray.errors import ConfigError
+
+MARKS = ("MINIO_HOST", "FEAST_PROJECT_NAME", "FEAST_REGISTRY_URL")
+"""Where one of these is set, the others are those of the replaced system too."""
+FEAST_READS = ("FEAST_PROJECT_NAME", "FEAST_REGISTRY_URL")
+"""Feast puts these into feature_store.yaml itself, where it says `${FEAST_PROJECT_NAME}`."""
+NOT_NEEDED = ("DATASET_URL",)
+"""Data comes from the sources that the Feast repository names."""
+BUCKET = "s3://user-encoder/rec_ray"
+"""A place in the bucket that the replaced system has, beside its own objects."""
+
+Values = dict[tuple[str, str], str]
+
+
+def earlier_values(environ: Mapping[str, str], file: Mapping[str, Any]) -> Values:
+    """Return (section, key) -> value for what the variables say and the settings file leaves open.
+
+    Raises:
+        ConfigError: the address of the database or of MinIO is incomplete or none; its text, a secret, is not shown.
+    """
+    given = {name: value.strip() for name, value in environ.items() if value.strip()}
+    if not any(name in given for name in MARKS):
+        return {}
+    found = _storage(given) if _of(file, "storage", "url", "s3://").startswith("s3://") else {}
+    if not SQLITE_ADDRESS.match(_of(file, "database", "url", "")):
+        found |= _database(given)
+    return {(section, key): value for (section, key), value in found.items() if not _of(file, section, key, "")}
+
+
+def ignored_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables of the replaced system that are set and for which nothing is left to say."""
+    return [name for name in NOT_NEEDED if environ.get(name, "").strip() and any(mark in environ for mark in MARKS)]
+
+
+def _of(file: Mapping[str, Any], section: str, key: str, default: str) -> str:
+    content = file.get(section)
+    value = content.get(key) if isinstance(content, dict) else None
+    return default if value is None else str(value)
+
+
+def _storage(given: Mapping[str, str]) -> Values:
+    """Return the settings of MinIO, which has the port 9000 and no TLS where the variables do not say so."""
+    if "MINIO_HOST" not in given:
+        return {}
+    secure = given.get("MINIO_SECURE", "false").lower() in ("true", "1", "yes", "on")
+    scheme, _, host = given["MINIO_HOST"].rpartition("://")
+    host, _, port_of_host = host.rstrip("/").partition(":")
+    port = _port(given, "MINIO_PORT", port_of_host or "9000")
+    found = {
+        ("storage", "url"): BUCKET,
+        ("storage", "endpoint"): f"{scheme or ('https' if secure else 'http')}://{host}:{port}",
+    }
+    for name, key in (("MINIO_ACCESS_KEY", "access_key"), ("MINIO_SECRET_KEY", "secret_key"), ("REGION", "region")):
+        if name in given:
+            found["storage", key] = given[name]
+    return found
+
+
+def _port(given: Mapping[str, str], name: str, default: str) -> str:
+    """Return a port; Kubernetes itself sets MINIO_PORT=tcp://10.0.0.7:9000 where a service is called minio."""
+    port = given.get(name, default)
+    port = port.rpartition(":")[2] if port.startswith("tcp://") else port
+    if not port.isdecimal():
+        raise ConfigError(f"{name} is wrong; expected a number")
+    return port
+
+
+def _database(given: Mapping[str, str]) -> Values:
+    """Return the address and the password of the database, in which the side tables are too."""
+    from sqlalchemy.engine import URL, make_url
+    from sqlalchemy.exc import ArgumentError
+
+    text = given.get("DATABASE_URL") or given.get("uri")
+    try:
+        if text:
+            url = make_url(text)
+        elif "DB_HOST" in given:
+            url = URL.create(
+                "postgresql",
+                username=given.get("DB_USER"),
+                host=given["DB_HOST"],
+                port=int(_port(given, "DB_PORT", "5432")),
+                database=given.get("DB_NAME"),
+            )
+        else:
+            return {}
+    except (ArgumentError, ValueError):
+        which = "DATABASE_URL" if given.get("DATABASE_URL") else "uri"
+        raise ConfigError(f"{which} is wrong; a database is postgresql://USER:PASSWORD@HOST:5432/NAME") from None
+    # psycopg 3 is the driver that comes with rec_ray, whichever the replaced system had.
+    driver = "postgresql+psycopg" if url.get_backend_name() in ("postgresql", "postgres") else url.drivername
+    password = url.password or given.get("DB_PASSWORD")
+    bare = URL.create(driver, url.username, None, url.host, url.port, url.database, url.query)
+    address = bare.render_as_string(hide_password=False)
+    found = {("database", "url"): address, ("side_tables", "url"): address}
+    if password:
+        found |= {("database", "password"): str(password), ("side_tables", "password"): str(password)}
+    return found
