@@ -215,7 +215,7 @@ def render(
     """Print Kubernetes manifests for the settings: a run, a cluster that stays, or a run every night."""
     from rec_ray.render import Wishes, render_manifests
 
-    settings = _settings(project, config, overrides)
+    settings = settings_of(project, config, overrides)
     wishes = Wishes(name, namespace, image, grow_to, queue, schedule)
     print(render_manifests(kind, settings, wishes), end="")
 

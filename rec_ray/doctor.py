@@ -28,9 +28,9 @@ from rec_ray.feast_store import find_service, portable_config, require_fields
 from rec_ray.feature_source import read_slice, slice_source
 from rec_ray.load_features import ITEMS, entity_sources, event_source
 from rec_ray.plan import plan_run
+from rec_ray.push_targets import PushTarget, find_push_target, push_frame, read_online
 from rec_ray.schema import EMBEDDING, INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID
 from rec_ray.side_tables import find_side_tables
-from rec_ray.update_features import PushTarget, find_push_target, push_frame, read_online
 from rec_ray.world import database_of, feature_store_of, open_ray, storage_of
 
 CANARY = "__rec_ray_canary__"

@@ -16,8 +16,9 @@ from rec_ray.config import Settings
 from rec_ray.feast_store import find_service
 from rec_ray.feature_source import FeatureSource, slice_source
 from rec_ray.load_features import entity_sources, event_source
+from rec_ray.push_targets import find_push_target
 from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, SCORES, USER_ID
-from rec_ray.update_features import SINGLE_WRITERS, find_push_target
+from rec_ray.update_features import SINGLE_WRITERS
 from rec_ray.world import database_of, feature_store_of, storage_of
 
 START_SECONDS = 15.0

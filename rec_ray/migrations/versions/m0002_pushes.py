@@ -1,4 +1,7 @@
-"""When pushing to the feature store began, also of pushes that failed."""
+"""When pushing to the feature store began, also of pushes that failed.
+
+A database of revision 0001 gets a table more; what is in the others stays. It knows no rows.
+"""
 
 import sqlalchemy as sa
 from alembic import op
