@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -27,6 +28,14 @@ from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, foreseen_cause
 from rec_ray.logs import LOGGER, configure_logging, without_secrets
 
 INTERRUPTED = 130
+
+
+class VectorIndex(StrEnum):
+    """Kinds of index that pgvector has."""
+
+    HNSW = "hnsw"
+    IVFFLAT = "ivfflat"
+
 
 app = typer.Typer(
     name="rec-ray",
@@ -153,6 +162,28 @@ def publish(
 
 app.add_typer(checks_app)
 app.add_typer(versions_app, name="versions")
+
+
+@app.command("vector-index")
+def vector_index(
+    kind: Annotated[VectorIndex, typer.Option(help="Kind of pgvector index.")] = VectorIndex.HNSW,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove the indexes, as before another embedding_size.")] = False,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the indexes over vectors in a PostgreSQL online store, which Feast leaves out."""
+    settings = settings_of(project, config, overrides)
+    from rec_ray.pipeline import run_indexing
+
+    done = aside(run_indexing, settings, kind.value, drop=drop)
+    if as_json:
+        print(json.dumps(done))
+        return
+    from rec_ray.report import print_rows
+
+    print_rows(Console(), "Indexes over vectors", done)
 
 
 @app.command()

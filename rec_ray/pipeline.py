@@ -24,11 +24,13 @@ from rec_ray.publication import Pruned, prune_versions, publish_version, roll_ba
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.run_ledger import RunLedger, open_run
 from rec_ray.run_metrics import EpochMetrics
+from rec_ray.schema import EMBEDDING
 from rec_ray.storage import Storage
 from rec_ray.train import train_two_tower
 from rec_ray.training_data import encode_tables, prepare_training_data
-from rec_ray.update_features import check_push_targets
-from rec_ray.world import World, database_of, open_world, owner_of, storage_of
+from rec_ray.update_features import check_push_targets, find_push_targets
+from rec_ray.vector_index import Kind, drop_vector_index, make_vector_index
+from rec_ray.world import World, database_of, feature_store_of, open_world, owner_of, storage_of
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,22 @@ def run_pruning(settings: Settings, keep: int) -> Pruned:
     database, publish = database_of(settings), settings.publish
     lock = database.publishing_lock(owner_of("prune"), publish.lock_seconds, publish.wait_seconds)
     return prune_versions(storage_of(settings), database, lock, keep)
+
+
+def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[str, str]:
+    """Make the indexes over vectors that Feast leaves out of PostgreSQL, or drop them; say what became of each view."""
+    store = feature_store_of(settings)
+    done = {}
+    for target in find_push_targets(store, settings.publish).values():
+        if EMBEDDING not in target.fields:
+            continue
+        if drop:
+            drop_vector_index(store, target)
+            done[target.view] = "dropped"
+        else:
+            made = make_vector_index(store, target, settings.model.similarity, kind)
+            done[target.view] = f"{kind} made" if made else "there already"
+    return done
 
 
 def newest_version(storage: Storage) -> str:
