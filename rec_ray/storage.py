@@ -21,8 +21,8 @@ import pyarrow.fs as pafs
 
 from rec_ray.errors import ConfigError, StorageError
 
-RETRY_ATTEMPTS = 7
-"""Tries of one S3 request; with pyarrow's exponential back-off and jitter that bridges about half a minute."""
+RETRY_ATTEMPTS = 8
+"""Tries of one S3 request; with pyarrow's exponential back-off and jitter that bridges half a minute."""
 
 PROBE_SECONDS = 5.0
 """How long `check_writable` waits for the endpoint to accept a connection."""
@@ -32,6 +32,7 @@ Names = list[str]
 
 _PARTIAL = ".partial"
 _REMEDIES = (
+    ("certificate", "name the authority's certificate in storage.ca_bundle, or say http:// where there is no TLS"),
     ("NETWORK_CONNECTION", "is the endpoint right and the server running?"),
     ("NO_SUCH_BUCKET", "make the bucket first; it is never made by rec_ray"),
     ("bucket does not exist", "make the bucket first; it is never made by rec_ray"),

@@ -209,14 +209,20 @@ class SeaweedFS(Server):
     # Its own way to stop takes 15 to 25 seconds; what it has acknowledged is in its files.
     signal_to_stop = signal.SIGKILL
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None, key: Path | None = None) -> None:
+        """certificate, key: PEM files; with them it speaks TLS."""
         super().__init__()
+        self.certificate, self.key = certificate, key
         self.access_key, self.secret_key = f"key-{secrets.token_hex(4)}", secrets.token_hex(16)
 
     @property
     def endpoint(self) -> str:
         """Address of the S3 gateway."""
-        return f"http://{HOST}:{self.port}"
+        return f"{self._scheme}://{HOST}:{self.port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.certificate else "http"
 
     def settings(self) -> dict[str, str]:
         """Return the section `storage`."""
@@ -233,8 +239,9 @@ class SeaweedFS(Server):
             access_key=self.access_key,
             secret_key=self.secret_key,
             region="us-east-1",
-            scheme="http",
+            scheme=self._scheme,
             endpoint_override=f"{HOST}:{self.port}",
+            tls_ca_file_path=str(self.certificate) if self.certificate else None,
             allow_bucket_creation=True,
             allow_bucket_deletion=True,
             connect_timeout=5,
@@ -255,6 +262,7 @@ class SeaweedFS(Server):
     def command(self) -> list[str]:
         """Return the command of all its parts in one process."""
         s3, master, volume, filer, *grpc = self.ports
+        tls = [f"-s3.cert.file={self.certificate}", f"-s3.key.file={self.key}"] if self.certificate else []
         return [
             str(Path(sys.executable).with_name("weed")),
             "server",
@@ -280,6 +288,7 @@ class SeaweedFS(Server):
             f"-filer.port={filer}",
             f"-filer.port.grpc={grpc[3]}",
             f"-filer.localSocket={self.folder / 'filer.sock'}",
+            *tls,
         ]
 
     def close(self) -> None:

@@ -1,0 +1,267 @@
+"""Publishing, rolling back and pruning on real online stores: every row counted, nobody served what is no more."""
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stored_versions import write_feast_repo, write_version
+
+from rec_ray.config import Settings
+from rec_ray.errors import ConfigError, DataError, LockedError, PartlyPublishedError, SchemaError
+from rec_ray.pipeline import run_indexing, run_pruning, run_publishing, run_rollback
+from rec_ray.world import database_of, feature_store_of, storage_of
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A project with an online store, an object store and a version database; no models, no events."""
+
+    settings: Settings
+    store: Any
+
+    @property
+    def storage(self) -> Any:
+        return storage_of(self.settings)
+
+    @property
+    def database(self) -> Any:
+        return database_of(self.settings)
+
+    def answers(self, view: str, field: str, key: str, ids: Sequence[str]) -> list[Any]:
+        rows = [{key: each} for each in ids]
+        return self.store.get_online_features(features=[f"{view}:{field}"], entity_rows=rows).to_dict()[field]
+
+    def lists(self, users: Sequence[str]) -> list[Any]:
+        return self.answers("user_items", "top_k_item_ids", "user_id", users)
+
+    def stamps(self, users: Sequence[str]) -> list[Any]:
+        return self.answers("user_items", "model_version", "user_id", users)
+
+
+def open_shop(folder: Path, online_store: dict[str, Any], metric: str = "cosine", **publish: Any) -> Shop:
+    write_feast_repo(folder / "repo", online_store, metric=metric)
+    settings = Settings.model_validate(
+        {
+            "feast": {"repo": str(folder / "repo")},
+            "storage": {"url": str(folder / "store")},
+            "database": {"url": f"sqlite:///{folder}/versions.db"},
+            "publish": {"batch_rows": 7, **publish},
+        }
+    )
+    return Shop(settings, feature_store_of(settings))
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "redis"])
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    if request.param == "sqlite":
+        yield open_shop(tmp_path, {"type": "sqlite", "path": "online_store.db"})
+    elif request.param == "postgresql":
+        yield postgres_shop(request.getfixturevalue("postgresql"), tmp_path)
+    else:
+        server = request.getfixturevalue("redis_server")
+        server.client().flushall()
+        yield open_shop(tmp_path, server.online_store())
+
+
+def postgres_shop(server: Any, folder: Path, **given: Any) -> Shop:
+    name = f"online_{uuid.uuid4().hex}"
+    server.make_database(name)
+    return open_shop(folder, server.online_store(name), **given)
+
+
+def names(letter: str, numbers: range) -> list[str]:
+    return [f"{letter}{number}" for number in numbers]
+
+
+def test_who_left_is_not_served_and_a_rollback_brings_all_back(shop: Shop) -> None:
+    first = write_version(shop.storage, "1", names("u", range(50)), names("i", range(10)), part_rows=20)
+    write_version(shop.storage, "2", names("u", range(10, 60)), names("i", range(5, 15)), part_rows=20)
+    report = run_publishing(shop.settings, "1")
+    assert report.counts == {
+        "rows pushed to item_embed_push_source": 10,
+        "rows pushed to user_embed_push_source": 50,
+        "rows pushed to user_items_push_source": 50,
+    }
+    users = names("u", range(60))
+    before = shop.lists(users)
+    assert all(len(found) == 5 for found in before[:50]) and before[50:] == [None] * 10
+    assert len(first.parts("recommendations")) == 3
+
+    report = run_publishing(shop.settings, "2")
+    assert report.counts["departed, emptied in item_embed_push_source"] == 5
+    assert report.counts["departed, emptied in user_items_push_source"] == 10
+    assert report.counts["departed, emptied in user_embed_push_source"] == 10
+    now = shop.lists(users)
+    assert now[:10] == [[]] * 10, "they left"
+    assert all(len(found) == 5 for found in now[10:]) and now[10:50] != before[10:50]
+    assert shop.stamps(users) == ["2"] * 60
+    vectors = shop.answers("item_embedding", "embedding", "item_id", names("i", range(15)))
+    assert vectors[:5] == [None] * 5 and all(len(vector) == 8 for vector in vectors[5:])
+    assert not set(names("i", range(5))) & {item for found in now for item in found}
+
+    # The weights of these versions are none: whoever loads a model fails.
+    report = run_rollback(shop.settings, "1")
+    assert report.counts["departed, emptied in user_items_push_source"] == 10
+    assert shop.lists(users) == [*before[:50], *[[]] * 10]
+    assert shop.stamps(users) == ["1"] * 60
+    assert [row.version for row in shop.database.list_versions()] == ["1", "2", "1"]
+    live = shop.database.list_versions()[0]
+    assert (live.parent, live.run_id, live.metrics) == ("2", "run-1", {"model": {"recall@10": 0.25}})
+    with pytest.raises(ConfigError, match=r"version 3 was never live.* '1', '2'.*rec-ray publish 3"):
+        run_rollback(shop.settings, "3")
+
+
+def test_who_left_after_a_push_that_failed_is_emptied_too(redis_server: Any, tmp_path: Path) -> None:
+    """Version 2 reaches Feast and is never committed; its users are rows of nobody when version 3 comes."""
+    redis_server.client().flushall()
+    shop = open_shop(tmp_path, redis_server.online_store())
+    for version, users in (("1", range(10)), ("2", range(10, 20)), ("3", range(5, 10))):
+        write_version(shop.storage, version, names("u", users), names("i", range(6)))
+    run_publishing(shop.settings, "1")
+    part = tmp_path / "store/two-tower/2/candidates/recommendations/part-000000-000.parquet"
+    # Pushing the lists fails: the last of the three.
+    whole = part.read_bytes()
+    manifest = tmp_path / "store/two-tower/2/candidates/manifest.json"
+    told = manifest.read_text()
+    changed = json.loads(told)
+    changed["parts"]["recommendations"][0] = {"name": "part-000000-000.parquet", "rows": 11}
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(PartlyPublishedError, match="10 of 11 rows reached 'user_items_push_source'"):
+        run_publishing(shop.settings, "2")
+    assert shop.database.live() == "1" and part.read_bytes() == whole
+    assert shop.stamps(names("u", range(10, 20))) == ["2"] * 10
+    manifest.write_text(told)
+    run_publishing(shop.settings, "3")
+    assert shop.lists(names("u", range(20)))[:5] == [[]] * 5
+    assert shop.lists(names("u", range(20)))[10:] == [[]] * 10
+    assert shop.stamps(names("u", range(20))) == ["3"] * 20
+
+
+def test_a_stale_row_with_a_later_time_is_noticed(redis_server: Any, tmp_path: Path) -> None:
+    """Redis keeps it and says nothing; so does Feast."""
+    redis_server.client().flushall()
+    shop = open_shop(tmp_path, redis_server.online_store())
+    users = names("u", range(30))
+    write_version(shop.storage, "1", users, names("i", range(6)), part_rows=10)
+    from rec_ray.push_targets import find_push_target, push_frame
+    from rec_ray.schema import ITEM_IDS, RECOMMENDATIONS, SCORES
+
+    target = find_push_target(shop.store, "user_items_push_source", "user_id", [ITEM_IDS, SCORES])
+    import pyarrow as pa
+
+    stale = pa.table([["u25"], [["i1"]], [[0.5]]], schema=RECOMMENDATIONS)
+    shop.store.push(target.source, push_frame(stale, target, "0", datetime.now(UTC) + timedelta(days=2)))
+    with pytest.raises(PartlyPublishedError, match=r"answers otherwise than was pushed for version 1.*clock is ahead"):
+        run_publishing(shop.settings, "1")
+    assert shop.database.live() is None
+
+
+def test_pruning_keeps_what_may_be_needed(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path, {"type": "sqlite", "path": "online_store.db"})
+    for number in range(1, 8):
+        assert shop.database.reserve(f"run-{number}") == str(number)
+        if number != 6:
+            write_version(shop.storage, str(number), ["u1"], ["i1"])
+            shop.database.mark(str(number), "stored")
+    shop.storage.write_bytes("two-tower/6/weights.safetensors", b"still being written")
+    run_publishing(shop.settings, "2")
+    run_publishing(shop.settings, "4")
+    run_rollback(shop.settings, "2")
+    with shop.database.publishing_lock("somebody", 60), pytest.raises(LockedError, match="somebody"):
+        run_pruning(shop.settings, 1)
+    pruned = run_pruning(shop.settings, 1)
+    assert pruned.removed == ["5", "3", "1"]
+    assert pruned.kept == {
+        "7": "among the newest",
+        "6": "its run may go on",
+        "4": "parent of the live one",
+        "2": "live",
+    }
+    assert sorted(shop.storage.folders("two-tower")) == ["2", "4", "6", "7"]
+    assert {each.version: each.state for each in shop.database.reservations()}["3"] == "pruned"
+    assert shop.database.live() == "2"
+    with pytest.raises(DataError, match="there is no version '3'"):
+        run_publishing(shop.settings, "3")
+
+
+def test_damaged_candidates_are_refused_before_anything_is_pushed(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path, {"type": "sqlite", "path": "online_store.db"})
+    candidates = write_version(shop.storage, "1", names("u", range(9)), names("i", range(6)))
+    key = f"{candidates.prefix}/recommendations/part-000000-000.parquet"
+    data = bytearray(shop.storage.read_bytes(key))
+    data[100] ^= 1
+    shop.storage.write_bytes(key, bytes(data))
+    with pytest.raises(DataError, match=r"recommendations/part-000000-000.parquet does not have the SHA-256 sum"):
+        run_publishing(shop.settings, "1")
+    shop.storage.delete_prefix(key)
+    with pytest.raises(DataError, match=r"part-000000-000.parquet is missing"):
+        run_publishing(shop.settings, "1")
+    assert shop.answers("item_embedding", "model_version", "item_id", ["i1"]) == [None]
+    assert shop.database.live() is None
+
+
+def test_a_similarity_other_than_the_metric_of_the_view_is_refused(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path, {"type": "sqlite", "path": "online_store.db"}, metric="cosine")
+    write_version(shop.storage, "1", ["u1"], ["i1"], similarity="dot")
+    with pytest.raises(SchemaError, match=r"'item_embedding' has the vector metric 'cosine'.*compares by 'dot'"):
+        run_publishing(shop.settings, "1")
+    assert shop.database.live() is None
+    other = open_shop(tmp_path / "other", {"type": "sqlite", "path": "online_store.db"}, metric="inner_product")
+    write_version(other.storage, "1", ["u1"], ["i1"], similarity="dot")
+    run_publishing(other.settings, "1")
+    assert other.database.live() == "1"
+
+
+def test_a_push_to_the_offline_store_too(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    shop = open_shop(tmp_path, {"type": "sqlite", "path": "online_store.db"}, push_mode="online_and_offline")
+    write_version(shop.storage, "1", names("u", range(20)), names("i", range(6)))
+    run_publishing(shop.settings, "1")
+    assert pq.read_table(tmp_path / "repo/user_items.parquet").num_rows == 20
+
+
+def test_an_index_over_vectors_in_postgresql(postgresql: Any, tmp_path: Path) -> None:
+    import sqlalchemy as sa
+
+    from rec_ray.update_features import find_push_targets
+    from rec_ray.vector_index import missing_vector_indexes
+
+    shop = postgres_shop(postgresql, tmp_path)
+    targets = find_push_targets(shop.store, shop.settings.publish).values()
+    assert missing_vector_indexes(shop.store, targets) == ["item_embedding", "user_embedding"]
+    with pytest.raises(DataError, match="'item_embedding' holds no vector yet; publish first"):
+        run_indexing(shop.settings, "hnsw")
+    for version in ("1", "2"):
+        write_version(shop.storage, version, names("u", range(40)), names("i", range(int(version), 300)))
+    run_publishing(shop.settings, "1")
+    assert run_indexing(shop.settings, "hnsw") == {"item_embedding": "hnsw made", "user_embedding": "hnsw made"}
+    assert run_indexing(shop.settings, "ivfflat") == dict.fromkeys(
+        ["item_embedding", "user_embedding"], "there already"
+    )
+    assert missing_vector_indexes(shop.store, targets) == []
+    database = shop.store.config.online_store.database
+    with postgresql.engine(database).connect() as connection:
+        connection.execute(sa.text("SET enable_seqscan = off"))
+        # As Feast's own search asks (retrieve_online_documents).
+        plan = connection.scalars(
+            sa.text(
+                "EXPLAIN SELECT entity_key, vector_value <=> '[1,0,0,0,0,0,0,0]'::vector AS distance "
+                "FROM shop_item_embedding ORDER BY distance LIMIT 5"
+            )
+        ).all()
+    assert any("shop_item_embedding_vector" in line for line in plan), plan
+    run_publishing(shop.settings, "2")
+    assert run_indexing(shop.settings, "hnsw", drop=True) == dict.fromkeys(
+        ["item_embedding", "user_embedding"], "dropped"
+    )
+    write_version(shop.storage, "3", ["u1"], ["i1"], size=16)
+    run_publishing(shop.settings, "3")
+    assert shop.database.live() == "3"
