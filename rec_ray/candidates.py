@@ -7,10 +7,10 @@ beyond their name, or of how the model was trained.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,21 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
+from numpy.typing import NDArray
 from ray.data import Datasink
 
 from rec_ray.config import CandidateSettings
 from rec_ray.contracts import Candidates, TrainingData
-from rec_ray.errors import DataError
+from rec_ray.errors import DataError, GateError
+from rec_ray.item_shards import ItemShards, make_shards
+from rec_ray.logs import LOGGER
 from rec_ray.process_cache import once_a_process
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue, lists_of
 from rec_ray.retrieval.learning import embed_queries, seen_items
 from rec_ray.retrieval.timelines import Timelines, query_batch
-from rec_ray.retrieval.top_k import ExactTopK, Exclusions
+from rec_ray.retrieval.top_k import Exclusions
+from rec_ray.retrieval.top_k.approximate import recall_of
 from rec_ray.schema import (
     EMBEDDING,
     ITEM_EMBEDDINGS,
@@ -65,6 +69,7 @@ def generate_candidates(
 
     Raises:
         DataError: the catalogue is empty.
+        GateError: approximate lists lack too many of the best items.
     """
     # First the manifest: objects of a bucket go one after another, and it must never list parts that are gone.
     storage.delete_prefix(f"{prefix}/{MANIFEST}")
@@ -75,9 +80,21 @@ def generate_candidates(
         .map_batches(embed_items, fn_kwargs={"files": files}, batch_size=8192, batch_format="pyarrow")
         .materialize()
     )
-    embedding = _embedded.remote(*items.to_arrow_refs())
-    if not ray.get(_count.remote(embedding)):
+    item_count = items.count()
+    if not item_count:
         raise DataError("the catalogue is empty: there is nothing to recommend")
+    shards = make_shards(
+        items.to_arrow_refs(),
+        item_count,
+        bundle.embedding_size,
+        shard_items=settings.shard_items,
+        approximate=settings.engine != "exact",
+        probes=settings.probes,
+    )
+    facts: dict[str, Any] = {"engine": settings.engine}
+    how = {"files": files, "items": shards, "k": settings.k, "exclude_seen": settings.exclude_seen}
+    if settings.engine != "exact":
+        facts["recall"] = check_recall(data, settings, storage, how)
     item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
     items.write_datasink(item_sink)
     user_sink = PartsSink(storage, prefix, {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS})
@@ -85,14 +102,14 @@ def generate_candidates(
         ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
         .map_batches(
             recommend_items,
-            fn_kwargs={"files": files, "embedding": embedding, "k": settings.k, "exclude_seen": settings.exclude_seen},
+            fn_kwargs=how,
             batch_size=settings.batch_size,
             batch_format="pyarrow",
         )
         .write_datasink(user_sink)
     )
     parts = {**item_sink.parts, **user_sink.parts}
-    facts = {"short_lists": user_sink.short_lists(settings.k)}
+    facts |= {"short_lists": user_sink.short_lists(settings.k), "shards": len(shards.refs)}
     manifest = {
         "version": version,
         "k": settings.k,
@@ -107,6 +124,32 @@ def generate_candidates(
     return Candidates(version, prefix, manifest["items"], manifest["users"], settings.k, facts)
 
 
+def check_recall(data: TrainingData, settings: CandidateSettings, storage: Storage, how: dict[str, Any]) -> float:
+    """Return the mean recall at k of the approximate lists of a sample of users, against exact search.
+
+    how: the arguments of `measure_recall`.
+
+    Raises:
+        GateError: it is below `candidates.recall_floor`.
+    """
+    users = ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
+    share = min(1.0, 2 * settings.recall_users / max(1, data.users))
+    sample = users if share == 1.0 else users.random_sample(share, seed=0)
+    measured = sample.limit(settings.recall_users).map_batches(
+        measure_recall, fn_kwargs=how, batch_size=settings.batch_size, batch_format="pyarrow"
+    )
+    found = measured.mean("recall")
+    recall = 1.0 if found is None else round(float(found), 4)
+    LOGGER.info("%s finds %.4f of the exact lists of %d users", settings.engine, recall, settings.recall_users)
+    if recall < settings.recall_floor:
+        raise GateError(
+            f"{settings.engine} with candidates.probes {settings.probes} finds {recall:.4f} of the exact lists of "
+            f"{settings.k} items, below candidates.recall_floor {settings.recall_floor}; raise candidates.probes, or "
+            "set candidates.engine: exact"
+        )
+    return recall
+
+
 def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
     """Return the manifest of written candidates.
 
@@ -118,30 +161,6 @@ def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
         raise DataError(f"{storage.uri(prefix)} holds no complete candidates; run `rec-ray candidates VERSION` first")
     manifest: dict[str, Any] = json.loads(storage.read_bytes(key))
     return manifest
-
-
-@dataclass(frozen=True)
-class EmbeddedItems:
-    """All items of the catalogue by index: `item_ids` [n] and `matrix` [n, d] float32."""
-
-    item_ids: pa.Array
-    matrix: np.ndarray[Any, Any]
-
-
-@ray.remote(num_cpus=1)
-def _embedded(*blocks: pa.Table) -> EmbeddedItems:
-    """Put embedded items in the order of their index."""
-    full = [block for block in blocks if block.num_rows]
-    if not full:
-        return EmbeddedItems(pa.array([], pa.string()), np.zeros((0, 1), np.float32))
-    table = pa.concat_tables(full).sort_by("item_index").combine_chunks()
-    vectors = table[EMBEDDING].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return EmbeddedItems(table[ITEM_ID].combine_chunks(), np.ascontiguousarray(vectors.reshape(table.num_rows, -1)))
-
-
-@ray.remote(num_cpus=0)
-def _count(embedded: EmbeddedItems) -> int:
-    return len(embedded.item_ids)
 
 
 def _bundle(files: ray.ObjectRef) -> TwoTowerBundle:
@@ -168,58 +187,47 @@ def embed_items(batch: pa.Table, files: ray.ObjectRef) -> pa.Table:
     return pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], EMBEDDING: lists})
 
 
-@dataclass(frozen=True)
-class Recommender:
-    """What recommends items to timelines: the model, and the item vectors that all processes of a node share.
-
-    items: [n + 1, d] with zeros in row 0, as histories read them; index: the search over the n items.
-    """
-
-    bundle: TwoTowerBundle
-    items: torch.Tensor
-    index: ExactTopK
-    item_ids: pa.Array
-
-    @classmethod
-    def load(cls, files: ray.ObjectRef, embedding: ray.ObjectRef) -> Recommender:
-        """Load from references to the files of a bundle and to the embedded items."""
-        shared: EmbeddedItems = ray.get(embedding)
-        items = torch.from_numpy(np.concatenate([np.zeros((1, shared.matrix.shape[1]), np.float32), shared.matrix]))
-        return cls(_bundle(files), items, ExactTopK(shared.matrix, threads=1), shared.item_ids)
-
-    @torch.inference_mode()
-    def recommend(self, batch: pa.Table, k: int, exclude_seen: bool) -> pa.Table:
-        """Return `user_id`, `embedding`, `item_ids` and `scores` for rows of `TIMELINES`."""
-        timelines = Timelines.from_table(batch, self.bundle.preprocessor.users.shape)
-        users = np.arange(len(timelines))
-        length = int(self.bundle.arguments["history_length"])
-        query = query_batch(timelines, users, split=EVERYTHING, query=NOW, history_length=length)
-        vectors = embed_queries(self.bundle.model, self.items, query).numpy()
-        exclude = None
-        if exclude_seen:
-            seen, first = seen_items(timelines, users, EVERYTHING)
-            exclude = Exclusions(seen - 1, first)
-        found, scores = self.index.search(vectors, k, exclude)
-        kept = found >= 0
-        lengths = kept.sum(axis=1)
-        ids = self.item_ids.take(pa.array(found[kept]))
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-        return pa.table(
-            {
-                USER_ID: timelines.user_ids,
-                EMBEDDING: lists_of(np.full(len(vectors), vectors.shape[1]), vectors.reshape(-1), pa.float32()),
-                ITEM_IDS: pa.ListArray.from_arrays(offsets, ids),
-                SCORES: lists_of(lengths, scores[kept], pa.float32()),
-            }
-        )
+@torch.inference_mode()
+def recommend_items(batch: pa.Table, files: ray.ObjectRef, items: ItemShards, k: int, exclude_seen: bool) -> pa.Table:
+    """Return `user_id`, `embedding`, `item_ids` and `scores` for rows of `TIMELINES`."""
+    timelines, vectors, exclude = _queries(batch, files, items, exclude_seen)
+    found, scores = items.search(vectors, k, exclude)
+    kept = found >= 0
+    lengths = kept.sum(axis=1)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return pa.table(
+        {
+            USER_ID: timelines.user_ids,
+            EMBEDDING: lists_of(np.full(len(vectors), vectors.shape[1]), vectors.reshape(-1), pa.float32()),
+            ITEM_IDS: pa.ListArray.from_arrays(offsets, items.ids(found[kept])),
+            SCORES: lists_of(lengths, scores[kept], pa.float32()),
+        }
+    )
 
 
-def recommend_items(
-    batch: pa.Table, files: ray.ObjectRef, embedding: ray.ObjectRef, k: int, exclude_seen: bool
-) -> pa.Table:
-    """Return `Recommender.recommend` of a batch; the recommender is loaded once a process."""
-    recommender = once_a_process(f"recommender {embedding.hex()}", lambda: Recommender.load(files, embedding))
-    return recommender.recommend(batch, k, exclude_seen)
+@torch.inference_mode()
+def measure_recall(batch: pa.Table, files: ray.ObjectRef, items: ItemShards, k: int, exclude_seen: bool) -> pa.Table:
+    """Return a row a user: the share of the exact list that the approximate one holds."""
+    _, vectors, exclude = _queries(batch, files, items, exclude_seen)
+    approximate = items.search(vectors, k, exclude)[0]
+    return pa.table({"recall": recall_of(approximate, items.search(vectors, k, exclude, exactly=True)[0])})
+
+
+def _queries(
+    batch: pa.Table, files: ray.ObjectRef, items: ItemShards, exclude_seen: bool
+) -> tuple[Timelines, NDArray[np.float32], Exclusions | None]:
+    """Return the users of a batch, their vectors [b, d] and what must not be in their lists."""
+    bundle = _bundle(files)
+    timelines = Timelines.from_table(batch, bundle.preprocessor.users.shape)
+    users = np.arange(len(timelines))
+    length = int(bundle.arguments["history_length"])
+    query = query_batch(timelines, users, split=EVERYTHING, query=NOW, history_length=length)
+    table, rows = items.rows(query.item_index)
+    vectors = embed_queries(bundle.model, table, dataclasses.replace(query, item_index=rows)).numpy()
+    if not exclude_seen:
+        return timelines, vectors, None
+    seen, first = seen_items(timelines, users, EVERYTHING)
+    return timelines, vectors, Exclusions(seen - 1, first)
 
 
 class PartsSink(Datasink[Any]):

@@ -230,6 +230,15 @@ class CandidateSettings(Section):
     k: Positive = Field(100, description="Items in the list of a user.")
     exclude_seen: bool = Field(True, description="Leave out items that the user already interacted with.")
     batch_size: Positive = Field(1024, description="Users scored at a time by one actor.")
+    engine: Literal["exact", "faiss_ivf"] = Field(
+        "exact", description="Exact search, or an inverted file of faiss for catalogues of millions (rec_ray[faiss])."
+    )
+    probes: Positive = Field(64, description="Lists of the inverted file that a user's search reads (faiss_ivf).")
+    recall_floor: Fraction = Field(0.95, description="Share of the exact lists that faiss_ivf must find, or stop.")
+    recall_users: Positive = Field(1000, description="Users on whom that share is measured in every run.")
+    shard_items: Positive | None = Field(
+        None, description="Items that a process searches at a time; null: as many as a gigabyte of vectors holds."
+    )
 
 
 class PublishSettings(Section):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rec_ray.config import CandidateSettings
-from rec_ray.errors import DataError
+from rec_ray.errors import DataError, GateError
 from rec_ray.retrieval.catalogue import CATALOGUE, Catalogue
 from rec_ray.retrieval.timelines import Timelines
 from rec_ray.storage import open_storage
@@ -207,6 +207,52 @@ def test_a_second_run_leaves_nothing_of_the_first_and_no_manifest_when_it_fails(
     assert storage.list(f"{PREFIX}/item_embeddings")
     with pytest.raises(DataError, match=r"no complete candidates.*rec-ray candidates"):
         read_manifest(storage, PREFIX)
+
+
+@pytest.mark.parametrize("shard_items", [1, 25, 61])
+def test_a_catalogue_in_shards_gives_the_same_lists(made, tiny_data, tmp_path, shard_items):
+    candidates, storage = generate(tiny_data, tmp_path, shard_items=shard_items)
+    assert candidates.facts["shards"] == -(-62 // shard_items)
+    assert made[0].facts["shards"] == 1
+    assert lists_of(storage) == lists_of(made[1])
+    vectors = (
+        {row["user_id"]: row["embedding"] for row in rows_of(folder, "user_embeddings").to_pylist()}
+        for folder in (storage, made[1])
+    )
+    assert next(vectors) == next(vectors), "histories read the same vectors"
+
+
+def test_approximate_lists_are_measured_and_the_figure_is_stored(made, tiny_data, tmp_path):
+    """So few items lie in one inverted list, so that all are found."""
+    from rec_ray.candidates import read_manifest
+
+    pytest.importorskip("faiss")
+    candidates, storage = generate(tiny_data, tmp_path, engine="faiss_ivf", recall_users=50, shard_items=40)
+    assert candidates.facts["recall"] >= 0.99
+    assert read_manifest(storage, PREFIX)["recall"] == candidates.facts["recall"]
+    assert read_manifest(storage, PREFIX)["engine"] == "faiss_ivf"
+    same = [item_ids == lists_of(made[1])[user][0] for user, (item_ids, _) in lists_of(storage).items()]
+    assert sum(same) >= 190
+    assert "recall" not in made[0].facts
+
+
+def test_approximate_lists_below_the_floor_stop_the_run(tiny_data, tmp_path):
+    """Every item 30 times: which of the equal ones an inverted file finds first is chance."""
+    pytest.importorskip("faiss")
+    one = pq.read_table(tiny_data.data.catalogue_now, filesystem=tiny_data.storage.filesystem)
+    many = pa.concat_tables(
+        one.set_column(
+            one.schema.get_field_index("item_index"),
+            one.schema.field("item_index"),
+            pc.cast(pc.add(one["item_index"], 62 * copy), one.schema.field("item_index").type),
+        )
+        for copy in range(30)
+    )
+    pq.write_table(many, tmp_path / "many.parquet")
+    data = dataclasses.replace(tiny_data.data, catalogue_now=str(tmp_path / "many.parquet"), items=1860)
+    with pytest.raises(GateError, match=r"probes 1 finds 0\.\d+ of the exact lists.*engine: exact"):
+        generate(tiny_data, tmp_path, data, engine="faiss_ivf", probes=1)
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_an_empty_catalogue_is_said(tiny_data, tmp_path):

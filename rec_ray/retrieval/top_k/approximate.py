@@ -137,10 +137,11 @@ class FaissTopK:
         return lists_of_keys(keys[:, :k])
 
 
-def recall_of(found: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
-    """Return the share of the exact lists [q, k] that the found lists [q, k] hold; -1 is no item."""
+def recall_of(found: NDArray[np.int64], exact: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return per query the share of its exact list [q, k] that the found one holds: [q]; -1 is no item."""
     wanted = exact >= 0
     shift = int(max(found.max(initial=0), exact.max(initial=0))) + 1
     row = np.arange(len(exact))[:, None] * shift
     held = np.isin(np.where(wanted, row + exact, -1), np.where(found >= 0, row + found, -2)) & wanted
-    return float(held.sum() / max(1, wanted.sum()))
+    # nothing to be found is found
+    return np.where(wanted.any(axis=1), held.sum(axis=1) / np.maximum(1, wanted.sum(axis=1)), 1.0)

@@ -1,0 +1,174 @@
+"""The vectors of a catalogue in Ray's object store, in shards: one copy a node, read in place by all its processes.
+
+Embedded items come in as blocks in any order; out goes `ItemShards`, small enough to be handed to every task, which
+finds items for queries and gives vectors and ids of items by index. It knows no users, no files and no settings.
+
+A process maps a shard, it does not hold it: where a catalogue is larger than a worker, shards are opened one after
+another, and the object store may put those away that nobody reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+
+from rec_ray.process_cache import once_a_process
+from rec_ray.retrieval.top_k import ExactTopK, Exclusions, QuantisedItems, TopKSearch, quantise_items, search_shards
+from rec_ray.retrieval.top_k.approximate import FaissTopK, build_faiss_index
+from rec_ray.retrieval.top_k.float_search import as_tensor
+from rec_ray.schema import EMBEDDING, ITEM_ID
+
+SHARD_BYTES = 2**30
+"""Vectors of one shard, unless the number of its items is set."""
+
+
+@dataclass(frozen=True)
+class ItemShard:
+    """Items that follow each other in the catalogue.
+
+    item_ids: [m].  matrix: [m + 1, d] float32, zeros in row 0, as histories read them.  quantised: the items as bytes.
+    index: an inverted file as bytes, when lists are approximate.
+    """
+
+    item_ids: pa.Array
+    matrix: NDArray[np.float32]
+    quantised: QuantisedItems
+    index: NDArray[np.uint8] | None
+
+    def search_exactly(self) -> TopKSearch:
+        """Return the exact search of this shard, by one thread."""
+        return ExactTopK(self.matrix[1:], threads=1, quantised=self.quantised)
+
+
+@dataclass(frozen=True)
+class ItemShards:
+    """References to the shards of a catalogue.
+
+    counts: items of each shard.  embedding_size: d.  probes: lists of an inverted file that a query reads.
+    """
+
+    refs: tuple[ray.ObjectRef, ...]
+    counts: tuple[int, ...]
+    embedding_size: int
+    probes: int
+
+    @property
+    def item_count(self) -> int:
+        """Items of the catalogue."""
+        return sum(self.counts)
+
+    @property
+    def key(self) -> str:
+        """A text that changes with the content."""
+        return hashlib.sha256(" ".join(ref.hex() for ref in self.refs).encode()).hexdigest()
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        exclude: Exclusions | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+        *,
+        exactly: bool = False,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return catalogue indices (0 on) and scores of the best items, as `ExactTopK.search` does.
+
+        exactly: search exactly where there is an inverted file too.
+        """
+        return search_shards(self._searches(exactly), queries, k, exclude, allowed)
+
+    def _searches(self, exactly: bool) -> Iterator[TopKSearch]:
+        for place, ref in enumerate(self.refs):
+
+            def load(ref: ray.ObjectRef = ref) -> TopKSearch:
+                shard: ItemShard = ray.get(ref)
+                if exactly or shard.index is None:
+                    return shard.search_exactly()
+                return FaissTopK(shard.matrix[1:], shard.index, probes=self.probes)
+
+            # What a process keeps open stays in memory: only where that is a single shard.
+            yield once_a_process(f"search {self.key} {exactly} {place}", load) if len(self.refs) == 1 else load()
+
+    def rows(self, item_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return vectors [r, d] and, of the shape of `item_index`, the row of each in them.
+
+        item_index: catalogue indices 1 on; 0 is no item, its vector zeros.
+        """
+        if len(self.refs) == 1:
+            shard: ItemShard = once_a_process(f"shard {self.key}", lambda: ray.get(self.refs[0]))
+            return as_tensor(shard.matrix), item_index
+        used, places = np.unique(np.append(0, item_index.numpy()), return_inverse=True)
+        vectors = np.zeros((len(used), self.embedding_size), np.float32)
+        for ref, start, end in self._ranges():
+            begin, stop = np.searchsorted(used, [start + 1, end + 1])
+            if begin < stop:
+                vectors[begin:stop] = ray.get(ref).matrix[used[begin:stop] - start]
+        return torch.from_numpy(vectors), torch.from_numpy(places[1:].reshape(item_index.shape))
+
+    def ids(self, indices: NDArray[np.int64]) -> pa.Array:
+        """Return the ids of items at catalogue indices [m], 0 on."""
+        parts, order = [], []
+        for ref, start, end in self._ranges():
+            inside = np.flatnonzero((indices >= start) & (indices < end))
+            if len(inside):
+                parts.append(ray.get(ref).item_ids.take(pa.array(indices[inside] - start)))
+                order.append(inside)
+        if len(parts) < 2:
+            return parts[0] if parts else pa.array([], pa.string())
+        return pa.concat_arrays(parts).take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
+
+    def _ranges(self) -> Iterator[tuple[ray.ObjectRef, int, int]]:
+        ends = np.cumsum(self.counts)
+        for ref, count, end in zip(self.refs, self.counts, ends.tolist(), strict=True):
+            yield ref, end - count, end
+
+
+def make_shards(
+    blocks: list[ray.ObjectRef],
+    item_count: int,
+    embedding_size: int,
+    *,
+    shard_items: int | None,
+    approximate: bool,
+    probes: int,
+) -> ItemShards:
+    """Put embedded items into shards, each made by a task of its own.
+
+    blocks: references to Arrow tables of `item_index` (1 on), `item_id` and `embedding`, in any order.
+    shard_items: items of a shard; None takes what `SHARD_BYTES` hold.
+    """
+    most = shard_items or max(1, SHARD_BYTES // (4 * embedding_size))
+    shards = -(-item_count // most)
+    bounds = np.linspace(0, item_count, shards + 1).astype(int).tolist()
+    refs = tuple(
+        _make_shard.remote(start, end, embedding_size, approximate, *blocks)
+        for start, end in itertools.pairwise(bounds)
+    )
+    return ItemShards(refs, tuple(np.diff(bounds).tolist()), embedding_size, probes)
+
+
+@ray.remote(num_cpus=1)
+def _make_shard(start: int, end: int, size: int, approximate: bool, *blocks: pa.Table) -> ItemShard:
+    """Return the items of indices `start` + 1 to `end`."""
+    matrix = np.zeros((end - start + 1, size), np.float32)
+    ids, places = [], []
+    for block in blocks:
+        index = block["item_index"].to_numpy()
+        inside = np.flatnonzero((index > start) & (index <= end))
+        if len(inside):
+            chosen = block.take(pa.array(inside)).combine_chunks() if len(inside) < len(index) else block
+            vectors = chosen[EMBEDDING].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            matrix[index[inside] - start] = vectors.reshape(len(inside), size)
+            ids.append(chosen[ITEM_ID].combine_chunks())
+            places.append(index[inside])
+    item_ids = pa.concat_arrays(ids).take(pa.array(np.argsort(np.concatenate(places))))
+    index = build_faiss_index(matrix[1:]) if approximate else None
+    return ItemShard(item_ids, matrix, quantise_items(matrix[1:]), index)
