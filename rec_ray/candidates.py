@@ -222,7 +222,7 @@ def _queries(
     users = np.arange(len(timelines))
     length = int(bundle.arguments["history_length"])
     query = query_batch(timelines, users, split=EVERYTHING, query=NOW, history_length=length)
-    table, rows = items.rows(query.item_index)
+    table, rows = items.history_rows(query.item_index)
     vectors = embed_queries(bundle.model, table, dataclasses.replace(query, item_index=rows)).numpy()
     if not exclude_seen:
         return timelines, vectors, None

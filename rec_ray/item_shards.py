@@ -26,6 +26,7 @@ from rec_ray.retrieval.top_k.approximate import FaissTopK, build_faiss_index
 from rec_ray.retrieval.top_k.float_search import as_tensor
 from rec_ray.schema import EMBEDDING, ITEM_ID
 
+AS_HISTORY = "as_history"
 SHARD_BYTES = 2**30
 """Vectors of one shard, unless the number of its items is set."""
 
@@ -34,12 +35,13 @@ SHARD_BYTES = 2**30
 class ItemShard:
     """Items that follow each other in the catalogue.
 
-    item_ids: [m].  matrix: [m + 1, d] float32, zeros in row 0, as histories read them.  quantised: the items as bytes.
-    index: an inverted file as bytes, when lists are approximate.
+    item_ids: [m].  matrix: [m + 1, d] float32, zeros in row 0.  history: likewise, the items as histories read them;
+    often the same array.  quantised: the items as bytes.  index: an inverted file as bytes, when lists are approximate.
     """
 
     item_ids: pa.Array
     matrix: NDArray[np.float32]
+    history: NDArray[np.float32]
     quantised: QuantisedItems
     index: NDArray[np.uint8] | None
 
@@ -97,20 +99,20 @@ class ItemShards:
             # What a process keeps open stays in memory: only where that is a single shard.
             yield once_a_process(f"search {self.key} {exactly} {place}", load) if len(self.refs) == 1 else load()
 
-    def rows(self, item_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return vectors [r, d] and, of the shape of `item_index`, the row of each in them.
+    def history_rows(self, item_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return vectors [r, d], as histories read them, and the row of each item in them, shaped as `item_index`.
 
         item_index: catalogue indices 1 on; 0 is no item, its vector zeros.
         """
         if len(self.refs) == 1:
             shard: ItemShard = once_a_process(f"shard {self.key}", lambda: ray.get(self.refs[0]))
-            return as_tensor(shard.matrix), item_index
+            return as_tensor(shard.history), item_index
         used, places = np.unique(np.append(0, item_index.numpy()), return_inverse=True)
         vectors = np.zeros((len(used), self.embedding_size), np.float32)
         for ref, start, end in self._ranges():
             begin, stop = np.searchsorted(used, [start + 1, end + 1])
             if begin < stop:
-                vectors[begin:stop] = ray.get(ref).matrix[used[begin:stop] - start]
+                vectors[begin:stop] = ray.get(ref).history[used[begin:stop] - start]
         return torch.from_numpy(vectors), torch.from_numpy(places[1:].reshape(item_index.shape))
 
     def ids(self, indices: NDArray[np.int64]) -> pa.Array:
@@ -142,7 +144,8 @@ def make_shards(
 ) -> ItemShards:
     """Put embedded items into shards, each made by a task of its own.
 
-    blocks: references to Arrow tables of `item_index` (1 on), `item_id` and `embedding`, in any order.
+    blocks: references to Arrow tables of `item_index` (1 on), `item_id`, `embedding` and, where histories read items
+    otherwise, `as_history`; in any order.
     shard_items: items of a shard; None takes what `SHARD_BYTES` hold.
     """
     most = shard_items or max(1, SHARD_BYTES // (4 * embedding_size))
@@ -158,17 +161,21 @@ def make_shards(
 @ray.remote(num_cpus=1)
 def _make_shard(start: int, end: int, size: int, approximate: bool, *blocks: pa.Table) -> ItemShard:
     """Return the items of indices `start` + 1 to `end`."""
-    matrix = np.zeros((end - start + 1, size), np.float32)
+    matrices = {EMBEDDING: np.zeros((end - start + 1, size), np.float32)}
     ids, places = [], []
     for block in blocks:
         index = block["item_index"].to_numpy()
         inside = np.flatnonzero((index > start) & (index <= end))
-        if len(inside):
-            chosen = block.take(pa.array(inside)).combine_chunks() if len(inside) < len(index) else block
-            vectors = chosen[EMBEDDING].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        if not len(inside):
+            continue
+        chosen = block.take(pa.array(inside)) if len(inside) < len(index) else block
+        for name in {EMBEDDING, AS_HISTORY}.intersection(block.column_names):
+            vectors = chosen[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            matrix = matrices.setdefault(name, np.zeros_like(matrices[EMBEDDING]))
             matrix[index[inside] - start] = vectors.reshape(len(inside), size)
-            ids.append(chosen[ITEM_ID].combine_chunks())
-            places.append(index[inside])
+        ids.append(chosen[ITEM_ID].combine_chunks())
+        places.append(index[inside])
     item_ids = pa.concat_arrays(ids).take(pa.array(np.argsort(np.concatenate(places))))
+    matrix = matrices[EMBEDDING]
     index = build_faiss_index(matrix[1:]) if approximate else None
-    return ItemShard(item_ids, matrix, quantise_items(matrix[1:]), index)
+    return ItemShard(item_ids, matrix, matrices.get(AS_HISTORY, matrix), quantise_items(matrix[1:]), index)

@@ -7,7 +7,7 @@ batches or of what to do with a query for which it found no proof.
 The bound. With q = a Q + e and x = b X + f, Q and X vectors of bytes, the float32 score differs from a b (Q.X) by at
 most |aQ| |f| + |e| |x| (Cauchy-Schwarz) and the roundings of the float32 chain. So an item whose byte score plus this
 slack stays below a threshold that k scores reach cannot be in the list. The threshold is guessed from the items seen
-so far (they are in random order) after 256, 1,024, 4,096, ... of them; the proof comes at the end, when the k-th
+so far (they are in random order) after 64, 256, 1,024, ... of them; the proof comes at the end, when the k-th
 float32 score turns out to reach every threshold that was used.
 """
 
@@ -44,16 +44,18 @@ UNDERFLOW = 1e-40
 """More than a chain of thousands of steps can lose where float32 ends."""
 AHEAD = 16
 """Items whose vectors are asked for ahead of their turn."""
-FIRST_CUT = 4
+FIRST_CUT = 1
 """Groups of items after which the first threshold is guessed; then after 4, 16, 64 times as many."""
 
 
 def _compiled(function: Any) -> Any:
     """Compile on first use and keep the machine code on disk, where some folder can be written."""
+    # No value here is NaN, and zeros have no sign that counts: minima and counts may go several at a time.
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "nsz"}}
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder for the cache
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(**options)(function)
 
 
 @_compiled
@@ -65,7 +67,8 @@ def _bar(values, count, rank):  # type: ignore[no-untyped-def]
     """
     low, high = np.inf, -np.inf
     for i in range(count):
-        low, high = min(low, values[i]), max(high, values[i])
+        low = values[i] if values[i] < low else low
+        high = values[i] if values[i] > high else high
     for _ in range(24):
         middle = 0.5 * (low + high)
         reached = 0
@@ -94,11 +97,12 @@ def _quantise(queries, packed, scale, norm, error, offset):  # type: ignore[no-u
             largest = max(largest, abs(float(queries[row, i])))
         # a scale that is no normal number would make the bytes meaningless; then all of the query is its error
         step = largest / 127 if largest > 1e-30 else 1.0
+        inverse = 1 / step if largest > 1e-30 else 0.0
         block, place = row // GROUP_QUERIES, row % GROUP_QUERIES
         square, rest, whole, total = 0.0, 0.0, 0.0, 0
         for i in range(size):
             value = float(queries[row, i])
-            number = round(value / step) if largest > 1e-30 else 0
+            number = int(np.rint(value * inverse))
             packed[block, i // 4, place, i % 4] = number
             total += number
             square += (step * number) ** 2
@@ -125,9 +129,8 @@ def _cut(row, rank, proven, state, items, exclude, buffers):  # type: ignore[no-
         for i in range(offsets[row], offsets[row + 1]):
             stamps[values[i]] = now
         for i in range(checked[row], have):
-            if stamps[item_of[found[row, i] & PLACE]] != now:
-                found[row, kept] = found[row, i]
-                kept += 1
+            found[row, kept] = found[row, i]
+            kept += stamps[item_of[found[row, i] & PLACE]] != now
         have = kept
     for i in range(have):
         group = (found[row, i] & PLACE) >> GROUP_BITS
@@ -139,9 +142,10 @@ def _cut(row, rank, proven, state, items, exclude, buffers):  # type: ignore[no-
         threshold[row] = max(threshold[row], bar)
         kept = 0
         for i in range(have):
-            if scores[i] + slacks[i] >= bar:
-                found[row, kept], scores[kept], slacks[kept] = found[row, i], scores[i], slacks[i]
-                kept += 1
+            # written always and counted when kept: a branch here is wrong every other time
+            is_kept = scores[i] + slacks[i] >= bar
+            found[row, kept], scores[kept], slacks[kept] = found[row, i], scores[i], slacks[i]
+            kept += is_kept
         have = kept
     count[row] = checked[row] = have
 
@@ -282,17 +286,17 @@ def survivors(packed, groups, item_of, allow, items, queries, exclude, k, guesse
         bar = _bar(scratch, have, k)
         front = 0
         for i in range(have):
-            if scores[i] >= bar:
-                found[row, front], found[row, i] = found[row, i], found[row, front]
-                scores[front], scores[i] = scores[i], scores[front]
-                slacks[front], slacks[i] = slacks[i], slacks[front]
-                front += 1
+            best = scores[i] >= bar
+            found[row, front], found[row, i] = found[row, i], found[row, front]
+            scores[front], scores[i] = scores[i], scores[front]
+            slacks[front], slacks[i] = slacks[i], slacks[front]
+            front += best
         lowest = _score(row, 0, front, state, item_of, items, queries, chain_memory, keys)
         first = front
         for i in range(front, have):
-            if scores[i] + slacks[i] >= lowest:
-                found[row, front] = found[row, i]
-                front += 1
+            may_be_better = scores[i] + slacks[i] >= lowest
+            found[row, front] = found[row, i]
+            front += may_be_better
         _score(row, first, front, state, item_of, items, queries, chain_memory, keys)
         if lowest >= used:
             kept[row] = front

@@ -57,7 +57,7 @@ def quantise_items(items: NDArray[np.float32], order: NDArray[np.integer] | None
     scale, error, norm = np.ones(groups), np.zeros(groups), np.zeros(groups)
     if order is None:
         order = np.random.default_rng(0).permutation(count)
-    start, end = 0, min(256, count)
+    start, end = 0, min(GROUP_ITEMS, count)
     while start < count:
         chosen = order[start:end]
         largest = np.abs(items[chosen]).max(axis=1, initial=0.0)
