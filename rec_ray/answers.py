@@ -7,23 +7,21 @@ online store, the version table and the object store. It starts no Ray and chang
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from rec_ray.candidates import RECOMMENDATION_FOLDER, read_manifest
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
-from rec_ray.feast_store import point_in_time, portable_config
+from rec_ray.feast_store import read_items
 from rec_ray.model_store import candidates_folder, find_model, model_folder, read_metadata, stored_versions
 from rec_ray.model_version import Reservation
 from rec_ray.push_targets import find_push_target, read_online
 from rec_ray.retrieval.top_k import ExactTopK, Exclusions
-from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, TIMESTAMP, USER_ID
+from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
 from rec_ray.storage import Storage
 from rec_ray.world import database_of, feature_store_of, storage_of
 
@@ -112,11 +110,8 @@ def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict
     name, key = settings.features.item_name, settings.feast.item_key
     if name is None or not item_ids:
         return {}
-    service = settings.feast.item_service
-    now = pa.array([datetime.now(UTC)] * len(item_ids), TIMESTAMP)
-    found = point_in_time(portable_config(store), service, key, pa.array(item_ids, pa.string()), now, [name])
-    names = zip(item_ids, found[name].to_pylist(), strict=True)
-    return {item_id: str(text) for item_id, text in names if text is not None}
+    found = read_items(store, settings.feast.item_service, key, item_ids, [name])
+    return {item_id: str(text) for item_id, text in found[name].items() if text is not None}
 
 
 def list_versions(settings: Settings) -> list[dict[str, Any]]:

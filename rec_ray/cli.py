@@ -160,6 +160,40 @@ def publish(
     _print_report(aside(run_publishing, settings, version), as_json)
 
 
+@app.command()
+def report(
+    version: Annotated[str, typer.Argument(help="Version of the model.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the page to this file too.", show_default="only stored")
+    ] = None,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the report of a stored version again: one HTML file, kept with the version."""
+    settings = settings_of(project, config, overrides)
+    from rec_ray.pipeline import make_report
+
+    uri, page = aside(make_report, settings, version)
+    if output is not None:
+        _write_text(output, page)
+    where = {"report": uri} | ({"file": str(output)} if output is not None else {})
+    if as_json:
+        print(json.dumps({"version": version, **where}))
+        return
+    from rec_ray.report import print_rows
+
+    print_rows(Console(), f"Report of version {version}", where)
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
 app.add_typer(checks_app)
 app.add_typer(versions_app, name="versions")
 

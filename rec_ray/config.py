@@ -160,6 +160,11 @@ class FeatureSettings(Section):
     item: dict[str, FeatureDeclaration] = Field(default_factory=dict, description="Features of items, by field name.")
     interaction: InteractionSettings = Field(default_factory=InteractionSettings, description="What the events mean.")
     item_name: str | None = Field(None, description="Field of an item that people read, for recommend and reports.")
+    text_encoder: str = Field(
+        "hashing",
+        pattern=r"^(hashing|transformers:\S.*)$",
+        description="How texts of items are read: hashing (n-grams), or transformers:<name or path of a model>.",
+    )
     text_buckets: Positive = Field(16_384, description="Hash buckets for the n-grams of all text fields.")
     max_vocabulary: Positive = Field(100_000, description="Most frequent values kept of one categorical field.")
 
@@ -220,8 +225,15 @@ class EvaluationSettings(Section):
         10_000, description="Users on whom NDCG@10 is watched after each epoch; the metrics are always over all."
     )
     ks: list[Positive] = Field([5, 10, 20, 50, 100], description="Cut-offs of Recall@k and NDCG@k.", min_length=1)
-    gate: Gate = Field("warn", description="What happens when the model is worse than popularity: warn, refuse, off.")
-    gate_margin: Fraction = Field(0.0, description="Share by which NDCG@10 may be worse before the gate acts.")
+    gate: Gate = Field(
+        "warn", description="When the model is worse than popularity or the live version: warn, refuse to publish, off."
+    )
+    gate_margin: Fraction = Field(
+        0.0, description="Share by which NDCG@10 may be below popularity's before the gate acts."
+    )
+    gate_live_margin: Fraction = Field(
+        0.05, description="Share by which NDCG@10 may be below that of the live version before the gate acts."
+    )
 
 
 class CandidateSettings(Section):

@@ -176,8 +176,13 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
 
     side_tables = settings.side_tables
     ca_bundle = settings.storage.ca_bundle
+    encoder = settings.features.text_encoder
+    kind, _, model = encoder.partition(":")
+    if model.startswith(("./", "../")):
+        encoder = f"{kind}:{path(model)}"
     return settings.model_copy(
         update={
+            "features": settings.features.model_copy(update={"text_encoder": encoder}),
             "feast": settings.feast.model_copy(update={"repo": path(settings.feast.repo)}),
             "storage": settings.storage.model_copy(
                 update={"url": path(settings.storage.url), "ca_bundle": ca_bundle and path(ca_bundle)}

@@ -20,6 +20,11 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 """Labels of an event: learned from; watched for early stopping; held out for the metrics."""
 
 
+MODEL, LIVE = "model", "live"
+POPULARITY, RECENT, KNN, TRANSITIONS = "popularity", "recent_popularity", "item_knn", "item_transitions"
+"""Methods of an evaluation: the model, the version that is live, and what only counts."""
+
+
 @dataclass(frozen=True)
 class SplitTimes:
     """The instants that divide the events; all are UTC.
@@ -103,11 +108,54 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
+class LiveVersion:
+    """The version that is live, to be judged beside a new one: its bundle, and the same events encoded for it."""
+
+    version: str
+    bundle: TwoTowerBundle
+    data: TrainingData
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Metrics of every method on a part of the users, or on the targets that are of a kind of items.
+
+    described: what a person calls the segment. metrics, intervals: as in `Evaluation`, of fewer metrics.
+    """
+
+    described: str
+    users: int
+    metrics: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One user of the evaluation, with ids of items.
+
+    history: the newest positives before the test, the newest last. recommended: the model's list, best first.
+    taken: the held-out positives that the model was asked for.
+    """
+
+    user_id: str
+    segment: str
+    history: tuple[str, ...]
+    recommended: tuple[str, ...]
+    scores: tuple[float, ...]
+    taken: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Full-ranking metrics of the model and of the baselines on the same users.
+    """Full-ranking metrics of the model, of the live version and of the baselines on the same users.
 
     metrics: method name (`model`, `popularity`, ...) -> metric name (`recall@10`, ...) -> mean over users.
     intervals: likewise, the 95 % bootstrap interval over users.
+    differences: method -> metric -> the 95 % interval of the model's mean minus that method's, over the same users.
+    segments: name -> metrics of a part of the users or items.
+    examples: a few users of different activity, chosen by a hash of their ids.
+    distributions: numbers to draw: `scores` of `recommended`, `taken` and `random` items; `learned` and `recommended`,
+        how often each item, the most frequent first, is in the events to learn from and in the model's lists.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -115,6 +163,10 @@ class Evaluation:
     targets: int
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    differences: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    segments: dict[str, Segment] = field(default_factory=dict)
+    examples: tuple[Example, ...] = ()
+    distributions: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

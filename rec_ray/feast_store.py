@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -172,6 +174,20 @@ def point_in_time(
             "repeats rows that share an entity and a time (Feast's default Dask store does). Use `type: duckdb`"
         )
     return joined.select(list(fields)).take(pa.array(np.argsort(rows)))
+
+
+def read_items(
+    store: FeatureStore, service: str, key: str, item_ids: Sequence[str], fields: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return fields of a few items as of now: field -> item id -> value.
+
+    Raises:
+        FeatureStoreError: the offline store fails.
+        SchemaError: the service does not return a field.
+    """
+    now = pa.array([datetime.now(UTC)] * len(item_ids), pa.timestamp("us", "UTC"))
+    found = point_in_time(portable_config(store), service, key, pa.array(item_ids, pa.string()), now, fields)
+    return {field: dict(zip(item_ids, found[field].to_pylist(), strict=True)) for field in fields}
 
 
 def _as_key(ids: pa.Array, store: FeatureStore, service: FeatureService, key: str) -> pa.Array:

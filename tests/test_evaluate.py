@@ -1,5 +1,6 @@
 """Metrics are what a loop over users and items gives, baselines what was counted, and the gate says its figures."""
 
+import copy
 import dataclasses
 import math
 
@@ -12,7 +13,6 @@ import torch
 
 from rec_ray.config import EvaluationSettings
 from rec_ray.contracts import TEST, Evaluation
-from rec_ray.errors import GateError
 from rec_ray.retrieval.catalogue import Catalogue
 from rec_ray.retrieval.learning import embed_catalogue, embed_queries
 from rec_ray.retrieval.timelines import Timelines, query_batch
@@ -128,7 +128,7 @@ def test_targets_of_users_of_whom_none_is_left_are_counted_too(tiny_data, tmp_pa
 
 
 def test_without_a_test_user_there_are_no_metrics_and_it_is_said(tiny_data, tmp_path, caplog):
-    from rec_ray.evaluate import check_gate
+    from rec_ray.gate import check_gate
 
     tested = [row["user_id"] for row in timelines_of(tiny_data).to_pylist() if TEST in row["split"]]
     assert 50 < len(tested) < 202
@@ -139,30 +139,82 @@ def test_without_a_test_user_there_are_no_metrics_and_it_is_said(tiny_data, tmp_
     assert check_gate(found, EvaluationSettings(gate="refuse")) == "off"
 
 
-def compared(model, popularity):
-    return Evaluation({"model": {"ndcg@10": model}, "popularity": {"ndcg@10": popularity}}, users=1234, targets=1234)
+def test_a_live_version_is_judged_on_the_same_users(tiny_data):
+    """A live version with the same towers has the same figures; one whose item vectors are turned around has others."""
+    from rec_ray.contracts import LiveVersion
+    from rec_ray.evaluate import evaluate_model
+
+    def beside(bundle):
+        live = LiveVersion("6", bundle, tiny_data.data)
+        settings = EvaluationSettings(ks=[5])
+        return evaluate_model(
+            tiny_data.data, tiny_data.bundle, settings, tiny_data.storage, exclude_seen=True, live=live
+        )
+
+    same = beside(tiny_data.bundle)
+    assert list(same.metrics) == ["model", "live", *METHODS[1:]]
+    assert same.metrics["live"] == pytest.approx(same.metrics["model"])
+    assert same.facts["live_version"] == "6"
+    assert same.differences["live"]["recall@10"] == (0.0, 0.0)
+    assert set(same.differences) == {"live", *METHODS[1:]}
+
+    turned = copy.deepcopy(tiny_data.bundle.model)
+    with torch.no_grad():
+        turned.item_tower.ids.weight.mul_(-1)
+    other = beside(dataclasses.replace(tiny_data.bundle, model=turned))
+    assert other.metrics["model"] == pytest.approx(same.metrics["model"])
+    assert other.metrics["live"]["mrr"] != pytest.approx(same.metrics["live"]["mrr"])
+    low, high = other.differences["live"]["recall@10"]
+    difference = other.metrics["model"]["recall@10"] - other.metrics["live"]["recall@10"]
+    assert low <= difference <= high
 
 
-def test_the_gate_passes_a_model_that_is_as_good_as_popularity_within_the_margin():
-    from rec_ray.evaluate import check_gate
+def test_a_live_version_of_other_users_is_said_and_left_out(tiny_data, tmp_path, caplog):
+    from rec_ray.contracts import LiveVersion
+    from rec_ray.evaluate import evaluate_model
 
-    for gate in ("warn", "refuse"):
-        assert check_gate(compared(0.1, 0.1), EvaluationSettings(gate=gate)) == "passed"
-        assert check_gate(compared(0.091, 0.1), EvaluationSettings(gate=gate, gate_margin=0.1)) == "passed"
-    assert check_gate(compared(0.0, 0.1), EvaluationSettings(gate="off")) == "off"
-
-
-def test_the_gate_warns_with_figures(caplog):
-    from rec_ray.evaluate import check_gate
-
-    assert check_gate(compared(0.0891, 0.1), EvaluationSettings(gate="warn", gate_margin=0.1)) == "warned"
-    (said,) = caplog.messages
-    assert "NDCG@10 is 0.0891, popularity's 0.1000 over 1,234 users" in said
+    fewer = of_users(tiny_data, ["u0", "u1", "u2", "u3"], tmp_path / "fewer.parquet")
+    live = LiveVersion("6", tiny_data.bundle, fewer)
+    found = evaluate_model(
+        tiny_data.data, tiny_data.bundle, EvaluationSettings(), tiny_data.storage, exclude_seen=True, live=live
+    )
+    assert list(found.metrics) == METHODS and "live_version" not in found.facts
+    assert any("the live version 6 is not compared" in message for message in caplog.messages)
 
 
-def test_the_gate_refuses_with_figures_and_exit_code_5():
-    from rec_ray.evaluate import check_gate
+def test_segments_examples_and_curves_are_those_of_the_users(tiny_data):
+    found = evaluate(tiny_data, ks=[5])
+    table = timelines_of(tiny_data)
+    rows = {row["user_id"]: row for row in table.to_pylist()}
+    segments = found.segments
+    assert (
+        segments["warm_users"].users + (segments["cold_users"].users if "cold_users" in segments else 0) == found.users
+    )
+    quarters = [segments[f"activity_{number}"] for number in range(1, 5) if f"activity_{number}" in segments]
+    assert sum(quarter.users for quarter in quarters) == segments["warm_users"].users
+    assert max(quarter.users for quarter in quarters) < 0.5 * found.users
+    mean = sum(quarter.users * quarter.metrics["model"]["recall@10"] for quarter in quarters) / found.users
+    assert mean == pytest.approx(found.metrics["model"]["recall@10"])
+    low, high = segments["warm_users"].intervals["model"]["recall@10"]
+    assert low <= segments["warm_users"].metrics["model"]["recall@10"] <= high
 
-    with pytest.raises(GateError, match=r"NDCG@10 is 0\.0999, popularity's 0\.1000 over 1,234 users") as caught:
-        check_gate(compared(0.0999, 0.1), EvaluationSettings(gate="refuse"))
-    assert caught.value.exit_code == 5
+    catalogue = pq.read_table(tiny_data.data.catalogue, filesystem=tiny_data.storage.filesystem)
+    index = dict(zip(catalogue["item_id"].to_pylist(), catalogue["item_index"].to_pylist(), strict=True))
+    assert len(found.examples) == len({example.user_id for example in found.examples}) == 5
+    for example in found.examples:
+        row = rows[example.user_id]
+        events = list(zip(row["item_index"], row["split"], row["weight"], strict=True))
+        before = [item for item, split, weight in events if split < TEST and weight > 0]
+        assert [index[item] for item in example.history] == before[-12:]
+        assert {index[item] for item in example.taken} <= {i for i, split, w in events if split == TEST and w > 0}
+        assert not {index[item] for item in example.recommended} & set(before)
+        assert list(example.scores) == sorted(example.scores, reverse=True)
+
+    counts = sorted(catalogue["count"].to_pylist(), reverse=True)
+    assert found.distributions["learned"] == [[place + 1, count] for place, count in enumerate(counts)]
+    assert sum(count for _, count in found.distributions["recommended"]) == 10 * found.users
+    scores = found.distributions["scores"]
+    assert len(scores["taken"]) == len(scores["random"]) == found.users
+    periods = found.facts["periods"]
+    assert sum(number for number, _, _ in periods.values()) == sum(len(row["split"]) for row in rows.values())
+    assert periods["train"][2] <= periods["validation"][1] <= periods["validation"][2] <= periods["test"][1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import safetensors.torch
@@ -112,6 +112,12 @@ class TwoTowerBundle:
         preprocessor = _preprocessor(files[PREPROCESSOR])
         _check_fit(model, arguments, preprocessor)
         return cls(model.eval(), arguments, preprocessor, metadata)
+
+
+def as_evaluated(bundle: TwoTowerBundle) -> TwoTowerBundle:
+    """Return a stored bundle with the weights from before its refit, if there was one: they have not seen its test."""
+    evaluated = getattr(bundle, "evaluated", None)
+    return bundle if evaluated is None else replace(bundle, model=evaluated)
 
 
 def _build(arguments: dict[str, Any]) -> TwoTower:

@@ -21,6 +21,9 @@ from rec_ray.retrieval.top_k import ExactTopK, Exclusions
 Values = NDArray[np.float64]
 Ranks = NDArray[np.int64]
 
+REPLICATES = 200
+"""Bootstrap samples behind an interval."""
+
 
 def target_ranks(
     queries: NDArray[np.float32],
@@ -140,7 +143,7 @@ class MetricSums:
     same seed are paired: see `interval_of_difference`.
     """
 
-    def __init__(self, metrics: Sequence[str], *, replicates: int = 200, seed: int = 0) -> None:
+    def __init__(self, metrics: Sequence[str], *, replicates: int = REPLICATES, seed: int = 0) -> None:
         self.metrics = tuple(metrics)
         self.replicates, self.seed = replicates, seed
         self.totals = np.zeros((replicates + 1, len(self.metrics)))
@@ -148,14 +151,15 @@ class MetricSums:
 
     def add(self, users: NDArray[np.integer], values: Mapping[str, NDArray[np.floating[Any]]]) -> None:
         """Add the values [q] of each metric for users [q], given by a stable number (an index or a hash of the id)."""
+        self.add_drawn(bootstrap_weights(users, self.replicates, self.seed), values)
+
+    def add_drawn(self, draws: Values, values: Mapping[str, NDArray[np.floating[Any]]]) -> None:
+        """Add the values [q] of users with these `bootstrap_weights` [replicates + 1, q]: several sums share them."""
         if set(values) != set(self.metrics):
             raise ValueError(f"expected the metrics {self.metrics}, got {tuple(values)}")
         table = np.stack([np.asarray(values[name], np.float64) for name in self.metrics], axis=1)
         counted = ~np.isnan(table)
-        table = np.where(counted, table, 0.0)
-        draws = np.ones((self.replicates + 1, len(users)))
-        draws[1:] = poisson_draws(users, self.replicates, self.seed)
-        self.totals += draws @ table
+        self.totals += draws @ np.where(counted, table, 0.0)
         self.weights += draws @ counted.astype(np.float64)
 
     def merge(self, other: MetricSums) -> None:
@@ -205,6 +209,13 @@ class MetricSums:
 
     def _replicate_means(self) -> Values:
         return np.divide(self.totals, self.weights, out=np.full_like(self.totals, np.nan), where=self.weights > 0)
+
+
+def bootstrap_weights(users: NDArray[np.integer], replicates: int = REPLICATES, seed: int = 0) -> Values:
+    """Return the weights of users [replicates + 1, users]: 1 in the first row, Poisson draws in the others."""
+    weights = np.ones((replicates + 1, len(users)))
+    weights[1:] = poisson_draws(users, replicates, seed)
+    return weights
 
 
 def poisson_draws(users: NDArray[np.integer], replicates: int, seed: int) -> NDArray[np.int64]:

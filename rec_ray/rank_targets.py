@@ -1,0 +1,164 @@
+"""Tasks that put the questions of an evaluation to every method, a block of users at a time.
+
+Encoded timelines come in as Arrow batches; one row a batch goes out, with sums that add up and a few users to show. The
+models and the counted baselines are loaded once a process; it knows neither settings nor what the figures decide.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from rec_ray.process_cache import once_a_process
+from rec_ray.retrieval.bundle import TwoTowerBundle
+from rec_ray.retrieval.catalogue import Catalogue
+from rec_ray.retrieval.learning import take_ragged
+from rec_ray.retrieval.metrics import bootstrap_weights
+from rec_ray.retrieval.questions import Questions, ask, users_with_targets
+from rec_ray.retrieval.ranking import CountingMethod, Method, Ranking, TowerMethod
+from rec_ray.retrieval.segment_sums import SegmentSums
+from rec_ray.retrieval.segments import segment_users
+from rec_ray.retrieval.timelines import Timelines
+from rec_ray.storage import Storage
+
+CELLS = 20_000_000
+"""Scores of baselines, users times items, that live at one time in a process."""
+SHOWN_USERS, SHOWN_EVENTS, SHOWN_SCORES = 5, 12, 256
+"""Users of a segment and events of a user that can be examples; users of a batch whose scores are drawn."""
+
+RANKED = pa.schema([("sums", pa.binary()), ("said", pa.string())])
+"""sums: an Arrow stream of `SegmentSums.to_table`. said: JSON of counts, and scores and examples of the model."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RankingPlan:
+    """What a ranking task needs beside its users.
+
+    files: reference to the files of a bundle. baselines: reference to counted baselines by name, or None.
+    catalogue: folder of the catalogue as of the test, encoded for this bundle. bounds: of activity.
+    """
+
+    name: str
+    files: ray.ObjectRef
+    baselines: ray.ObjectRef | None
+    catalogue: str
+    storage: Storage
+    ks: tuple[int, ...]
+    bounds: tuple[int, int, int]
+    exclude_seen: bool
+
+
+def rank_targets(batch: pa.Table, plan: RankingPlan) -> pa.Table:
+    """Return `TargetRanker.rank` of a batch; the ranker is loaded once a process."""
+    return once_a_process(f"ranker {plan.files.hex()}", lambda: TargetRanker(plan)).rank(batch)
+
+
+class TargetRanker:
+    """Ranks the held-out positives of timelines by a model and, if given, by baselines."""
+
+    def __init__(self, plan: RankingPlan) -> None:
+        torch.set_num_threads(1)
+        self.plan = plan
+        bundle = TwoTowerBundle.from_files(ray.get(plan.files))
+        table = pq.read_table(plan.catalogue, filesystem=plan.storage.filesystem)
+        self.user_shape = bundle.preprocessor.users.shape
+        self.catalogue = Catalogue.from_table(table, bundle.preprocessor.items.shape)
+        self.methods: dict[str, Method] = {plan.name: TowerMethod(bundle, self.catalogue)}
+        if plan.baselines is not None:
+            counted = ray.get(plan.baselines)
+            self.methods |= {name: CountingMethod(one, self.catalogue) for name, one in counted.items()}
+
+    def rank(self, batch: pa.Table) -> pa.Table:
+        """Return one row of `RANKED` for rows of `TIMELINES`."""
+        timelines = Timelines.from_table(batch, self.user_shape)
+        users = users_with_targets(timelines)
+        sums = SegmentSums(self.plan.ks, self.plan.bounds, len(self.catalogue))
+        counts = {"targets": 0, "seen_targets": 0, "unknown_targets": 0}
+        said: dict[str, Any] = {"examples": [], "scores": {"recommended": [], "taken": [], "random": []}}
+        step = max(1, CELLS // (len(self.catalogue) + 1))
+        for start in range(0, len(users), step):
+            questions, held_out = ask(
+                timelines, users[start : start + step], self.catalogue, exclude_seen=self.plan.exclude_seen
+            )
+            for name, count in asdict(held_out).items():
+                counts[name] += count
+            if not len(questions):
+                continue
+            numbers = _stable_numbers(timelines.user_ids.take(pa.array(questions.users)))
+            draws = bootstrap_weights(numbers)
+            for name, method in self.methods.items():
+                ranking = method.rank(questions)
+                sums.add(name, draws, questions, ranking, self.catalogue)
+                if name == self.plan.name:
+                    said["examples"] += self._examples(questions, ranking, numbers)
+                    _sample_scores(questions, ranking, said["scores"])
+        known = {"known_items": int(self.catalogue.known.sum())}
+        text = json.dumps({"counts": counts, "known": known, **said})
+        return pa.table([pa.array([_to_bytes(sums.to_table())], pa.binary()), pa.array([text])], schema=RANKED)
+
+    def _examples(self, questions: Questions, ranking: Ranking, numbers: Array) -> list[dict[str, Any]]:
+        """Return the users of each segment with the smallest numbers: whatever the blocks, the same in the end."""
+        examples = []
+        for segment, mask in segment_users(questions.events, self.plan.bounds).items():
+            if segment == "warm_users":
+                continue
+            places = np.flatnonzero(mask)
+            for place in places[np.argsort(numbers[places], kind="stable")[:SHOWN_USERS]].tolist():
+                history = take_ragged(*questions.history, np.array([place]))[0][-SHOWN_EVENTS:]
+                kept = ranking.lists[place] >= 0
+                taken = questions.targets[questions.offsets[place] : questions.offsets[place + 1]]
+                examples.append(
+                    {
+                        "number": int(numbers[place]),
+                        "user_id": questions.timelines.user_ids[int(questions.users[place])].as_py(),
+                        "segment": segment,
+                        "history": self._ids(history),
+                        "recommended": self._ids(ranking.lists[place][kept]),
+                        "scores": ranking.scores[place][kept].tolist(),
+                        "taken": self._ids(taken),
+                    }
+                )
+        return examples
+
+    def _ids(self, items: Array) -> list[str]:
+        ids: list[str] = self.catalogue.item_ids.take(pa.array(items - 1)).to_pylist()
+        return ids
+
+
+def read_sums(data: bytes) -> pa.Table:
+    """Return the table of sums in a row of `RANKED`."""
+    return pa.ipc.open_stream(data).read_all()
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _sample_scores(questions: Questions, ranking: Ranking, scores: dict[str, list[float]]) -> None:
+    """Add the scores of the best item, of the first target and of a random item, of a batch's first users."""
+    users = min(len(questions), SHOWN_SCORES - len(scores["random"]))
+    if users <= 0 or ranking.random_scores is None:
+        return
+    best = ranking.scores[:users, 0]
+    scores["recommended"] += best[np.isfinite(best)].tolist()
+    scores["taken"] += ranking.target_scores[questions.offsets[:users]].tolist()
+    scores["random"] += ranking.random_scores[:users].tolist()
+
+
+def _stable_numbers(user_ids: pa.Array) -> Array:
+    """Return a number for each user that does not depend on the block it came in: [u] int64."""
+    return np.array([zlib.crc32(user.encode()) for user in user_ids.to_pylist()], np.int64)

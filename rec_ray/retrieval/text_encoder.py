@@ -1,0 +1,89 @@
+"""Texts into vectors by a pretrained language model: the mean of its last hidden states, of unit length.
+
+Strings come in and a matrix goes out, after the recipe of Sentence-BERT (Reimers & Gurevych 2019). It needs the package
+`transformers`, loads weights as safetensors only, and knows nothing of items, caches or processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from rec_ray.errors import ConfigError
+
+LONGEST = 256
+"""Tokens of a text that are read; what lies behind is cut off."""
+BATCH = 64
+
+
+class TextEncoder:
+    """A language model with its tokenizer."""
+
+    def __init__(self, name: str) -> None:
+        """name: of a model that transformers knows or finds in its cache, or a folder with one.
+
+        Raises:
+            ConfigError: transformers is not installed, or has no such model.
+        """
+        try:
+            from transformers import AutoModel, AutoTokenizer
+        except ImportError as error:
+            raise ConfigError(
+                f"features.text_encoder needs transformers: {error}; install it with `pip install 'rec_ray[text]'`"
+            ) from error
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            self.model: Any = AutoModel.from_pretrained(name, use_safetensors=True).eval()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"features.text_encoder: transformers has no model {name!r} with weights as safetensors: {error}"
+            ) from error
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers of a vector."""
+        return int(self.model.config.hidden_size)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """texts: n strings -> [n, dimensions] float32, each of unit length.
+
+        Texts go through the model in the order of their length, so that little of a batch is padding.
+        """
+        vectors = np.zeros((len(texts), self.dimensions), np.float32)
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
+            tokens = self.tokenizer(
+                [texts[place] for place in places],
+                padding=True,
+                truncation=True,
+                max_length=LONGEST,
+                return_tensors="pt",
+            )
+            hidden = self.model(**tokens).last_hidden_state
+            counted = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+            mean = (hidden * counted).sum(1) / counted.sum(1).clamp(min=1)
+            vectors[places] = F.normalize(mean, dim=-1).numpy()
+        return vectors
+
+
+def fingerprint(name: str) -> str:
+    """Return a name for the vectors of a model: of a folder by the content of its files, else by the model's name."""
+    digest = hashlib.sha256()
+    folder = Path(name)
+    if not folder.is_dir():
+        digest.update(name.encode())
+    for path in sorted(folder.glob("*")) if folder.is_dir() else ():
+        if path.suffix in (".json", ".txt", ".model", ".safetensors"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
