@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rec_ray.config import FeatureSettings
@@ -95,3 +96,32 @@ def test_without_a_text_there_is_nothing_to_encode(local_ray, tmp_path):
     features = FeatureSettings(item={"price": FeatureDeclaration("numeric")})
     with pytest.raises(SchemaError, match="no feature of items is declared as text"):
         encode_item_text(tables, features, "transformers:any", open_storage(str(tmp_path)))
+
+
+@pytest.mark.integration
+def test_the_catalogue_has_the_vectors_as_of_both_instants(tiny_data, tmp_path, text_model):
+    """From Feast to the encoded catalogue: the text is one vector there, and no longer tokens."""
+    from rec_ray.encode_text import encode_item_text
+    from rec_ray.load_features import load_features
+    from rec_ray.retrieval.text_encoder import TextEncoder
+    from rec_ray.storage import open_storage
+    from rec_ray.training_data import prepare_training_data
+    from rec_ray.world import feature_store_of
+
+    settings = tiny_data.settings
+    features = settings.features.model_copy(
+        update={"item": {"name": FeatureDeclaration("text"), "category": FeatureDeclaration("categorical")}}
+    )
+    tables = load_features(
+        feature_store_of(settings), settings.feast, features, settings.evaluation, tiny_data.data.split_times.as_of
+    )
+    storage = open_storage(str(tmp_path))
+    text = encode_item_text(tables, features, f"transformers:{text_model}", storage)
+    data = prepare_training_data(text.tables, text.features, "time", storage, "data")
+    shape = data.preprocessor.items.shape
+    assert (shape.vector, shape.fields) == (384, 1)
+    expected = TextEncoder(text_model).encode(["product 7 of group 3"])[0]
+    for folder in (data.catalogue, data.catalogue_now):
+        rows = {row["item_id"]: row for row in pq.read_table(folder).to_pylist()}
+        assert len(rows) == 62
+        assert np.allclose(rows["i7"]["item_vector"], expected, atol=1e-4)
