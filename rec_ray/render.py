@@ -128,7 +128,8 @@ def _config_map(settings: Settings, cluster: Manifest) -> Manifest:
 
     Every pod reads them in one folder; so the settings name the other two relative to it.
     """
-    for what, url in (("storage.url", settings.storage.url), ("database.url", settings.database.url)):
+    urls = {section: getattr(settings, section).url for section in ("storage", "database", "side_tables")}
+    for what, url in ((f"{section}.url", url) for section, url in urls.items() if url):
         if "://" not in url or SQLITE_ADDRESS.match(url) or url.startswith("file:"):
             raise ConfigError(f"{what} {url} is on this machine; the pods of a cluster need one that all of them reach")
     values = settings.model_dump(mode="json", exclude_unset=True)

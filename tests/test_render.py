@@ -133,6 +133,7 @@ def test_a_rayjob_without_a_name_has_a_new_one(project: Path) -> None:
         ("rayjob", [], {"grow_to": 1}, "train.num_workers 2"),
         ("rayjob", ["storage.url=store"], {}, "storage.url"),
         ("rayjob", ["database.url=sqlite:///versions.db"], {}, "database.url"),
+        ("rayjob", ["side_tables.url=sqlite:///shop.db"], {}, "side_tables.url"),
         ("rayjob", ["feast.repo=elsewhere"], {}, "feature_store.yaml"),
     ],
 )
