@@ -24,6 +24,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 WRONG, UNAVAILABLE = 2, 3  # as in rec_ray/errors.py
 OUTAGE_SECONDS = 300  # how long the cluster may be out of reach before the job counts as lost
+NO_AGENT = "No available agent"
 SILENCE_SECONDS = 60  # after so long without a line, ask whether the job still runs
 
 
@@ -44,15 +45,27 @@ def submit_or_join(client: JobSubmissionClient, command: list[str], run_id: str)
 async def run_job(client: JobSubmissionClient, command: list[str], run_id: str) -> tuple[str, int]:
     """Submit `command`, print its log until it ends, and return the job's id and its exit code."""
     signals: list[int] = []
+    job_id = ""
 
     def stop(number: int) -> None:
         signals.append(number)
-        with contextlib.suppress(OSError, RuntimeError):  # asked again below
-            client.stop_job(job_id)
+        if job_id:
+            with contextlib.suppress(OSError, RuntimeError):  # asked again below
+                client.stop_job(job_id)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    job_id = submit_or_join(client, command, run_id)
+    begun = time.monotonic()
+    while not job_id:
+        try:
+            job_id = submit_or_join(client, command, run_id)
+        except RuntimeError as error:
+            # A head that has just started answers before its agent is there to start jobs.
+            if NO_AGENT not in str(error) or time.monotonic() - begun > OUTAGE_SECONDS:
+                raise
+            await asyncio.sleep(1)
+            if signals:
+                return "", 128 + signals[0]
     printed, answered, over = 0, time.monotonic(), False
     broken: Exception | None = None
     while True:

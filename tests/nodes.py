@@ -151,7 +151,9 @@ class RayNodes:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(requests.RequestException, KeyError, TypeError):
-                if self.alive() >= count:
+                # The agent of the head starts jobs; the dashboard answers before it is there.
+                healthy = requests.get(f"http://{self.nodes[0].address}:52365/api/healthz", timeout=30).ok
+                if healthy and self.alive() >= count:
                     return
             time.sleep(0.5)
         logs = "\n".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))
