@@ -145,6 +145,7 @@ def image() -> Iterator[Image]:
     made = Image(root)
     cache = subprocess.run([Path(sys.executable).with_name("uv"), "cache", "dir"], capture_output=True, text=True)
     given = {"UV_CACHE_DIR": cache.stdout.strip(), "TORCH_BACKEND": os.environ.get("UV_TORCH_BACKEND", "")}
+    given["UV_LINK_MODE"] = "hardlink"  # a copy of 2 GB less
     if os.environ.get("PIP_FIND_LINKS"):
         given["UV_FIND_LINKS"] = ",".join(os.environ["PIP_FIND_LINKS"].split())
     previous = os.umask(0o022)
