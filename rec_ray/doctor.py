@@ -22,15 +22,17 @@ import ray
 from feast import FeatureStore
 from feast.data_source import PushMode
 
+from rec_ray.candidates import RECOMMENDATION_FOLDER
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, FeatureStoreError, RecRayError, UnavailableError, listed
 from rec_ray.feast_store import find_service, portable_config, require_fields
 from rec_ray.feature_source import read_slice, slice_source
 from rec_ray.load_features import ITEMS, entity_sources, event_source
 from rec_ray.plan import plan_run
-from rec_ray.push_targets import PushTarget, find_push_target, push_frame, read_online
-from rec_ray.schema import EMBEDDING, INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID
+from rec_ray.push_targets import PushTarget, push_frame, read_online
+from rec_ray.schema import INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID
 from rec_ray.side_tables import find_side_tables
+from rec_ray.update_features import find_push_targets
 from rec_ray.world import database_of, feature_store_of, open_ray, storage_of
 
 CANARY = "__rec_ray_canary__"
@@ -104,10 +106,9 @@ def _object_store(settings: Settings) -> str:
 
 def _database(settings: Settings) -> str:
     database = database_of(settings)
-    # Additive and done by each run anyway: what shows that this user may write there.
-    database.migrate()
-    live = database.live()
-    return f"{database.url} is reachable and migrated; live is {f'version {live}' if live else 'no version yet'}"
+    migrated, live = database.is_migrated(), database.live()
+    tables = "is migrated" if migrated else "gets its tables from the first run"
+    return f"{database.url} is reachable and {tables}; live is {f'version {live}' if live else 'no version yet'}"
 
 
 def _side_tables(settings: Settings) -> str:
@@ -143,17 +144,9 @@ def _offline(store: FeatureStore, settings: Settings) -> str:
     return f"{len(sources)} sources are readable and have the columns needed"
 
 
-def _targets(store: FeatureStore, settings: Settings) -> list[PushTarget]:
-    publish = settings.publish
-    return [
-        find_push_target(store, publish.item_push_source, ITEM_ID, [EMBEDDING]),
-        find_push_target(store, publish.user_push_source, USER_ID, [EMBEDDING]),
-        find_push_target(store, publish.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES]),
-    ]
-
-
 def _push_sources(store: FeatureStore, settings: Settings) -> str:
-    said = [f"{target.source} ({', '.join(target.fields.values())})" for target in _targets(store, settings)]
+    targets = find_push_targets(store, settings.publish).values()
+    said = [f"{target.source} ({', '.join(target.fields.values())})" for target in targets]
     return f"found {'; '.join(said)}"
 
 
@@ -162,7 +155,7 @@ def _canary(store: FeatureStore, settings: Settings) -> str:
 
     Only the view of recommendations is used: it is read by user id, while a vector would be found by searches.
     """
-    target = _targets(store, settings)[-1]
+    target = find_push_targets(store, settings.publish)[RECOMMENDATION_FOLDER]
     user = str(CANARY_NUMBER) if _is_number(target, target.key) else CANARY
     item = str(uuid.uuid4().int % 2**31) if _is_number(target, target.fields[ITEM_IDS]) else uuid.uuid4().hex
     now = datetime.now(UTC)

@@ -16,9 +16,8 @@ from rec_ray.config import Settings
 from rec_ray.feast_store import find_service
 from rec_ray.feature_source import FeatureSource, slice_source
 from rec_ray.load_features import entity_sources, event_source
-from rec_ray.push_targets import find_push_target
-from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, SCORES, USER_ID
-from rec_ray.update_features import SINGLE_WRITERS
+from rec_ray.schema import ITEM_ID, USER_ID
+from rec_ray.update_features import SINGLE_WRITERS, find_push_targets
 from rec_ray.world import database_of, feature_store_of, storage_of
 
 START_SECONDS = 15.0
@@ -188,10 +187,5 @@ def _steps(settings: Settings, events: int, users: int, items: int, cores: int, 
 
 
 def _publishes(store: FeatureStore, settings: Settings) -> dict[str, str]:
-    publish = settings.publish
-    targets = [
-        find_push_target(store, publish.item_push_source, ITEM_ID, [EMBEDDING]),
-        find_push_target(store, publish.user_push_source, USER_ID, [EMBEDDING]),
-        find_push_target(store, publish.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES]),
-    ]
+    targets = find_push_targets(store, settings.publish).values()
     return {target.source: f"{target.view}: {', '.join(target.fields.values())}" for target in targets}

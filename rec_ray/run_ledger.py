@@ -163,6 +163,9 @@ def open_run(storage: Storage, settings: Settings, command: str, run_id: str | N
         StorageError: the store cannot be read or written.
     """
     run_id = run_id or new_run_id()
+    run_folder(run_id)
+    # Fails in seconds and clearly; reading from a store that is away would be tried again for half a minute.
+    storage.check_writable()
     deciding = deciding_settings(settings)
     entries = _read(storage, run_id) or {
         "format_version": FORMAT_VERSION,

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from rec_ray.config import ModelSettings, RaySettings, TrainSettings
 from rec_ray.contracts import VALIDATION, EpochResult, TrainedModel, TrainingData
-from rec_ray.errors import DataError, RecRayError
+from rec_ray.errors import DataError, RecRayError, StorageError
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue
@@ -118,7 +118,8 @@ def train_two_tower(
             name=run_id,
             storage_path=storage.path("training"),
             storage_filesystem=storage.filesystem,
-            failure_config=FailureConfig(max_failures=train.max_failures),
+            # By itself Ray starts a controller that cannot write again for ever.
+            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
         ),
@@ -164,12 +165,15 @@ def _fit(trainer: TorchTrainer) -> ray.train.Result:
 
 def _foreseen(error: ray.train.TrainingFailedError) -> RecRayError:
     """Return what a worker raised as an error of ours; Ray Train (2.60) wraps it in one whose text is a traceback."""
-    for failure in getattr(error, "worker_failures", {}).values():
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    for failure in failures:
         raised = getattr(failure, "_base_exc", failure)
         if isinstance(raised, FloatingPointError):
             return DataError(str(raised))
         if isinstance(raised, RecRayError):
             return raised
+        if isinstance(raised, OSError):
+            return StorageError(f"training could not read or write the object store: {raised}; is it up?")
     return RecRayError(f"training failed: {str(error).strip().splitlines()[-1]}")
 
 

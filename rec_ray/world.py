@@ -68,16 +68,20 @@ def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[Wor
     run_id, as_of = (run.run_id, run.as_of) if run else (new_run_id(), datetime.now(UTC))
     with about(run_id=run_id), step("start", seconds):
         storage = storage_of(settings)
-        storage.check_writable()
+        if run is None:
+            storage.check_writable()
         database = database_of(settings)
         database.migrate()
         stop_ray = open_ray(settings.ray)
     try:
         with about(run_id=run_id), exported_metrics():
             with step("feast", seconds):
-                warming = [_warm_up.remote() for _ in range(int(ray.cluster_resources().get("CPU", 1)))]
+                # A run that goes on has read Feast already, and its steps differ in what they need.
+                workers = 0 if run is not None and run.done else int(ray.cluster_resources().get("CPU", 1))
+                warming = [_warm_up.remote() for _ in range(workers)]
                 store = feature_store_of(settings)
-                ray.wait(warming, num_returns=len(warming), timeout=30)
+                if warming:
+                    ray.wait(warming, num_returns=len(warming), timeout=30)
             world = World(settings, storage, database, store, run_id, as_of, seconds)
             try:
                 yield world

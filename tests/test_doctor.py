@@ -59,8 +59,8 @@ def test_a_whole_project_has_no_fault_and_nothing_is_left_for_readers(
     assert "live is no version yet" in answer["checks"][1]["said"]
     assert not [path for path in (project / "store").rglob("*") if path.is_file()]
     # The canary's list is empty: whoever asks for it is recommended nothing.
+    from rec_ray.push_targets import find_push_target, read_online
     from rec_ray.schema import ITEM_IDS, USER_ID
-    from rec_ray.update_features import find_push_target, read_online
     from rec_ray.world import feature_store_of
 
     store = feature_store_of(settings_of(project))

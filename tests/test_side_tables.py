@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
+from servers import PostgreSQL
 
 from rec_ray.config import FeatureSettings, InteractionSettings, SideTableSettings
 from rec_ray.errors import ConfigError, SchemaError, UnavailableError
@@ -128,6 +130,41 @@ def test_a_database_that_does_not_answer_is_named_without_its_password() -> None
     assert "hunderttausend" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"side_tables.url"):
         found("nonsense://")
+
+
+@pytest.mark.integration
+def test_postgresql_keeps_the_rows_on_the_server_and_hands_out_chunks(postgresql: PostgreSQL) -> None:
+    url = postgresql.make_database("side_tables")
+    shop = settings(url, password=postgresql.password, chunk_rows=200, users="crm.users")
+    with postgresql.engine("side_tables").connect() as connection:
+        for statement in (
+            "CREATE SCHEMA crm",
+            "CREATE TABLE crm.users (user_id BIGINT, city TEXT, plan NUMERIC(9, 2), signup_date DATE)",
+            "INSERT INTO crm.users VALUES (7, 'Oslo', 20.5, '2024-01-03'), (8, NULL, NULL, NULL)",
+            "CREATE TABLE stream_interaction (user_id UUID, item_id TEXT, timestamp TIMESTAMPTZ, kind TEXT)",
+            "INSERT INTO stream_interaction SELECT gen_random_uuid(), 'i' || n % 3, "
+            "'2024-01-01 00:00+02'::timestamptz + n * interval '1 second', 'buy' FROM generate_series(1, 1000) n",
+        ):
+            connection.execute(sa.text(statement))
+        tables = find_side_tables(shop, FEATURES)
+        assert tables.users is not None and tables.interactions is not None
+        (users,) = read_chunks(tables.users)
+        assert users.to_pylist()[0] == {
+            USER_ID: "7",
+            EVENT_TIMESTAMP: datetime(2024, 1, 3, tzinfo=UTC),
+            SIGN_UP: '{"city": "Oslo", "plan": 20.5}',
+        }
+        chunks = read_chunks(tables.interactions)
+        first = next(chunks)
+        assert (first.num_rows, len(first[USER_ID][0].as_py())) == (200, 36)
+        assert first[EVENT_TIMESTAMP][0].as_py() == datetime(2023, 12, 31, 22, 0, 1, tzinfo=UTC)
+        # The rest is not read yet: the session of the reader waits between two fetches from a cursor.
+        asked = "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        assert [query.split()[0] for query in connection.scalars(sa.text(asked)) if query] == ["FETCH"]
+        assert [chunk.num_rows for chunk in chunks] == [200] * 4
+        with pytest.raises(UnavailableError, match=r"password authentication failed") as caught:
+            find_side_tables(settings(url, password="wrong-password"), FEATURES)
+        assert "wrong-password" not in str(caught.value)
 
 
 @pytest.mark.integration

@@ -9,10 +9,11 @@ when a line comes on standard input. `--clock` sets the clock that rec_ray reads
 
 import functools
 import importlib
+import inspect
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from typing import Any
 
 
@@ -29,7 +30,8 @@ def hold(place: str) -> None:
 
     @functools.wraps(function)
     def held(*arguments: Any, **named: Any) -> Any:
-        if waiting and any(text in str(argument) for argument in (*arguments, *named.values())):
+        values = [argument for argument in (*arguments, *named.values()) if not isinstance(argument, bytes)]
+        if waiting and any(text in str(value) for value in values):
             waiting.clear()
             print(f"HELD {place}", file=sys.stderr, flush=True)
             sys.stdin.readline()
@@ -44,10 +46,15 @@ def shift_clock(seconds: float) -> None:
     class Shifted(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-            return datetime.fromtimestamp(time.time() + seconds, tz) + timedelta(0)
+            return datetime.fromtimestamp(time.time() + seconds, tz)
+
+        @classmethod
+        def fromisoformat(cls, text: str) -> datetime:  # type: ignore[override]
+            return datetime.fromisoformat(text)
 
     for name, module in list(sys.modules.items()):
-        if name.startswith("rec_ray") and getattr(module, "datetime", None) is datetime:
+        reads = name.startswith("rec_ray.") and getattr(module, "datetime", None) is datetime
+        if reads and "datetime.now(" in inspect.getsource(module):
             module.datetime = Shifted  # type: ignore[attr-defined]
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 HELD, READER = (Path(__file__).with_name(name) for name in ("held.py", "reader.py"))
-PATIENCE = 240
+PATIENCE = 900
 """Seconds that anything may take on a machine with much else to do."""
 
 
@@ -97,7 +97,10 @@ class Run:
 
     def ended(self, code: int) -> str:
         """Wait for the end, check the exit code and return what was said on standard error."""
-        found = self.process.wait(PATIENCE)
+        try:
+            found = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end in time\n{self.said}") from None
         for listener in self._listeners:
             listener.join(10)
         assert found == code, f"ended with {found}, not {code}\n{self.said}"
