@@ -1,7 +1,7 @@
 """Publishing at size, as JSON: throughput side by side over one loop, memory at two sizes, and a rollback.
 
-Called by `make bench`, or alone: `python tests/bench_publish.py --only throughput --store redis`. Servers are started and
-stopped here; every figure is of one run on one machine, and nothing here is a test.
+Called by `make bench`, or alone: `python tests/bench_publish.py --only throughput --store redis`. Servers are started
+and stopped here; every figure is of one run on one machine, and nothing here is a test.
 """
 
 from __future__ import annotations
