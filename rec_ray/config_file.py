@@ -174,21 +174,21 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
         sqlite = SQLITE_ADDRESS.match(url)
         return sqlite[0] + path(url.removeprefix(sqlite[0])) if sqlite else url
 
-    side_tables = settings.side_tables
-    ca_bundle = settings.storage.ca_bundle
+    def changed(section: Section, **paths: str | None) -> Section:
+        # Only what differs: what a copy was told counts as set, and the rest is left out where settings are shown.
+        return section.model_copy(update={name: at for name, at in paths.items() if at != getattr(section, name)})
+
+    storage, side_tables = settings.storage, settings.side_tables
     encoder = settings.features.text_encoder
     kind, _, model = encoder.partition(":")
     if model.startswith(("./", "../")):
         encoder = f"{kind}:{path(model)}"
     return settings.model_copy(
         update={
-            "features": settings.features.model_copy(update={"text_encoder": encoder}),
-            "feast": settings.feast.model_copy(update={"repo": path(settings.feast.repo)}),
-            "storage": settings.storage.model_copy(
-                update={"url": path(settings.storage.url), "ca_bundle": ca_bundle and path(ca_bundle)}
-            ),
-            "database": settings.database.model_copy(update={"url": address(settings.database.url)}),
-            # A copy says that what it was told is set, and who prints the settings leaves out what is not.
-            "side_tables": side_tables.model_copy(update={"url": address(side_tables.url)} if side_tables.url else {}),
+            "features": changed(settings.features, text_encoder=encoder),
+            "feast": changed(settings.feast, repo=path(settings.feast.repo)),
+            "storage": changed(storage, url=path(storage.url), ca_bundle=storage.ca_bundle and path(storage.ca_bundle)),
+            "database": changed(settings.database, url=address(settings.database.url)),
+            "side_tables": changed(side_tables, url=side_tables.url and address(side_tables.url)),
         }
     )
