@@ -25,7 +25,7 @@ from ray.data import Datasink
 from rec_ray.config import CandidateSettings
 from rec_ray.contracts import Candidates, TrainingData
 from rec_ray.errors import DataError, GateError
-from rec_ray.item_shards import ItemShards, make_shards
+from rec_ray.item_shards import AS_HISTORY, ItemShards, make_shards
 from rec_ray.logs import LOGGER
 from rec_ray.process_cache import once_a_process
 from rec_ray.retrieval.bundle import TwoTowerBundle
@@ -174,7 +174,7 @@ def _bundle(files: ray.ObjectRef) -> TwoTowerBundle:
 
 @torch.inference_mode()
 def embed_items(batch: pa.Table, files: ray.ObjectRef) -> pa.Table:
-    """Return `item_index`, `item_id` and `embedding` for rows of `CATALOGUE`.
+    """Return `item_index`, `item_id`, `embedding` and perhaps `as_history` for rows of `CATALOGUE`.
 
     files: reference to the files of a bundle.
     """
@@ -182,9 +182,16 @@ def embed_items(batch: pa.Table, files: ray.ObjectRef) -> pa.Table:
     order = pa.array(np.arange(1, batch.num_rows + 1), pa.int32())
     place = batch.schema.get_field_index("item_index")
     catalogue = Catalogue.from_table(batch.set_column(place, "item_index", order), bundle.preprocessor.items.shape)
-    vectors = catalogue.embed(bundle.model, torch.arange(1, batch.num_rows + 1)).numpy()
-    lists = lists_of(np.full(len(vectors), vectors.shape[1]), vectors.reshape(-1), pa.float32())
-    return pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], EMBEDDING: lists})
+    index = torch.arange(1, batch.num_rows + 1)
+    vectors = catalogue.embed(bundle.model, index)
+    columns = {EMBEDDING: vectors}
+    if bundle.model.item_tower.history_ids is not None:
+        columns[AS_HISTORY] = catalogue.as_history(bundle.model, index, vectors)
+    lists = {
+        name: lists_of(np.full(len(each), each.shape[1]), each.numpy().reshape(-1), pa.float32())
+        for name, each in columns.items()
+    }
+    return pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], **lists})
 
 
 @torch.inference_mode()
@@ -223,7 +230,7 @@ def _queries(
     length = int(bundle.arguments["history_length"])
     query = query_batch(timelines, users, split=EVERYTHING, query=NOW, history_length=length)
     table, rows = items.history_rows(query.item_index)
-    vectors = embed_queries(bundle.model, table, dataclasses.replace(query, item_index=rows)).numpy()
+    vectors = embed_queries(bundle.model, dataclasses.replace(query, item_index=rows), table).numpy()
     if not exclude_seen:
         return timelines, vectors, None
     seen, first = seen_items(timelines, users, EVERYTHING)

@@ -39,6 +39,8 @@ _PASSWORD_IN_URL = re.compile(r"://[^@]*:[^@]*@|[?&]\w*(password|passwd|pwd)=", 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # YAML reads an unquoted off as false.
+Refit = Annotated[Literal["continue", "full", "off"], BeforeValidator(lambda refit: "off" if refit is False else refit)]
+WarmStart = Annotated[Literal["live", "off"], BeforeValidator(lambda start: "off" if start is False else start)]
 Gate = Annotated[Literal["warn", "refuse", "off"], BeforeValidator(lambda gate: "off" if gate is False else gate)]
 
 
@@ -180,6 +182,9 @@ class ModelSettings(Section):
     norm: Literal["pre", "post"] = Field("post", description="Where a transformer layer normalises.")
     dropout: Fraction = Field(0.2, description="Dropout in both towers.")
     id_dropout: Fraction = Field(0.1, description="Share of item ids hidden in training, so that features carry.")
+    history_rows: bool = Field(
+        True, description="Items have a second row for being read as history: what follows need not resemble."
+    )
     time_gaps: bool = Field(False, description="Read the time between events; off where timestamps are coarse.")
     similarity: Literal["cosine", "dot"] = Field("cosine", description="How a user and an item are compared.")
 
@@ -198,7 +203,23 @@ class TrainSettings(Section):
     in_batch_negatives: bool = Field(True, description="Other positives of the batch are negatives.")
     uniform_negatives: int = Field(2048, ge=0, description="Items drawn uniformly as negatives, the same for a batch.")
     log_q: bool = Field(True, description="Correct the softmax for how often an item is drawn as a negative.")
+    explicit_negatives: bool = Field(
+        True, description="Events of declared negative types join the denominator of the positives of their user."
+    )
     label_smoothing: Fraction = Field(0.0, description="Share of a target's mass that is spread over all items.")
+    refit: Refit = Field(
+        "continue",
+        description="What is published has learned from the held-out events too: continue from the best epoch, full "
+        "training anew, or off. Metrics are of the model before.",
+    )
+    refit_epochs: Positive = Field(3, description="Passes of refit: continue over all events.")
+    refit_check: bool = Field(
+        True, description="Also evaluate a model refitted with the validation events alone: what a refit is worth."
+    )
+    warm_start: WarmStart = Field("off", description="Begin with the weights of the live version, or with none.")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="Width of the products in training; auto: bf16 on a GPU."
+    )
     cache_bytes: int = Field(
         2_000_000_000, ge=0, description="Timelines of one worker up to this size stay in memory; larger ones stream."
     )

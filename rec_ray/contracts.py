@@ -20,9 +20,10 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 """Labels of an event: learned from; watched for early stopping; held out for the metrics."""
 
 
-MODEL, LIVE = "model", "live"
+MODEL, REFITTED, LIVE = "model", "model_refitted", "live"
 POPULARITY, RECENT, KNN, TRANSITIONS = "popularity", "recent_popularity", "item_knn", "item_transitions"
-"""Methods of an evaluation: the model, the version that is live, and what only counts."""
+"""Methods of an evaluation: the model, the same refitted with the validation events, the version that is live, and what
+only counts."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,17 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The best towers of a training, with what was fitted before them."""
+    """The best towers of a training, with what was fitted before them.
+
+    bundle: learned from the training events alone; the metrics are of it. checked: the same refitted with the
+    validation events, or None. published: the same refitted with all events; `bundle` itself without a refit.
+    """
 
     bundle: TwoTowerBundle
     epochs: tuple[EpochResult, ...]
     best_epoch: int
+    published: TwoTowerBundle
+    checked: TwoTowerBundle | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 

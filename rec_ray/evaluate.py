@@ -19,7 +19,7 @@ import ray
 import ray.data
 
 from rec_ray.config import EvaluationSettings
-from rec_ray.contracts import LIVE, MODEL, Evaluation, Example, LiveVersion, Segment, TrainingData
+from rec_ray.contracts import LIVE, MODEL, REFITTED, Evaluation, Example, LiveVersion, Segment, TrainingData
 from rec_ray.count_baselines import fit_baselines
 from rec_ray.logs import LOGGER
 from rec_ray.rank_targets import SHOWN_USERS, RankingPlan, rank_targets, read_sums
@@ -43,6 +43,7 @@ def evaluate_model(
     *,
     exclude_seen: bool,
     live: LiveVersion | None = None,
+    refitted: TwoTowerBundle | None = None,
 ) -> Evaluation:
     """Rank all items known before the test for every user with a held-out positive.
 
@@ -50,6 +51,7 @@ def evaluate_model(
         do; a held-out positive among them is no target then, and is counted.
     live: the version to judge on the same users, if there is one; one whose events are those of other users is said
         and left out.
+    refitted: the model refitted with the validation events, which the baselines count too: what refitting is worth.
     """
     timelines = ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
     counted = fit_baselines(timelines, bundle.preprocessor.users.shape, data.items)
@@ -67,6 +69,9 @@ def evaluate_model(
     if not users:
         LOGGER.warning("no user has a held-out positive event: there are no metrics")
         return Evaluation({}, 0, 0, facts=facts)
+    if refitted is not None:
+        for row in _rank(timelines, plan(REFITTED, refitted, data.catalogue, None)):
+            found.sums.add_table(read_sums(row["sums"]))
     if live is not None:
         beside = SegmentSums(settings.ks, counted.bounds, data.items)
         others = ray.data.read_parquet(live.data.timelines, filesystem=storage.filesystem)
@@ -141,7 +146,7 @@ class _Found:
 def _summarise(found: _Found, facts: dict[str, Any], learned: Any) -> Evaluation:
     sums = found.sums
     # Beside the model comes what is live, then what only counts.
-    methods = sorted(sums.methods(), key=lambda name: (name != MODEL, name != LIVE))
+    methods = sorted(sums.methods(), key=lambda name: (name != MODEL, name != REFITTED, name != LIVE))
     everyone = {method: sums.sums[method, EVERYONE] for method in methods}
     metrics = {method: own.means() for method, own in everyone.items()}
     for method in methods:

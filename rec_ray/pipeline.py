@@ -20,6 +20,7 @@ from rec_ray.contracts import (
     FeatureTables,
     LiveVersion,
     StoredModel,
+    TrainedModel,
     TrainingData,
     UpdateReport,
 )
@@ -167,10 +168,12 @@ def newest_version(storage: Storage) -> str:
 def _learn(world: World, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:
     version = _reserve(world)
     data = run.once("training_data", TrainingData, lambda: _prepare(world))
-    trained = run.once("train", TwoTowerBundle, lambda: _train(world, data, version))
-    evaluation = run.once("evaluate", Evaluation, lambda: _evaluate(world, data, trained, version))
-    metadata = {**trained.metadata, "metrics": evaluation.metrics, "evaluation": evaluation.facts}
-    bundle = dataclasses.replace(trained, metadata=metadata)
+    trained = run.once("train", TrainedModel, lambda: _train(world, data, version))
+    evaluation = run.once(
+        "evaluate", Evaluation, lambda: _evaluate(world, data, trained.bundle, version, refitted=trained.checked)
+    )
+    metadata = {**trained.bundle.metadata, "metrics": evaluation.metrics, "evaluation": evaluation.facts}
+    bundle = dataclasses.replace(trained.published, metadata=metadata)
     return data, bundle, evaluation, run.once("model_store", StoredModel, lambda: _store(world, bundle, version))
 
 
@@ -185,12 +188,19 @@ def _prepare(world: World) -> TrainingData:
     settings = world.settings
     tables, features = _load(world, settings.features.text_encoder)
     with step("training_data", world.seconds) as log:
-        data = prepare_training_data(tables, features, settings.evaluation.split, world.storage, f"{world.prefix}/data")
+        data = prepare_training_data(
+            tables,
+            features,
+            settings.evaluation.split,
+            world.storage,
+            f"{world.prefix}/data",
+            refit=settings.train.refit != "off",
+        )
         log.add(users=data.users, items=data.items, events=data.events, positives=data.positives)
     return data
 
 
-def _train(world: World, data: TrainingData, version: str) -> TwoTowerBundle:
+def _train(world: World, data: TrainingData, version: str) -> TrainedModel:
     settings = world.settings
     with step("train", world.seconds, version=version) as log:
         trained = train_two_tower(
@@ -204,9 +214,15 @@ def _train(world: World, data: TrainingData, version: str) -> TwoTowerBundle:
             exclude_seen=settings.candidates.exclude_seen,
             metadata=_metadata(world, data),
             callbacks=[EpochMetrics()],
+            live=_live_bundle(world),
         )
-        log.add(epochs=len(trained.epochs), best_epoch=trained.best_epoch, steps=trained.facts["steps"])
-    return trained.bundle
+        log.add(
+            epochs=len(trained.epochs),
+            best_epoch=trained.best_epoch,
+            steps=trained.facts["steps"],
+            refit=settings.train.refit,
+        )
+    return trained
 
 
 def _store(world: World, bundle: TwoTowerBundle, version: str) -> StoredModel:
@@ -224,6 +240,14 @@ def _judge(world: World, data: TrainingData, bundle: TwoTowerBundle, version: st
         world.database.mark(version, "refused")
         _write_report(world, data, bundle, evaluation, version, count_data(data), "refused")
         raise
+
+
+def _live_bundle(world: World) -> TwoTowerBundle | None:
+    """Return the live version to begin with, if the settings ask for it and there is one."""
+    if world.settings.train.warm_start == "off":
+        return None
+    live = world.database.live()
+    return None if live is None else load_model(live, world.storage)
 
 
 def _load(world: World, text_encoder: str) -> tuple[FeatureTables, FeatureSettings]:
@@ -264,12 +288,20 @@ def _encode(world: World, bundle: TwoTowerBundle, folder: str = "data") -> Train
     return data
 
 
-def _evaluate(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str) -> Evaluation:
+def _evaluate(
+    world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, *, refitted: TwoTowerBundle | None = None
+) -> Evaluation:
     settings = world.settings
     live = _live(world, beside=version)
     with step("evaluate", world.seconds) as log:
         evaluation = evaluate_model(
-            data, bundle, settings.evaluation, world.storage, exclude_seen=settings.candidates.exclude_seen, live=live
+            data,
+            bundle,
+            settings.evaluation,
+            world.storage,
+            exclude_seen=settings.candidates.exclude_seen,
+            live=live,
+            refitted=refitted,
         )
         recalls = {name: value for name, value in evaluation.metrics.get("model", {}).items() if "recall@" in name}
         log.add(users=evaluation.users, **{name: round(value, 4) for name, value in recalls.items()})

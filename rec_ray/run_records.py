@@ -13,19 +13,26 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from rec_ray.contracts import RowCounts, SplitTimes, TrainingData
+from rec_ray.contracts import EpochResult, RowCounts, SplitTimes, TrainedModel, TrainingData
 from rec_ray.errors import BundleError, DataError
-from rec_ray.retrieval.bundle import TwoTowerBundle
+from rec_ray.retrieval.bundle import WEIGHTS, TwoTowerBundle
 from rec_ray.retrieval.preprocessing import Preprocessor
 
 Result = TypeVar("Result")
 RECORD = "record.json"
+CHECKED = "checked.safetensors"
+"""Weights of the check of a refit, beside the files of the bundle to publish."""
 
 
 def to_files(result: Any) -> dict[str, bytes]:
-    """Return the files of a bundle, of the training data, or of a hand-over that is plain values."""
-    if isinstance(result, TwoTowerBundle):
-        return result.to_files()
+    """Return the files of a trained model, of the training data, or of a hand-over that is plain values."""
+    values: dict[str, Any]
+    if isinstance(result, TrainedModel):
+        files = result.published.to_files()
+        if result.checked is not None:
+            files[CHECKED] = result.checked.to_files()[WEIGHTS]
+        values = {"epochs": [dataclasses.asdict(epoch) for epoch in result.epochs], "facts": result.facts}
+        return files | {RECORD: json.dumps({**values, "best_epoch": result.best_epoch}).encode()}
     if isinstance(result, TrainingData):
         values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
         values["preprocessor"] = result.preprocessor.to_dict()
@@ -41,10 +48,10 @@ def from_files(kind: type[Result], files: Mapping[str, bytes]) -> Result:
     Raises:
         DataError: the files are not those of such a hand-over.
     """
-    if kind is TwoTowerBundle:
-        return cast(Result, TwoTowerBundle.from_files(files))
     try:
         values = json.loads(files[RECORD])
+        if kind is TrainedModel:
+            return cast(Result, _trained_model(values, files))
         if kind is TrainingData:
             values["preprocessor"] = Preprocessor.from_dict(values["preprocessor"])
             values["split_times"] = TypeAdapter(SplitTimes).validate_python(values["split_times"])
@@ -53,6 +60,19 @@ def from_files(kind: type[Result], files: Mapping[str, bytes]) -> Result:
         return TypeAdapter(kind).validate_python(values)
     except (KeyError, TypeError, ValueError, BundleError, ValidationError) as error:
         raise DataError(f"the record is no {kind.__name__}: {error}") from error
+
+
+def _trained_model(values: Mapping[str, Any], files: Mapping[str, bytes]) -> TrainedModel:
+    parts = {name: data for name, data in files.items() if name not in (RECORD, CHECKED)}
+    published = TwoTowerBundle.from_files(parts)
+    bundle = published
+    if published.evaluated is not None:
+        bundle = dataclasses.replace(published, model=published.evaluated, evaluated=None)
+    checked = None
+    if CHECKED in files:
+        checked = dataclasses.replace(TwoTowerBundle.from_files({**parts, WEIGHTS: files[CHECKED]}), evaluated=None)
+    epochs = tuple(EpochResult(**epoch) for epoch in values["epochs"])
+    return TrainedModel(bundle, epochs, values["best_epoch"], published, checked, values["facts"])
 
 
 def _as_text(value: Any) -> str:

@@ -41,6 +41,7 @@ class _Survey:
     users: FeatureStatistics = field(default_factory=FeatureStatistics)
     types: Counter[str] = field(default_factory=Counter)
     item_positives: Counter[str] = field(default_factory=Counter)
+    items_held_out: Counter[str] = field(default_factory=Counter)
     items_before_test: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
     value_maximum: float = 0.0
@@ -50,6 +51,7 @@ class _Survey:
         for mine, theirs in (
             (self.types, other.types),
             (self.item_positives, other.item_positives),
+            (self.items_held_out, other.items_held_out),
             (self.items_before_test, other.items_before_test),
             (self.facts, other.facts),
         ):
@@ -59,11 +61,12 @@ class _Survey:
 
 
 def prepare_training_data(
-    tables: FeatureTables, features: FeatureSettings, split: str, storage: Storage, prefix: str
+    tables: FeatureTables, features: FeatureSettings, split: str, storage: Storage, prefix: str, *, refit: bool = False
 ) -> TrainingData:
     """Fit the preprocessor on the training events and write timelines and catalogues under `prefix`.
 
     split: `time` or `leave_one_out`, as in the settings.
+    refit: whether held-out events are learned from later; their items then have an own row too.
 
     Raises:
         EmptyDataError: no positive event is left to learn from.
@@ -85,7 +88,7 @@ def prepare_training_data(
     preprocessor = Preprocessor(
         users=fit(survey.users, features.user),
         items=fit(item_statistics, features.item),
-        item_ids=tuple(sorted(survey.item_positives)),
+        item_ids=tuple(sorted({*survey.item_positives, *(survey.items_held_out if refit else ())})),
         event_types=tuple(sorted(survey.types)),
     )
     labelling = labelling.with_value_maximum(survey.value_maximum)
@@ -207,6 +210,8 @@ def _survey_block(
     training = pa.array(events.is_training)
     positive = pa.array(events.is_training & (events.weight > 0))
     survey.item_positives.update(_counts(events.table[ITEM_ID].filter(positive)))
+    held_out = pa.array(~events.is_training & (events.weight > 0))
+    survey.items_held_out.update(_counts(events.table[ITEM_ID].filter(held_out)))
     survey.items_before_test.update(_counts(events.table[ITEM_ID].filter(pa.array(events.is_before_test))))
     if features is not None:
         survey.users = collect_statistics(events.table.filter(training), features.user)

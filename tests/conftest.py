@@ -440,7 +440,7 @@ def tiny_data(
         as_of=TINY_START + timedelta(days=101),
     )
     storage = open_storage(str(folder / "store"))
-    data = prepare_training_data(loaded, settings.features, settings.evaluation.split, storage, "data")
+    data = prepare_training_data(loaded, settings.features, settings.evaluation.split, storage, "data", refit=True)
     preprocessor = data.preprocessor
     arguments = {
         "vocabulary_size": preprocessor.vocabulary_size,

@@ -14,7 +14,7 @@ import torch
 from rec_ray.config import EvaluationSettings
 from rec_ray.contracts import TEST, Evaluation
 from rec_ray.retrieval.catalogue import Catalogue
-from rec_ray.retrieval.learning import embed_catalogue, embed_queries
+from rec_ray.retrieval.learning import embed_as_history, embed_catalogue, embed_queries
 from rec_ray.retrieval.timelines import Timelines, query_batch
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
@@ -56,6 +56,7 @@ def reference(tiny, exclude_seen, ks=(5, 10)):
             counts[item] += split < TEST and weight > 0
     with torch.inference_mode():
         items = embed_catalogue(tiny.bundle.model, catalogue)
+        history = embed_as_history(tiny.bundle.model, catalogue, items)
     facts = {"targets": 0, "seen_targets": 0, "unknown_targets": 0}
     values = {"model": [], "popularity": []}
     for place, row in enumerate(rows):
@@ -75,7 +76,7 @@ def reference(tiny, exclude_seen, ks=(5, 10)):
             ranking = [item for item in ranking if item not in seen]
         batch = query_batch(timelines, np.array([place]), split=TEST, query=1, history_length=50)
         with torch.inference_mode():
-            own = (items @ embed_queries(tiny.bundle.model, items, batch)[0]).tolist()
+            own = (items @ embed_queries(tiny.bundle.model, batch, history)[0]).tolist()
         for method, scores in (("model", own), ("popularity", counts.tolist())):
             order = sorted(ranking, key=lambda item, scores=scores: (-scores[item], item))
             ranks = sorted(order.index(item) + 1 for item in targets)

@@ -6,7 +6,17 @@ from datetime import UTC, datetime
 import pytest
 import torch
 
-from rec_ray.contracts import Candidates, Evaluation, RowCounts, SplitTimes, StoredModel, TrainingData, UpdateReport
+from rec_ray.contracts import (
+    Candidates,
+    EpochResult,
+    Evaluation,
+    RowCounts,
+    SplitTimes,
+    StoredModel,
+    TrainedModel,
+    TrainingData,
+    UpdateReport,
+)
 from rec_ray.errors import DataError
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.preprocessing import FeaturePreprocessor, Preprocessor
@@ -44,7 +54,10 @@ def test_training_data_come_back_equal(preprocessor: Preprocessor) -> None:
     assert dataclasses.replace(again, preprocessor=preprocessor) == data
 
 
-def test_a_bundle_has_the_same_bytes_however_often_it_is_recorded(preprocessor: Preprocessor) -> None:
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_trained_model_has_the_same_weights_however_often_it_is_recorded(
+    preprocessor: Preprocessor, refit: bool
+) -> None:
     arguments = {
         "vocabulary_size": preprocessor.vocabulary_size,
         "item_shape": dataclasses.asdict(preprocessor.items.shape),
@@ -54,12 +67,24 @@ def test_a_bundle_has_the_same_bytes_however_often_it_is_recorded(preprocessor: 
         "history": "mean",
         "history_length": 3,
     }
-    bundle = TwoTowerBundle(build_two_tower(**arguments).eval(), arguments, preprocessor, {"run_id": "x"})
-    once = from_files(TwoTowerBundle, to_files(bundle))
-    twice = from_files(TwoTowerBundle, to_files(once))
-    assert to_files(once) == to_files(twice)
-    for name, weights in bundle.model.state_dict().items():
-        assert torch.equal(weights, once.model.state_dict()[name])
+    learned, checked, published = (
+        TwoTowerBundle(build_two_tower(**arguments).eval(), arguments, preprocessor, {"run_id": "x"}) for _ in range(3)
+    )
+    published = dataclasses.replace(published, evaluated=learned.model)
+    epochs = (EpochResult(1, 0.1 + 0.2, 0.25, 1.5, 100.0),)
+    trained = TrainedModel(learned, epochs, 1, learned, facts={"steps": 3})
+    if refit:
+        trained = dataclasses.replace(trained, published=published, checked=checked)
+    once = from_files(TrainedModel, to_files(trained))
+    assert to_files(once) == to_files(from_files(TrainedModel, to_files(once))) == to_files(trained)
+    assert (once.epochs, once.best_epoch, once.facts) == (epochs, 1, {"steps": 3})
+    pairs = [(once.bundle, learned)]
+    assert (once.checked is not None) == refit
+    if refit and once.checked is not None:
+        pairs += [(once.published, published), (once.checked, checked)]
+    for found, expected in pairs:
+        for name, weights in expected.model.state_dict().items():
+            assert torch.equal(weights, found.model.state_dict()[name])
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ MODEL = "model.json"
 PREPROCESSOR = "preprocessor.json"
 METADATA = "metadata.json"
 FILES = (WEIGHTS, MODEL, PREPROCESSOR, METADATA)
+EVALUATED = "evaluated.safetensors"
+"""Weights from before the refit, where there was one; optional."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +40,15 @@ class TwoTowerBundle:
     model: on the CPU and in evaluation mode when it comes from `from_files`.
     arguments: what `build_two_tower` was called with.
     metadata: metrics, range of the data, package versions, `created_at`; JSON values.
+    evaluated: the towers before they were refitted with the held-out events: those that the metrics are of, and with
+        which a later run may begin without having seen what it holds out. None: there was no refit.
     """
 
     model: TwoTower
     arguments: Mapping[str, Any]
     preprocessor: Preprocessor
     metadata: Mapping[str, Any]
+    evaluated: TwoTower | None = None
 
     @property
     def similarity(self) -> str:
@@ -56,7 +61,7 @@ class TwoTowerBundle:
         return self.model.item_tower.ids.embedding_dim
 
     def to_files(self) -> dict[str, bytes]:
-        """Return the files of the bundle, `FILES`; the same bundle gives the same bytes.
+        """Return the files of the bundle, `FILES` and perhaps `EVALUATED`; the same bundle gives the same bytes.
 
         A metric that is not finite is stored as null, since JSON has no word for it.
 
@@ -64,8 +69,9 @@ class TwoTowerBundle:
             BundleError: a weight is not finite, a part is no JSON, or preprocessor and towers do not fit.
         """
         _check_fit(self.model, self.arguments, self.preprocessor)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.model.state_dict().items())}
-        _check_finite(weights)
+        weights = {WEIGHTS: _weights_of(self.model)}
+        if self.evaluated is not None:
+            weights[EVALUATED] = _weights_of(self.evaluated)
         model = {
             "format_version": FORMAT_VERSION,
             "architecture": ARCHITECTURE,
@@ -73,7 +79,7 @@ class TwoTowerBundle:
         }
         metadata = {**_without_nan(self.metadata), "format_version": FORMAT_VERSION}
         return {
-            WEIGHTS: safetensors.torch.save(weights),
+            **{name: safetensors.torch.save(tensors) for name, tensors in weights.items()},
             MODEL: _to_json(model, MODEL),
             PREPROCESSOR: _to_json(self.preprocessor.to_dict(), PREPROCESSOR),
             METADATA: _to_json(metadata, METADATA),
@@ -90,7 +96,7 @@ class TwoTowerBundle:
         missing = [name for name in FILES if name not in files]
         if missing:
             raise BundleError(f"the model lacks the files {listed(missing)}; it has {listed(sorted(files))}")
-        unknown = sorted(set(files) - set(FILES))
+        unknown = sorted(set(files) - {*FILES, EVALUATED})
         if unknown:
             raise BundleError(f"the model has files that this format does not know: {listed(unknown)}")
         described = _from_json(files[MODEL], MODEL)
@@ -108,16 +114,19 @@ class TwoTowerBundle:
             )
         arguments: dict[str, Any] = described["arguments"]
         model = _build(arguments)
-        _load_weights(model, files[WEIGHTS])
+        _load_weights(model, files[WEIGHTS], WEIGHTS)
+        evaluated = None
+        if EVALUATED in files:
+            evaluated = _build(arguments).eval()
+            _load_weights(evaluated, files[EVALUATED], EVALUATED)
         preprocessor = _preprocessor(files[PREPROCESSOR])
         _check_fit(model, arguments, preprocessor)
-        return cls(model.eval(), arguments, preprocessor, metadata)
+        return cls(model.eval(), arguments, preprocessor, metadata, evaluated)
 
 
 def as_evaluated(bundle: TwoTowerBundle) -> TwoTowerBundle:
     """Return a stored bundle with the weights from before its refit, if there was one: they have not seen its test."""
-    evaluated = getattr(bundle, "evaluated", None)
-    return bundle if evaluated is None else replace(bundle, model=evaluated)
+    return bundle if bundle.evaluated is None else replace(bundle, model=bundle.evaluated, evaluated=None)
 
 
 def _build(arguments: dict[str, Any]) -> TwoTower:
@@ -154,23 +163,29 @@ def _check_fit(model: TwoTower, arguments: Mapping[str, Any], preprocessor: Prep
             )
 
 
-def _load_weights(model: TwoTower, data: bytes) -> None:
+def _weights_of(model: TwoTower) -> dict[str, torch.Tensor]:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
+    _check_finite(weights)
+    return weights
+
+
+def _load_weights(model: TwoTower, data: bytes, file: str) -> None:
     try:
         weights = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise BundleError(f"{WEIGHTS} is no safetensors file: {error}") from error
+        raise BundleError(f"{file} is no safetensors file: {error}") from error
     expected = model.state_dict()
     missing, unknown = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or unknown:
         raise BundleError(
-            f"{WEIGHTS} does not fit the architecture in {MODEL}: "
+            f"{file} does not fit the architecture in {MODEL}: "
             f"missing weights {listed(missing)}, unknown weights {listed(unknown)}"
         )
     for name, tensor in expected.items():
         found = weights[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise BundleError(
-                f"{WEIGHTS} does not fit the architecture in {MODEL}: {name!r} has shape {list(found.shape)} of "
+                f"{file} does not fit the architecture in {MODEL}: {name!r} has shape {list(found.shape)} of "
                 f"{found.dtype}, expected {list(tensor.shape)} of {tensor.dtype}"
             )
     _check_finite(weights)

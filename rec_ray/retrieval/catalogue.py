@@ -90,6 +90,10 @@ class Catalogue:
         """Return the item tower's vectors of some items. item_index: [m] int64 -> [m, d]."""
         return model.embed_items(self.id_index[item_index], self.features.select(item_index))
 
+    def as_history(self, model: TwoTower, item_index: Tensor, vectors: Tensor) -> Tensor:
+        """Return how histories read items of which `embed` gave the vectors. item_index: [m]; vectors: [m, d]."""
+        return model.item_tower.as_history(vectors, self.id_index[item_index])
+
 
 def catalogue_rows(
     item_index: Array, item_ids: pa.Array, id_index: Array, known: Array, count: Array, features: EncodedFeatures

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,9 @@ class LearningSettings:
     in_batch_negatives: bool
     uniform_negatives: int
     log_q: bool
+    explicit_negatives: bool
     label_smoothing: float
+    precision: str
     seed: int
 
 
@@ -90,10 +92,19 @@ class Learner:
         *,
         total_steps: int,
         device: torch.device | str = "cpu",
+        known_rows: Tensor | None = None,
     ) -> None:
-        """total_steps: steps of the whole training, over which the learning rate rises and falls."""
+        """total_steps: steps of the whole training, over which the learning rate rises and falls.
+
+        known_rows: [vocabulary_size] bool, rows of the item ids that were learned before. An item without such a row
+            and without a positive event is as good as unknown: it shares row 0, so that only its features count.
+        """
         self.model = model.to(device)
-        self.catalogue = catalogue.to(device)
+        own = torch.from_numpy(catalogue.count > 0)
+        if known_rows is not None:
+            own |= known_rows[catalogue.id_index]
+        self.untrained_rows = catalogue.id_index[~own].unique()
+        self.catalogue = replace(catalogue, id_index=torch.where(own, catalogue.id_index, 0)).to(device)
         self.settings = settings
         self.device = torch.device(device)
         self.total_steps = max(1, total_steps)
@@ -107,6 +118,9 @@ class Learner:
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
         self.dense = torch.optim.AdamW(groups, lr=settings.learning_rate, foreach=True)
         self.tables = RowwiseAdamW(model.sparse_parameters(), lr=settings.learning_rate)
+        # Half the width is twice the speed where the hardware has it; weights, moments and losses stay float32.
+        on_cuda = self.device.type == "cuda"
+        self.half = settings.precision == "bf16" or (settings.precision == "auto" and on_cuda)
         rank = dist.get_rank() if world_size() > 1 else 0
         self.negatives = torch.Generator().manual_seed(settings.seed + 1_000_003 * rank)
 
@@ -123,7 +137,8 @@ class Learner:
         """
         self._set_learning_rate()
         self.model.train()
-        loss = self.loss(batch.to(self.device))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            loss = self.loss(batch.to(self.device))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -147,10 +162,14 @@ class Learner:
         candidates, places, log_q = self._candidates(target)
         column, drawn = places[: len(target)], places[len(target) :]
         # The items of the batch are embedded once, whether they are read as history or scored as candidates.
-        needed, where = torch.unique(torch.cat([candidates, batch.item_index.reshape(-1)]), return_inverse=True)
+        explicit, row = self._explicit_negatives(batch, place)
+        wanted = torch.cat([candidates, batch.item_index.reshape(-1), explicit])
+        needed, where = torch.unique(wanted, return_inverse=True)
         vectors = self.catalogue.embed(self.model, needed)
-        candidate = vectors[where[: len(candidates)]]
-        history = vectors[where[len(candidates) :]].view(*batch.item_index.shape, -1)
+        of_candidates, of_history, of_explicit = where.split([len(candidates), batch.item_index.numel(), len(explicit)])
+        candidate = vectors[of_candidates]
+        read = self.catalogue.as_history(self.model, needed, vectors)
+        history = read[of_history].view(*batch.item_index.shape, vectors.shape[1])
         query = self.model.embed_timelines(
             history, batch.event_type, batch.gap_seconds, batch.length, batch.user_features, batch.feature_row
         )[place]
@@ -175,8 +194,29 @@ class Learner:
             log_q=log_q if settings.log_q else None,
             weight=weight,
             total_weight=total_weight,
+            explicit_row=row if len(row) else None,
+            explicit_candidate=vectors[of_explicit] if len(row) else None,
             label_smoothing=settings.label_smoothing,
         )
+
+    def _explicit_negatives(self, batch: TimelineBatch, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Pair each positive with what the same user declared negative within the stretch, but for the same item.
+
+        place: [b, L + 1] bool, where the positives are. Returns the items and the rows of the positives, both [e].
+        """
+        if not self.settings.explicit_negatives:
+            none = torch.zeros(0, dtype=torch.long, device=self.device)
+            return none, none
+        disliked = batch.negative > 0
+        of_timeline = disliked.sum(1)
+        first = of_timeline.cumsum(0) - of_timeline
+        timeline = place.nonzero()[:, 0]
+        counts = of_timeline[timeline]
+        row = torch.repeat_interleave(torch.arange(len(timeline), device=self.device), counts)
+        within = torch.arange(len(row), device=self.device) - (counts.cumsum(0) - counts)[row]
+        items = batch.negative[disliked][first[timeline][row] + within]
+        different = items != batch.target[place][row]
+        return items[different], row[different]
 
     def _loss_over_draws(
         self, query: Tensor, candidate: Tensor, column: Tensor, drawn: Tensor, row_weight: Tensor
@@ -227,13 +267,14 @@ class Learner:
         """
         self.model.eval()
         items = embed_catalogue(self.model, self.catalogue)
+        history = embed_as_history(self.model, self.catalogue, items)
         index = ExactTopK(items.cpu().numpy())
         positives, first = timelines.positives(split)
         total, counted = 0.0, 0
         for start in range(0, len(users), 512):
             chosen = users[start : start + 512]
             batch = query_batch(timelines, chosen, split=split, query=query, history_length=history_length)
-            queries = embed_queries(self.model, items, batch.to(self.device)).cpu().numpy()
+            queries = embed_queries(self.model, batch.to(self.device), history).cpu().numpy()
             targets, offsets = take_ragged(positives, first, chosen)
             seen = seen_items(timelines, chosen, split) if exclude_seen else None
             targets, offsets = without(targets, offsets, seen)
@@ -254,11 +295,18 @@ def embed_catalogue(model: TwoTower, catalogue: Catalogue, block: int = 8192) ->
 
 
 @torch.no_grad()
-def embed_queries(model: TwoTower, items: Tensor, batch: TimelineBatch) -> Tensor:
-    """Return the vector of each user of a query batch, [b, d]. items: [n + 1, d], as from `embed_catalogue`."""
+def embed_as_history(model: TwoTower, catalogue: Catalogue, items: Tensor) -> Tensor:
+    """Return how histories read the items of `embed_catalogue`: [n + 1, d]; row 0 is padding."""
+    model.eval()
+    return catalogue.as_history(model, torch.arange(len(items), device=items.device), items)
+
+
+@torch.no_grad()
+def embed_queries(model: TwoTower, batch: TimelineBatch, history: Tensor) -> Tensor:
+    """Return the vector of each user of a query batch, [b, d]. history: [n + 1, d], as from `embed_as_history`."""
     model.eval()
     return model.embed_users(
-        items[batch.item_index],
+        history[batch.item_index],
         batch.event_type,
         batch.gap_seconds,
         batch.length,

@@ -113,6 +113,11 @@ class FeaturePreprocessor:
         return [name for name, declaration in self.declarations.items() if declaration.kind in kinds]
 
     @property
+    def token_offsets(self) -> Mapping[str, int]:
+        """Feature -> the first row of its tokens in the side's table; all texts share theirs."""
+        return self._offsets  # type: ignore[attr-defined]
+
+    @property
     def names(self) -> list[str]:
         """The declared features, in the order in which they are encoded."""
         return list(self.declarations)

@@ -17,7 +17,7 @@ from rec_ray.contracts import TEST
 from rec_ray.retrieval.baselines import Neighbours, Popularity
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue
-from rec_ray.retrieval.learning import embed_catalogue, embed_queries
+from rec_ray.retrieval.learning import embed_as_history, embed_catalogue, embed_queries
 from rec_ray.retrieval.metrics import target_ranks_from_scores
 from rec_ray.retrieval.questions import Questions
 from rec_ray.retrieval.timelines import query_batch
@@ -63,6 +63,7 @@ class TowerMethod:
     def __init__(self, bundle: TwoTowerBundle, catalogue: Catalogue) -> None:
         self.bundle = bundle
         self.items = embed_catalogue(bundle.model, catalogue)
+        self.history = embed_as_history(bundle.model, catalogue, self.items)
         self.index = ExactTopK(self.items.numpy(), threads=1)
         knows = catalogue.id_index.numpy() > 0
         if not bundle.preprocessor.items.shape.is_empty:
@@ -75,7 +76,7 @@ class TowerMethod:
         """Return where the targets stand, and the best items."""
         length = int(self.bundle.arguments["history_length"])
         query = query_batch(questions.timelines, questions.users, split=TEST, query=1, history_length=length)
-        vectors = embed_queries(self.bundle.model, self.items, query)
+        vectors = embed_queries(self.bundle.model, query, self.history)
         queries = vectors.numpy()
         targets, offsets, exclude = questions.targets, questions.offsets, questions.exclude
         ranks = self.index.target_ranks(queries, targets, offsets, exclude, self.allowed)

@@ -39,10 +39,14 @@ TIMELINES = pa.schema(
 """One row a user; the lists run over the user's n events in the order of time, unless said otherwise.
 
 item_index: place in the catalogue, 1 on. event_type: 0 is unknown. event_seconds: since 1970. weight: of the event as a
-positive, 0 when it is none. split: `contracts.TRAIN`, `VALIDATION` or `TEST`.
+positive, 0 when its type is declared negative. split: `contracts.TRAIN`, `VALIDATION` or `TEST`.
 feature_row: n + 3 places in the user's own feature rows: as of each event, then as of the validation, the test and now.
 user_*: the user's distinct feature rows, flat.
 """
+
+COLD_USERS = 10
+"""One in so many users teaches what a user without history takes. Where users have no features they are all one and the
+same there, and in short sessions a third of all positions would say no more than what is popular."""
 
 QUERIES = 3
 """Feature rows behind those of the events: as of the validation, as of the test, and now."""
@@ -69,6 +73,12 @@ class Timelines:
     def __len__(self) -> int:
         """Number of users."""
         return len(self.first) - 1
+
+    @property
+    def users_are_alike(self) -> bool:
+        """Whether users have no features."""
+        features = self.user_features
+        return not (features.numeric.shape[1] or features.token_counts.shape[1] or features.vector.shape[1])
 
     @classmethod
     def from_table(cls, table: pa.Table, user_shape: FeatureShape) -> Timelines:
@@ -129,6 +139,7 @@ class TimelineBatch:
     item_index, event_type: [b, L] int64. gap_seconds: [b, L] float32, since the event before. length: [b] int64.
     user_features: rows of user features; feature_row: [b, L + 1] int64, the row as of each position.
     target, weight: [b, L + 1] int64 and float32: what follows position t, and how much it counts (0: not at all).
+    negative: [b, L + 1] int64: what follows position t and is declared negative, else 0.
     """
 
     item_index: Tensor
@@ -139,6 +150,11 @@ class TimelineBatch:
     feature_row: Tensor
     target: Tensor
     weight: Tensor
+    negative: Tensor
+
+    def pin_memory(self) -> TimelineBatch:
+        """Return the same batch in page-locked memory."""
+        return TimelineBatch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
 
     def to(self, device: torch.device | str) -> TimelineBatch:
         """Return the same batch on `device`."""
@@ -170,7 +186,8 @@ def training_windows(timelines: Timelines, history_length: int, below_split: int
 
     A stretch has one event more, the last one is only predicted: so training sees as long a history as a query does.
     A timeline that is longer gives several stretches, each half new and half context. Only events labelled below
-    `below_split` are used; stretches without a positive are left out.
+    `below_split` are used; stretches without a positive are left out. Without user features the first event of a
+    timeline is context only, but for one user in `COLD_USERS`.
     """
     first, counts = timelines.events_before(below_split)
     most = history_length + 1
@@ -183,7 +200,10 @@ def training_windows(timelines: Timelines, history_length: int, below_split: int
     end = np.where(piece == pieces[user] - 1, counts[user], most + piece * stride)
     before = np.where(piece == 0, 0, most + (piece - 1) * stride)
     begin = np.maximum(0, end - most)
-    windows = Windows(user, first[user] + begin, end - begin, np.maximum(0, before - begin))
+    stale = np.maximum(0, before - begin)
+    if timelines.users_are_alike:
+        stale = np.where((begin == 0) & (user % COLD_USERS != 0), np.maximum(stale, 1), stale)
+    windows = Windows(user, first[user] + begin, end - begin, stale)
     positive = np.concatenate([[0], np.cumsum(timelines.weight > 0)])
     useful = positive[windows.start + windows.events] > positive[windows.start + windows.stale]
     return Windows(windows.user[useful], windows.start[useful], windows.events[useful], windows.stale[useful])
@@ -198,9 +218,10 @@ def training_batch(timelines: Timelines, windows: Windows, chosen: Array) -> Tim
     user = windows.user[chosen]
     width = int(events.max()) - 1
     item_index, mask = _padded(timelines.item_index, start, events, width + 1)
-    place = np.arange(width + 1)
     weight = _padded(timelines.weight, start, events, width + 1)[0]
-    weight[place[None, :] < windows.stale[chosen][:, None]] = 0.0
+    fresh = np.arange(width + 1)[None, :] >= windows.stale[chosen][:, None]
+    negative = np.where(fresh & mask & (weight == 0), item_index, 0)
+    weight = np.where(fresh, weight, 0.0)
     # The rows of features have QUERIES entries more for each user that stands before.
     rows = _padded(timelines.feature_row, start + QUERIES * user, events, width + 1)[0]
     used, feature_row = np.unique(rows, return_inverse=True)
@@ -215,6 +236,7 @@ def training_batch(timelines: Timelines, windows: Windows, chosen: Array) -> Tim
         feature_row=torch.from_numpy(feature_row.reshape(rows.shape)),
         target=torch.from_numpy(np.where(weight > 0, item_index, 0)),
         weight=torch.from_numpy(weight.astype(np.float32)),
+        negative=torch.from_numpy(negative),
     )
 
 
@@ -240,6 +262,7 @@ def query_batch(timelines: Timelines, chosen: Array, *, split: int, query: int, 
         feature_row=torch.from_numpy(np.repeat(own_row.reshape(-1, 1), width + 1, axis=1)),
         target=torch.zeros(shape, dtype=torch.long),
         weight=torch.zeros(shape),
+        negative=torch.zeros(shape, dtype=torch.long),
     )
 
 

@@ -83,26 +83,43 @@ class ItemTower(nn.Module):
         id_dropout: float = 0.1,
         dropout: float = 0.0,
         hidden: int = 0,
+        history_rows: bool = False,
     ) -> None:
         """vocabulary_size: rows of the id table, row 0 for unknown ids.
 
         id_dropout: chance in training that an item shows up as unknown, so that features learn to carry items without
             history (DropoutNet, Volkovs et al. 2017). Without features it is switched off.
+        history_rows: whether an item has a second row for being read as history, so that what follows an item need not
+            resemble it: one vector for both can say that two items are alike, not that one leads to the other.
         """
         super().__init__()
         self.id_dropout = 0.0 if shape.is_empty else id_dropout
         self.ids = _table(vocabulary_size, embedding_size)
+        self.history_ids = _table(vocabulary_size, embedding_size) if history_rows else None
         with torch.no_grad():
-            self.ids.weight[0] = 0.0
+            for table in (self.ids, self.history_ids):
+                if table is not None:
+                    table.weight[0] = 0.0
         self.features = FeatureEncoder(shape, embedding_size, hidden, dropout)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, id_index: Tensor, features: FeatureBatch) -> Tensor:
         """id_index: [n] int64, 0 for unknown ids; features: n rows -> [n, d]."""
-        if self.training and self.id_dropout > 0:
-            dropped = torch.rand(id_index.shape, device=id_index.device) < self.id_dropout
-            id_index = id_index.masked_fill(dropped, 0)
-        return self.dropout(self.ids(id_index) + self.features(features))
+        return self.dropout(self.ids(self._some_hidden(id_index)) + self.features(features))
+
+    def as_history(self, vectors: Tensor, id_index: Tensor) -> Tensor:
+        """Return the vectors by which histories read items: the items' own, plus their second rows.
+
+        vectors: [n, d], as `TwoTower.embed_items` gives them; id_index: [n] int64 -> [n, d].
+        """
+        if self.history_ids is None:
+            return vectors
+        return vectors + self.history_ids(self._some_hidden(id_index))
+
+    def _some_hidden(self, id_index: Tensor) -> Tensor:
+        if not (self.training and self.id_dropout > 0):
+            return id_index
+        return id_index.masked_fill(torch.rand(id_index.shape, device=id_index.device) < self.id_dropout, 0)
 
 
 class UserTower(nn.Module):
@@ -225,7 +242,8 @@ class TwoTower(nn.Module):
 
     def sparse_parameters(self) -> list[nn.Parameter]:
         """Embedding tables, of which a step touches some rows only: they belong to a row-wise optimizer."""
-        tables = (self.item_tower.ids, self.item_tower.features.tokens, self.user_tower.features.tokens)
+        items, users = self.item_tower, self.user_tower
+        tables = (items.ids, items.history_ids, items.features.tokens, users.features.tokens)
         return [cast(nn.Parameter, table.weight) for table in tables if table is not None]
 
     def dense_parameters(self) -> list[nn.Parameter]:
@@ -256,6 +274,7 @@ def build_two_tower(
     dropout: float = 0.2,
     norm: str = "post",
     time_gaps: bool = False,
+    history_rows: bool = False,
 ) -> TwoTower:
     """A fresh model from plain JSON-able arguments; a bundle stores exactly these and calls this again.
 
@@ -268,6 +287,7 @@ def build_two_tower(
         id_dropout=id_dropout,
         dropout=item_dropout,
         hidden=item_hidden,
+        history_rows=history_rows and history != "none",
     )
     user_tower = UserTower(
         FeatureShape(**user_shape),

@@ -18,7 +18,7 @@ from rec_ray.errors import ConfigError, listed
 from rec_ray.sample import shop
 from rec_ray.sample.declarations import declare_features, declare_interactions, name_of_items
 from rec_ray.sample.feature_repo import apply_feature_repo, write_feature_repo
-from rec_ray.sample.survey import count_distinct, earliest_time, share_of_newcomers
+from rec_ray.sample.survey import count_distinct, earliest_time, query_table, share_of_newcomers, share_of_repeats
 from rec_ray.sample.tables import (
     OwnTables,
     WrittenTable,
@@ -33,6 +33,8 @@ REPO = "feature_repo"
 SHOP_EPOCHS = 6
 NEWCOMERS = 0.9
 """When so large a share of the users in the last 10 % of the events is new, a split by time leaves nothing to test."""
+REPEATS = 0.1
+"""When so large a share of the users ends with an item that they had before, such items are recommended too."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,22 @@ def _make_own(data: Path, own: OwnTables) -> _Made:
             f"{share:.0%} of the users in the last 10 % of the events have no earlier event, so that a split by time "
             "would\nleave almost nobody to test with a history: the last event of each user is held out instead."
         )
+    repeats = share_of_repeats(interactions.path)
+    if repeats >= REPEATS and len(_event_types(interactions)) <= 1:
+        values["candidates"] = {"exclude_seen": False}
+        decided["candidates.exclude_seen"] = (
+            f"{repeats:.0%} of the users end with an item that they had before, and all events are of one type: items "
+            "already\nseen are recommended and evaluated too."
+        )
     return _Made(written, values, decided)
+
+
+def _event_types(table: WrittenTable) -> list[str]:
+    if "interaction_type" not in table.schema.names:
+        return []
+    with query_table(table.path) as connection:
+        rows = connection.execute("SELECT DISTINCT interaction_type FROM t LIMIT 2").fetchall()
+    return [str(name) for (name,) in rows]
 
 
 def _plain(features: Mapping[str, FeatureDeclaration]) -> dict[str, dict[str, Any]]:

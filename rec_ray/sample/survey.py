@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from rec_ray.errors import EmptyDataError
-from rec_ray.schema import EVENT_TIMESTAMP, USER_ID
+from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 LAST_SHARE = 0.1
 
@@ -75,3 +75,17 @@ def share_of_newcomers(path: Path) -> float:
             "SELECT count(*) FILTER (WHERE first >= cut_time), count(*) FROM spans, cut WHERE last >= cut_time",
         )
     return float(new) / float(active) if active else 0.0
+
+
+def share_of_repeats(path: Path) -> float:
+    """Return for which share of the users with two events or more the last one is of an item that they had before."""
+    with query_table(path) as connection:
+        repeats, users = fetch_one(
+            connection,
+            f"WITH numbered AS (SELECT {USER_ID} AS u, {ITEM_ID} AS i, row_number() OVER (PARTITION BY {USER_ID} "
+            f"ORDER BY {EVENT_TIMESTAMP} DESC, file_row_number DESC) AS back FROM t WHERE {USER_ID} <> ''), "
+            "last AS (SELECT u, i FROM numbered WHERE back = 1) "
+            "SELECT count(DISTINCT u) FILTER (WHERE numbered.i = last.i), count(DISTINCT u) "
+            "FROM numbered JOIN last USING (u) WHERE back > 1",
+        )
+    return float(repeats) / float(users) if users else 0.0

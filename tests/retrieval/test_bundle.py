@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from rec_ray.errors import BundleError
-from rec_ray.retrieval.bundle import FILES, TwoTowerBundle
+from rec_ray.retrieval.bundle import EVALUATED, FILES, TwoTowerBundle
 from rec_ray.retrieval.preprocessing import Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.towers import build_two_tower
 from rec_ray.schema import FeatureDeclaration
@@ -207,3 +207,16 @@ def test_a_planted_pickle_is_never_loaded(bundle: TwoTowerBundle, tmp_path: Path
         assert not exploded.exists()
     pickle.loads(pickle.dumps(Bomb(str(exploded))))
     assert exploded.exists(), "the bomb itself works"
+
+
+def test_the_towers_before_a_refit_travel_along(bundle: TwoTowerBundle) -> None:
+    both = dataclasses.replace(bundle, evaluated=make_bundle(seed=1).model)
+    files = both.to_files()
+    assert sorted(files) == sorted((*FILES, EVALUATED))
+    found = TwoTowerBundle.from_files(files)
+    assert found.evaluated is not None and not found.evaluated.training
+    assert torch.equal(found.evaluated.item_tower.ids.weight, make_bundle(seed=1).model.item_tower.ids.weight)
+    assert torch.equal(embed(found), embed(bundle))
+    files[EVALUATED] = files[EVALUATED][:-5]
+    with pytest.raises(BundleError, match=EVALUATED):
+        TwoTowerBundle.from_files(files)

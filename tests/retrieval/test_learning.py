@@ -24,6 +24,7 @@ from rec_ray.retrieval.learning import (
     LEAST_RATE,
     Learner,
     LearningSettings,
+    embed_as_history,
     embed_catalogue,
     embed_queries,
     seen_items,
@@ -61,7 +62,9 @@ SETTINGS = LearningSettings(
     in_batch_negatives=True,
     uniform_negatives=10_000,
     log_q=True,
+    explicit_negatives=False,
     label_smoothing=0.0,
+    precision="auto",
     seed=0,
 )
 
@@ -179,7 +182,8 @@ def recall(learner: Learner, timelines: Timelines, k: int) -> float:
     batch = query_batch(timelines, users, split=TEST, query=1, history_length=HISTORY)
     items = embed_catalogue(learner.model, learner.catalogue)
     targets, offsets = timelines.positives(TEST)
-    queries = embed_queries(learner.model, items, batch).numpy()
+    history = embed_as_history(learner.model, learner.catalogue, items)
+    queries = embed_queries(learner.model, batch, history).numpy()
     ranks = target_ranks(queries, items.numpy(), targets, offsets, allowed=learner.catalogue.known)
     return float(np.nanmean(recall_at_k(ranks, offsets, k)))
 
@@ -230,6 +234,17 @@ def test_a_user_s_group_is_learned_from_the_history_or_from_a_feature(history: s
     timelines, catalogue = world("checkerboard")
     learner, _ = train(timelines, catalogue, epochs=10, history=history, user_shape=dataclasses.asdict(user_shape))
     assert recall(learner, timelines, GROUP_ITEMS) > 0.95
+
+
+def test_a_second_row_for_histories_learns_and_is_read_when_users_are_embedded() -> None:
+    timelines, catalogue = world("cycle")
+    learner, _ = train(timelines, catalogue, history_rows=True)
+    assert recall(learner, timelines, 1) > 0.9
+    table = learner.model.item_tower.history_ids
+    assert table is not None
+    with torch.no_grad():
+        table.weight.normal_()
+    assert recall(learner, timelines, 1) < 0.7
 
 
 def test_without_history_and_features_all_users_are_the_same() -> None:
@@ -360,16 +375,23 @@ def small_batch(chosen: list[int] | None = None) -> TimelineBatch:
     return training_batch(SMALL, windows, np.array(chosen if chosen is not None else range(4)))
 
 
-def looped_loss(learner: Learner, negatives: list[int] | None, *, smoothing: float = 0.0) -> float:
-    """Softmax of each positive among its own item and the negatives (None: all items), position by position."""
+def looped_loss(
+    learner: Learner, negatives: list[int] | None, *, smoothing: float = 0.0, disliked: bool = False
+) -> float:
+    """Softmax of each positive among its own item and the negatives (None: all items), position by position.
+
+    disliked: what the same user has with a weight of 0 is one column more.
+    """
     total = weights = 0.0
     for items, row_weights, group in zip([[1, 7, 2, 8], [13, 14], [1, 2, 19], [3]], WEIGHTS, [0, 2, 0, 0], strict=True):
+        more = [item for item, weight in zip(items, row_weights, strict=True) if disliked and not weight]
         for place, weight in enumerate(row_weights):
             one = timelines_of([items[:place]], [[TRAIN] * place], [group])
             query = query_batch(one, np.array([0]), split=VALIDATION, query=0, history_length=HISTORY)
-            every = learner.catalogue.embed(learner.model, torch.arange(0, ITEMS + 1))
+            index = torch.arange(0, ITEMS + 1)
+            every = learner.catalogue.embed(learner.model, index)
             vector = learner.model.embed_users(
-                every[query.item_index],
+                learner.catalogue.as_history(learner.model, index, every)[query.item_index],
                 query.event_type,
                 query.gap_seconds,
                 query.length,
@@ -377,7 +399,7 @@ def looped_loss(learner: Learner, negatives: list[int] | None, *, smoothing: flo
                 query.feature_row,
             )[0]
             columns = sorted({items[place], *(negatives if negatives is not None else range(1, ITEMS + 1))})
-            scores = every[columns] @ vector / learner.settings.temperature
+            scores = every[columns + more] @ vector / learner.settings.temperature
             target = torch.tensor(columns.index(items[place]))
             total += weight * F.cross_entropy(scores, target, label_smoothing=smoothing).item()
             weights += weight
@@ -389,10 +411,14 @@ def learner_of(settings: LearningSettings, catalogue: Catalogue | None = None, *
     return Learner(model_of(**arguments), catalogue or catalogue_of(SMALL_COUNTS), settings, total_steps=10)
 
 
-@pytest.mark.parametrize("history", ["none", "mean", "transformer"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_with_all_items_as_negatives_the_loss_is_the_weighted_exact_softmax(history: str, smoothing: float) -> None:
-    learner = learner_of(changed(label_smoothing=smoothing), history=history)
+@pytest.mark.parametrize(
+    ("history", "smoothing", "rows"),
+    [("none", 0.0, True), ("mean", 0.2, False), ("transformer", 0.0, False), ("transformer", 0.2, True)],
+)
+def test_with_all_items_as_negatives_the_loss_is_the_weighted_exact_softmax(
+    history: str, smoothing: float, rows: bool
+) -> None:
+    learner = learner_of(changed(label_smoothing=smoothing), history=history, history_rows=rows)
     assert learner.loss(small_batch()).item() == pytest.approx(
         looped_loss(learner, None, smoothing=smoothing), rel=1e-4
     )
@@ -402,6 +428,64 @@ def test_with_in_batch_negatives_alone_they_are_the_positives_of_the_batch() -> 
     learner = learner_of(changed(uniform_negatives=0, log_q=False))
     positives = [1, 2, 8, 13, 14, 19, 3]  # not 7: it has no weight
     assert learner.loss(small_batch()).item() == pytest.approx(looped_loss(learner, positives), rel=1e-4)
+
+
+@pytest.mark.parametrize("uniform", [0, 10_000])
+def test_declared_negatives_join_the_denominator_of_their_user_alone(uniform: int) -> None:
+    """Item 7 has no weight: it stands beside the positives 1, 2 and 8 of the first user, whatever is drawn."""
+    learner = learner_of(changed(uniform_negatives=uniform, log_q=False, explicit_negatives=True))
+    batch = small_batch()
+    assert batch.negative.tolist() == [[0, 7, 0, 0], [0] * 4, [0] * 4, [0] * 4]
+    columns = None if uniform else [1, 2, 8, 13, 14, 19, 3]
+    expected = looped_loss(learner, columns, disliked=True)
+    assert learner.loss(batch).item() == pytest.approx(expected, rel=1e-4)
+    assert expected > looped_loss(learner, columns) + 0.01
+
+
+def test_an_item_that_is_a_positive_too_is_no_negative_of_itself() -> None:
+    timelines = timelines_of([[5, 6, 5]], [[TRAIN] * 3], [0], weights=[[0.0, 1.0, 1.0]])
+    batch = training_batch(timelines, training_windows(timelines, HISTORY, VALIDATION), np.array([0]))
+    learner = learner_of(changed(explicit_negatives=True))
+    items, rows = learner._explicit_negatives(batch, batch.weight > 0)
+    assert (items.tolist(), rows.tolist()) == ([5], [0])
+
+
+def test_a_declared_negative_is_pushed_below_what_nobody_declared() -> None:
+    """Users take any item of their group, but never its first, which they declare negative."""
+    timelines, _ = world("checkerboard")
+    first = (timelines.item_index - 1) % GROUP_ITEMS == 0
+    timelines = dataclasses.replace(timelines, weight=np.where(first, 0.0, timelines.weight).astype(np.float32))
+    counts = np.bincount(timelines.item_index[~first], minlength=ITEMS + 1)[1:]
+    scores = []
+    for explicit in (True, False):
+        settings = changed(explicit_negatives=explicit, uniform_negatives=0)
+        learner, _ = train(timelines, catalogue_of(counts), settings, epochs=10)
+        items = embed_catalogue(learner.model, learner.catalogue)
+        batch = query_batch(timelines, np.arange(40), split=TEST, query=1, history_length=HISTORY)
+        queries = embed_queries(learner.model, batch, embed_as_history(learner.model, learner.catalogue, items))
+        own = torch.arange(40) % GROUPS * GROUP_ITEMS + 1
+        scores.append(float((queries * items[own]).sum(1).mean()))
+    assert scores[0] < scores[1] - 0.05, scores
+
+
+def test_items_without_a_positive_share_the_row_of_the_unknown_one() -> None:
+    counts = SMALL_COUNTS.copy()
+    counts[4 - 1] = 0
+    learner = learner_of(SETTINGS, catalogue_of(counts))
+    assert 4 in learner.untrained_rows and 1 not in learner.untrained_rows
+    assert learner.catalogue.id_index[4] == 0 and learner.catalogue.id_index[1] == 1
+    known = torch.zeros(ITEMS + 1, dtype=torch.bool)
+    known[4] = True
+    warm = Learner(model_of(), catalogue_of(counts), SETTINGS, total_steps=1, known_rows=known)
+    assert 4 not in warm.untrained_rows and warm.catalogue.id_index[4] == 4
+
+
+def test_half_precision_learns_too() -> None:
+    timelines, catalogue = world("cycle")
+    learner, _ = train(timelines, catalogue, changed(precision="bf16", uniform_negatives=12))
+    assert learner.half and not train(timelines, catalogue, epochs=0)[0].half
+    assert recall(learner, timelines, 1) > 0.9
+    assert all(weight.dtype == torch.float32 for weight in weights_of(learner))
 
 
 def test_without_in_batch_negatives_only_the_draws_are_negatives() -> None:
@@ -429,6 +513,14 @@ def test_items_that_are_not_known_are_no_negatives_but_what_is_learned_from_is()
     assert log_q is not None and len(log_q) == len(ids)
     assert ids[places[:3]].tolist() == [3, 19, 3] and len(places) == 7
     assert set(ids.tolist()) <= set(learner.known.tolist())
+
+
+@pytest.mark.parametrize("history", ["none", "mean", "transformer"])
+def test_timelines_of_one_event_have_nothing_before_it_and_are_learned_from_too(history: str) -> None:
+    learner = learner_of(SETTINGS, history=history)
+    batch = small_batch([3, 3])
+    assert batch.item_index.shape == (2, 0)
+    assert math.isfinite(learner.step(batch))
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing() -> None:
@@ -468,7 +560,8 @@ def test_validation_is_the_mean_ndcg_over_users_with_a_held_out_positive() -> No
     total, users = learner.validation_ndcg(timelines, np.arange(30), exclude_seen=False, **arguments)
     assert users == 27
     items = embed_catalogue(learner.model, catalogue)
-    queries = embed_queries(learner.model, items, query_batch(timelines, np.arange(30), **arguments))
+    history = embed_as_history(learner.model, catalogue, items)
+    queries = embed_queries(learner.model, query_batch(timelines, np.arange(30), **arguments), history)
     targets, offsets = timelines.positives(VALIDATION)
     ranks = target_ranks(queries.numpy(), items.numpy(), targets, offsets, allowed=catalogue.known)
     # With one target NDCG@10 is 1 / log2(rank + 1).
@@ -518,7 +611,8 @@ PARALLEL: dict[str, tuple[LearningSettings, dict[str, Any]]] = {
     "full softmax": (changed(label_smoothing=0.1), {}),
     "in batch": (changed(uniform_negatives=0, log_q=False), {}),
     "features": (SETTINGS, {"history": "none", "item_shape": dataclasses.asdict(USER_SHAPE)}),
-    "mean": (changed(uniform_negatives=0, log_q=False), {"history": "mean"}),
+    "mean": (changed(uniform_negatives=0, log_q=False), {"history": "mean", "history_rows": True}),
+    "explicit": (changed(uniform_negatives=0, log_q=False, explicit_negatives=True), {}),
 }
 
 
