@@ -192,8 +192,8 @@ class ModelSettings(Section):
 class TrainSettings(Section):
     """How the towers learn."""
 
-    epochs: Positive = Field(12, description="Passes over the training events at most.")
-    patience: Positive = Field(5, description="Epochs without a better validation NDCG@10 before stopping.")
+    epochs: Positive = Field(8, description="Passes over the training events at most.")
+    patience: Positive = Field(3, description="Epochs without a better validation NDCG@10 before stopping.")
     batch_size: Positive = Field(512, description="Events in a batch of one worker.")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of the dense weights.")

@@ -136,7 +136,7 @@ def _make_shop(data: Path, seed: int) -> _Made:
     notes = {
         "features.user": note,
         "model.history": "Not the default, transformer: tastes in the shop have no order, and this is quicker.",
-        "train.epochs": "Fewer than the default of 12, for the same reason.",
+        "train.epochs": "Fewer than the default of 8, for the same reason.",
     }
     return _Made(written, values, notes)
 
