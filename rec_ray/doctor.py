@@ -32,7 +32,8 @@ from rec_ray.plan import plan_run
 from rec_ray.push_targets import PushTarget, push_frame, read_online
 from rec_ray.schema import INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID
 from rec_ray.side_tables import find_side_tables
-from rec_ray.update_features import find_push_targets
+from rec_ray.update_features import check_push_targets, find_push_targets
+from rec_ray.vector_index import missing_vector_indexes
 from rec_ray.world import database_of, feature_store_of, open_ray, storage_of
 
 CANARY = "__rec_ray_canary__"
@@ -144,10 +145,17 @@ def _offline(store: FeatureStore, settings: Settings) -> str:
     return f"{len(sources)} sources are readable and have the columns needed"
 
 
+def _targets(store: FeatureStore, settings: Settings) -> list[PushTarget]:
+    model = settings.model
+    return list(check_push_targets(store, settings.publish, model.similarity, model.embedding_size).values())
+
+
 def _push_sources(store: FeatureStore, settings: Settings) -> str:
-    targets = find_push_targets(store, settings.publish).values()
+    targets = _targets(store, settings)
     said = [f"{target.source} ({', '.join(target.fields.values())})" for target in targets]
-    return f"found {'; '.join(said)}"
+    slow = missing_vector_indexes(store, targets)
+    hint = f"; no index over the vectors of {listed(slow)}: `rec-ray vector-index` makes it" if slow else ""
+    return f"found {'; '.join(said)}{hint}"
 
 
 def _canary(store: FeatureStore, settings: Settings) -> str:

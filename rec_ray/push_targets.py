@@ -208,14 +208,18 @@ def as_type_of(target: PushTarget, name: str, values: pa.Array | pa.ChunkedArray
         ) from None
 
 
-def read_online(store: FeatureStore, target: PushTarget, ids: Sequence[str]) -> dict[str, list[Any]]:
+def read_online(
+    store: FeatureStore, target: PushTarget, ids: Sequence[str], fields: Sequence[str] | None = None
+) -> dict[str, list[Any]]:
     """Read a view's fields of some entities from the online store; an unknown one has null everywhere.
+
+    fields: some of the view's, all that are pushed when None.
 
     Raises:
         FeatureStoreError: the online store does not answer.
         SchemaError: the view has a whole number as key, and an id is none.
     """
-    features = [f"{target.view}:{field}" for field in target.fields.values()]
+    features = [f"{target.view}:{field}" for field in fields or target.fields.values()]
     keys = [{target.key: key} for key in as_type_of(target, target.key, pa.array(ids, pa.string())).to_pylist()]
     try:
         answer: dict[str, list[Any]] = store.get_online_features(features=features, entity_rows=keys).to_dict()

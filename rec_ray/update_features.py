@@ -43,6 +43,8 @@ from rec_ray.storage import Storage
 
 SINGLE_WRITERS = ("sqlite", "faiss")
 """Online stores that one process at a time may write."""
+KEEPS_NEWER = ("redis",)
+"""Online stores that leave a row as it is, without a word, when its event timestamp is not before that of the push."""
 SAMPLE = 20
 """Rows of a folder that are read back."""
 SLICE_ROWS = 20_000
@@ -259,11 +261,31 @@ def _push_piece(store: FeatureStore, storage: Storage, push: Push, frames: Itera
                     f"give the view a field {MODEL_VERSION!r}"
                 )
             store.push(push.target.source, frame, to=MODES[push.mode])
+            _check_stamps(store, frame, push)
             pushed += len(frame)
     except Exception as error:
         text = str(error) if isinstance(error, RecRayError) else f"{type(error).__name__}: {error}"
         return {"sent": sent, "pushed": pushed, "failure": text[:500]}
     return {"sent": sent, "pushed": pushed, "failure": ""}
+
+
+def _check_stamps(store: FeatureStore, frame: pd.DataFrame, push: Push) -> None:
+    """Find out whether the online store took every row, where it may silently keep another one.
+
+    Raises:
+        DataError: it did not.
+    """
+    target = push.target
+    if str(store.config.online_store.type) not in KEEPS_NEWER or MODEL_VERSION not in target.fields:
+        return
+    field = target.fields[MODEL_VERSION]
+    found = read_online(store, target, frame[target.key].astype(str).tolist(), [field])[field]
+    kept = sum(stamp != push.version for stamp in found)
+    if kept:
+        raise DataError(
+            f"the online store kept {kept:,} of {len(frame):,} rows of view {target.view!r} that say they are of "
+            "a later time; a publisher whose clock is ahead wrote them: wait until then, or remove them from the store"
+        )
 
 
 def _push_in_task(
