@@ -1,7 +1,7 @@
 # make demo    a sample shop in ./demo, the whole line on local Ray, ten recommendations
 # make test    checks and tests; what continuous integration runs
 # make check   ruff, mypy, import-linter, shellcheck
-# make bench   time and memory at size, written to build/bench.json
+# make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
 # make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
 # make lock    requirements.lock anew from pyproject.toml; delete the file first to take the newest versions
 
@@ -100,7 +100,7 @@ test: check browser $(KUBECTL)
 
 bench: $(TESTS)
 	mkdir -p build
-	$(BIN)/python tests/bench.py --output build/bench.json
+	$(BIN)/python tests/bench.py --output build/bench.json $(BENCH)
 
 stack: $(TESTS)
 	exec $(BIN)/python tests/servers.py

@@ -1,7 +1,8 @@
-"""Time and memory at size, as JSON: `make bench`, or `python tests/bench.py --only memory --interactions 1000000`.
+"""Every bench one after another, kept as JSON: `make bench`, or `python tests/bench.py top_k candidates`.
 
-Makes projects of the generated shop at size, runs parts of the line in processes of their own and watches the memory of
-each process of the run. Ratios are of one run on one machine; nothing here is a test.
+Each `tests/bench_NAME.py` is a program of its own with sizes as options; this one runs them in processes of their own,
+collects the lines of JSON that they print and goes on when one fails, to say so at the end. Ratios are of one run on
+one machine; nothing here is a test.
 """
 
 from __future__ import annotations
@@ -12,166 +13,55 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 ROOT = Path(__file__).resolve().parents[1]
+BENCHES = {path.stem.removeprefix("bench_"): path for path in sorted((ROOT / "tests").glob("bench_*.py"))}
+ARGUMENTS = {"training": ["ray_train", "catalogue_size", "memory_1m"]}
+"""What `make bench` asks of a bench whose whole would take too long; all others run as they are."""
 
 
-class MemoryWatch:
-    """Peak resident memory of a process and of the ones below it, looked at twice a second."""
-
-    def __init__(self, pid: int) -> None:
-        self.process = psutil.Process(pid)
-        self.driver = 0
-        self.workers: dict[str, int] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.5):
-            try:
-                self.driver = max(self.driver, self.process.memory_info().rss)
-                for child in self.process.children(recursive=True):
-                    name = child.name() if child.name().startswith("ray::") else Path(child.name()).name
-                    memory = child.memory_info()
-                    # Pages of the object store are shared; count what is a process's own.
-                    self.workers[name] = max(self.workers.get(name, 0), memory.rss - memory.shared)
-            except psutil.Error:
-                continue
-
-    def stop(self) -> dict[str, Any]:
-        self._stop.set()
-        self._thread.join()
-        largest = max(self.workers.items(), key=lambda pair: pair[1], default=("none", 0))
-        return {
-            "driver_peak_mb": round(self.driver / 2**20),
-            "largest_worker": largest[0],
-            "largest_worker_peak_mb": round(largest[1] / 2**20),
-        }
-
-
-def make_shop(folder: Path, interactions: int) -> None:
-    """Write a project of the generated shop with as many interactions, 50 a user."""
-    from rec_ray.sample import shop, shop_truth
-    from rec_ray.sample.project import init_project
-    from rec_ray.sample.tables import write_batches
-
-    init_project(folder)
-    users = max(2000, interactions // 50)
-    truth = shop_truth.draw_truth(0, users, max(1000, users // 5))
-    data = folder / "feature_repo" / "data"
-    write_batches("users", [shop.describe_users(truth)], data / "users.parquet")
-    write_batches("items", [shop.describe_items(truth)], data / "items.parquet")
-    write_batches("interactions", shop.generate_interactions(truth, interactions), data / "interactions.parquet")
-
-
-def load_encode_train(project: Path) -> dict[str, float]:
-    """Do the first three steps of the line on a project, one epoch; return the seconds of each."""
-    from datetime import UTC, datetime
-
-    from rec_ray.config_file import load_settings
-    from rec_ray.load_features import load_features
-    from rec_ray.logs import configure_logging, step
-    from rec_ray.train import train_two_tower
-    from rec_ray.training_data import prepare_training_data
-    from rec_ray.world import open_world
-
-    configure_logging()
-    changes = ["train.epochs=1", "model.history=mean", "train.batch_size=8192"]
-    settings = load_settings(project / "rec_ray.yaml", changes)
-    with open_world(settings) as world:
-        with step("load_features", world.seconds):
-            tables = load_features(
-                world.store, settings.feast, settings.features, settings.evaluation, as_of=datetime.now(UTC)
-            )
-        with step("training_data", world.seconds):
-            data = prepare_training_data(
-                tables, settings.features, settings.evaluation.split, world.storage, f"{world.prefix}/data"
-            )
-        with step("train", world.seconds):
-            train_two_tower(
-                data,
-                settings.model,
-                settings.train,
-                settings.ray,
-                world.storage,
-                run_id=world.run_id,
-                validation_users=settings.evaluation.validation_users,
-                exclude_seen=True,
-                metadata={},
-            )
-        return {name: round(took, 1) for name, took in world.seconds.items()}
-
-
-def bench_memory(interactions: int) -> dict[str, Any]:
-    """Load, encode, train one epoch; memory of the driver and of the largest worker."""
-    with tempfile.TemporaryDirectory() as temporary:
-        project = Path(temporary) / "shop"
-        make_shop(project, interactions)
-        command = [sys.executable, __file__, "--load-encode-train", str(project)]
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
-        watch = MemoryWatch(running.pid)
-        out, _ = running.communicate()
-        peaks = watch.stop()
-        if running.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
-        return {"interactions": interactions, **peaks, "steps": json.loads(out)}
-
-
-def bench_demo() -> dict[str, Any]:
-    """The whole line on the generated shop: seconds of each step."""
-    with tempfile.TemporaryDirectory() as temporary:
-        project = str(Path(temporary) / "demo")
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "rec_ray.cli", "init", project], check=True, capture_output=True)
-        made = time.perf_counter()
-        command = [sys.executable, "-m", "rec_ray.cli", "run", "-C", project, "--json"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        report = json.loads(done.stdout)
-        ended = time.perf_counter()
-        metrics = report["evaluation"]["metrics"]
-        return {
-            "seconds_init": round(made - started, 1),
-            "seconds_run": round(ended - made, 1),
-            "steps": report["seconds"],
-            "recall_over_popularity": round(metrics["model"]["recall@10"] / metrics["popularity"]["recall@10"], 2),
-        }
+def run_bench(name: str) -> tuple[dict[str, Any], int]:
+    """Run one bench; return what it printed as JSON and its exit status."""
+    command = [sys.executable, str(BENCHES[name]), *ARGUMENTS.get(name, [])]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    figures: dict[str, Any] = {}
+    assert running.stdout is not None
+    for line in running.stdout:
+        print(line, end="", flush=True)
+        try:
+            figures |= json.loads(line)
+        except ValueError:
+            continue
+    return figures, running.wait()
 
 
 def main() -> None:
-    """Run the benches asked for and write one JSON file."""
+    """Run the benches asked for and write one JSON file; what an earlier call found of others stays in it."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="all when none is named")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json")
-    parser.add_argument("--only", choices=["demo", "memory"])
-    parser.add_argument("--interactions", type=int, default=5_000_000)
-    parser.add_argument("--load-encode-train", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.load_encode_train:
-        print(json.dumps(load_encode_train(arguments.load_encode_train)))
-        return
-    benches: dict[str, Callable[[], dict[str, Any]]] = {
-        "demo": bench_demo,
-        "memory": lambda: bench_memory(arguments.interactions),
-    }
-    results: dict[str, Any] = {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
-    for name, bench in benches.items():
-        if arguments.only in (None, name):
-            results[name] = bench()
-            print(json.dumps({name: results[name]}), flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    kept: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    failed = []
+    for name in arguments.names or BENCHES:
+        started = time.perf_counter()
+        figures, status = run_bench(name)
+        if status:
+            failed.append(name)
+            continue
+        kept[name] = {**figures, "seconds": round(time.perf_counter() - started, 1)}
+        kept["machine"] = {
+            "architecture": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

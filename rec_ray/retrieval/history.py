@@ -8,6 +8,7 @@ They do not know how item vectors were made, which events are positives, or what
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,13 @@ class MeanHistory(nn.Module):
         mean = slots.cumsum(1) / seen[..., None]
         return self.output(self.dropout(self.norm(mean)))
 
+    def at_end(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
+        """Arguments as in `forward` -> [b, d]: position `length` alone, without the work for all others."""
+        events = self.events(vectors, event_type, gap_seconds)
+        padded = torch.arange(events.shape[1], device=length.device) >= length[:, None]
+        total = events.masked_fill_(padded[..., None], 0.0).sum(1) + self.begin
+        return self.output(self.dropout(self.norm(total / (length + 1)[:, None])))
+
 
 class TransformerHistory(nn.Module):
     """A causal transformer over the events, positions counted from the first (SASRec, Kang & McAuley 2018)."""
@@ -107,6 +115,21 @@ class TransformerHistory(nn.Module):
         Raises:
             ValueError: L is more than `history_length`.
         """
+        x, seen = self._slots(vectors, event_type, gap_seconds, length)
+        for block in self.blocks:
+            x = block(x, seen[:, None])
+        return self.output_norm(x)
+
+    def at_end(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
+        """Arguments as in `forward` -> [b, d]: position `length` alone; the last block works for no other."""
+        x, seen = self._slots(vectors, event_type, gap_seconds, length)
+        blocks = cast(list[_Block], list(self.blocks))
+        for block in blocks[:-1]:
+            x = block(x, seen[:, None])
+        return self.output_norm(blocks[-1].at(x, seen[:, None], length))
+
+    def _slots(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the first block reads, [b, L + 1, d], and which slots each position may see."""
         events = self.events(vectors, event_type, gap_seconds)
         slots = torch.cat([self.begin.expand(events.shape[0], 1, -1), events], dim=1)
         n = slots.shape[1]
@@ -119,9 +142,7 @@ class TransformerHistory(nn.Module):
         # Slot s holds event s - 1: position t sees the slots up to t, and no slot that is padding.
         slot = torch.arange(n, device=x.device)
         seen = (slot <= slot[:, None]) & (slot <= length[:, None, None])
-        for block in self.blocks:
-            x = block(x, seen[:, None])
-        return self.output_norm(x)
+        return x, seen
 
 
 class _Block(nn.Module):
@@ -143,6 +164,24 @@ class _Block(nn.Module):
             return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
         x = self.norm_attention(x + self.dropout(self._attend(x, seen)))
         return self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
+
+    def at(self, x: Tensor, seen: Tensor, position: Tensor) -> Tensor:
+        """Arguments as in `forward`; position: [b], the one of each row that is wanted -> [b, d]. Without dropout."""
+        row = torch.arange(len(x), device=x.device)
+        own, size = x[row, position], x.shape[2]
+        normed = self.norm_attention(x) if self.pre else x
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        heads = (self.heads, size // self.heads)
+        query = F.linear(normed[row, position], weight[:size], bias[:size]).view(-1, heads[0], 1, heads[1])
+        key, value = F.linear(normed, weight[size:], bias[size:]).view(*x.shape[:2], 2, *heads).permute(2, 0, 3, 1, 4)
+        mask = seen[row, :, position][:, :, None]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).reshape(-1, size)
+        mixed = self.attention_output(mixed)
+        if self.pre:
+            own = own + mixed
+            return own + self.feed_forward(self.norm_feed_forward(own))
+        own = self.norm_attention(own + mixed)
+        return self.norm_feed_forward(own + self.feed_forward(own))
 
     def _attend(self, x: Tensor, seen: Tensor) -> Tensor:
         b, n, size = x.shape

@@ -202,6 +202,26 @@ class UserTower(nn.Module):
             return state
         return state + self.features(user_features)[feature_row]
 
+    def at_end(
+        self,
+        history_vectors: Tensor,
+        event_type: Tensor,
+        gap_seconds: Tensor,
+        length: Tensor,
+        user_features: FeatureBatch,
+        feature_row: Tensor,
+    ) -> Tensor:
+        """Arguments as in `forward` -> [b, d]: position `length` alone, in evaluation; a fraction of the work."""
+        if self.history is not None:
+            state = self.history.at_end(history_vectors, event_type, gap_seconds, length)
+        else:
+            assert self.begin is not None
+            state = self.begin.expand(len(length), -1)
+        if self.features.shape.is_empty:
+            return state
+        row = feature_row[torch.arange(len(length), device=length.device), length]
+        return state + self.features(user_features)[row]
+
 
 class TwoTower(nn.Module):
     """Both towers and the similarity that joins them (the retrieval model of Yi et al. 2019)."""
@@ -245,6 +265,9 @@ class TwoTower(nn.Module):
         feature_row: Tensor,
     ) -> Tensor:
         """Arguments as in `UserTower.forward` -> [b, d]: the user after all `length` events."""
+        if not self.training:
+            end = self.user_tower.at_end(history_vectors, event_type, gap_seconds, length, user_features, feature_row)
+            return self._finish(end)
         timelines = self.embed_timelines(history_vectors, event_type, gap_seconds, length, user_features, feature_row)
         return timelines[torch.arange(len(length), device=length.device), length]
 

@@ -98,3 +98,13 @@ def test_impossible_settings_are_refused() -> None:
         TransformerHistory(8, 4, heads=3)
     with pytest.raises(ValueError, match="'pre' or 'post'"):
         TransformerHistory(8, 4, norm="batch")
+
+
+@pytest.mark.parametrize("kind", ["mean", "post", "pre"])
+def test_the_end_alone_is_the_last_position_of_the_whole(kind: str) -> None:
+    made, (vectors, event_type, gap, _) = encoder(kind), timelines(4)
+    length = torch.tensor([0, 1, 4, LENGTH])
+    whole = made(vectors, event_type, gap, length)
+    torch.testing.assert_close(made.at_end(vectors, event_type, gap, length), whole[torch.arange(4), length])
+    nothing = made.at_end(vectors[:, :0], event_type[:, :0], gap[:, :0], torch.zeros(4, dtype=torch.long))
+    torch.testing.assert_close(nothing, whole[:1, 0].expand(4, -1))

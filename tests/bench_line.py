@@ -1,0 +1,118 @@
+"""The whole line on the sample shop, and the first three steps at size: `python tests/bench_line.py --only memory`.
+
+Makes projects of the generated shop, runs them in processes of their own and watches the memory of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benching import run_watched
+
+
+def make_shop(folder: Path, interactions: int) -> None:
+    """Write a project of the generated shop with as many interactions, 50 a user."""
+    from rec_ray.sample import shop, shop_truth
+    from rec_ray.sample.project import init_project
+    from rec_ray.sample.tables import write_batches
+
+    init_project(folder)
+    users = max(2000, interactions // 50)
+    truth = shop_truth.draw_truth(0, users, max(1000, users // 5))
+    data = folder / "feature_repo" / "data"
+    write_batches("users", [shop.describe_users(truth)], data / "users.parquet")
+    write_batches("items", [shop.describe_items(truth)], data / "items.parquet")
+    write_batches("interactions", shop.generate_interactions(truth, interactions), data / "interactions.parquet")
+
+
+def load_encode_train(project: Path) -> dict[str, Any]:
+    """Do the first three steps of the line on a project, one epoch; return the seconds of each."""
+    from datetime import UTC, datetime
+
+    from rec_ray.config_file import load_settings
+    from rec_ray.load_features import load_features
+    from rec_ray.logs import configure_logging, step
+    from rec_ray.train import train_two_tower
+    from rec_ray.training_data import prepare_training_data
+    from rec_ray.world import open_world
+
+    configure_logging()
+    changes = ["train.epochs=1", "model.history=mean", "train.batch_size=8192"]
+    settings = load_settings(project / "rec_ray.yaml", changes)
+    with open_world(settings) as world:
+        with step("load_features", world.seconds):
+            tables = load_features(
+                world.store, settings.feast, settings.features, settings.evaluation, as_of=datetime.now(UTC)
+            )
+        with step("training_data", world.seconds):
+            data = prepare_training_data(
+                tables, settings.features, settings.evaluation.split, world.storage, f"{world.prefix}/data"
+            )
+        with step("train", world.seconds):
+            train_two_tower(
+                data,
+                settings.model,
+                settings.train,
+                settings.ray,
+                world.storage,
+                run_id=world.run_id,
+                validation_users=settings.evaluation.validation_users,
+                exclude_seen=True,
+                metadata={},
+            )
+        return {"steps": {name: round(took, 1) for name, took in world.seconds.items()}}
+
+
+def bench_memory(interactions: int) -> dict[str, Any]:
+    """Load, encode, train one epoch; memory of the driver and of the largest worker."""
+    with tempfile.TemporaryDirectory() as temporary:
+        project = Path(temporary) / "shop"
+        make_shop(project, interactions)
+        return {"interactions": interactions, **run_watched([__file__, "--load-encode-train", str(project)])}
+
+
+def bench_demo() -> dict[str, Any]:
+    """The whole line on the generated shop: seconds of each step."""
+    with tempfile.TemporaryDirectory() as temporary:
+        project = str(Path(temporary) / "demo")
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "rec_ray.cli", "init", project], check=True, capture_output=True)
+        made = time.perf_counter()
+        command = [sys.executable, "-m", "rec_ray.cli", "run", "-C", project, "--json"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        report = json.loads(done.stdout)
+        ended = time.perf_counter()
+        metrics = report["evaluation"]["metrics"]
+        return {
+            "seconds_init": round(made - started, 1),
+            "seconds_run": round(ended - made, 1),
+            "steps": report["seconds"],
+            "recall_over_popularity": round(metrics["model"]["recall@10"] / metrics["popularity"]["recall@10"], 2),
+        }
+
+
+def main() -> None:
+    """Print a line of JSON for each of the two."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=["demo", "memory"])
+    parser.add_argument("--interactions", type=int, default=5_000_000)
+    parser.add_argument("--load-encode-train", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.load_encode_train:
+        print(json.dumps(load_encode_train(arguments.load_encode_train)))
+        return
+    if arguments.only in (None, "demo"):
+        print(json.dumps({"demo": bench_demo()}), flush=True)
+    if arguments.only in (None, "memory"):
+        print(json.dumps({"memory": bench_memory(arguments.interactions)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
