@@ -90,6 +90,7 @@ def generate_candidates(
         shard_items=settings.shard_items,
         approximate=settings.engine != "exact",
         probes=settings.probes,
+        device="cuda" if settings.use_gpu else "cpu",
     )
     facts: dict[str, Any] = {"engine": settings.engine}
     how = {"files": files, "items": shards, "k": settings.k, "exclude_seen": settings.exclude_seen}
@@ -105,6 +106,7 @@ def generate_candidates(
             fn_kwargs=how,
             batch_size=settings.batch_size,
             batch_format="pyarrow",
+            num_gpus=1 if settings.use_gpu else None,
         )
         .write_datasink(user_sink)
     )
@@ -136,7 +138,11 @@ def check_recall(data: TrainingData, settings: CandidateSettings, storage: Stora
     share = min(1.0, 2 * settings.recall_users / max(1, data.users))
     sample = users if share == 1.0 else users.random_sample(share, seed=0)
     measured = sample.limit(settings.recall_users).map_batches(
-        measure_recall, fn_kwargs=how, batch_size=settings.batch_size, batch_format="pyarrow"
+        measure_recall,
+        fn_kwargs=how,
+        batch_size=settings.batch_size,
+        batch_format="pyarrow",
+        num_gpus=1 if settings.use_gpu else None,
     )
     found = measured.mean("recall")
     recall = 1.0 if found is None else round(float(found), 4)

@@ -269,6 +269,7 @@ class CandidateSettings(Section):
     probes: Positive = Field(64, description="Lists of the inverted file that a user's search reads (faiss_ivf).")
     recall_floor: Fraction = Field(0.95, description="Share of the exact lists that faiss_ivf must find, or stop.")
     recall_users: Positive = Field(1000, description="Users on whom that share is measured in every run.")
+    use_gpu: bool = Field(False, description="One GPU for each process that searches; users are embedded on CPUs.")
     shard_items: Positive | None = Field(
         None, description="Items that a process searches at a time; null: as many as a gigabyte of vectors holds."
     )

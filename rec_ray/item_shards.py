@@ -24,6 +24,7 @@ from rec_ray.process_cache import once_a_process
 from rec_ray.retrieval.top_k import ExactTopK, Exclusions, QuantisedItems, TopKSearch, quantise_items, search_shards
 from rec_ray.retrieval.top_k.approximate import FaissTopK, build_faiss_index
 from rec_ray.retrieval.top_k.float_search import as_tensor
+from rec_ray.retrieval.top_k.on_device import DeviceTopK
 from rec_ray.schema import EMBEDDING, ITEM_ID
 
 AS_HISTORY = "as_history"
@@ -55,12 +56,14 @@ class ItemShards:
     """References to the shards of a catalogue.
 
     counts: items of each shard.  embedding_size: d.  probes: lists of an inverted file that a query reads.
+    device: where exact searches run, such as "cuda".
     """
 
     refs: tuple[ray.ObjectRef, ...]
     counts: tuple[int, ...]
     embedding_size: int
     probes: int
+    device: str = "cpu"
 
     @property
     def item_count(self) -> int:
@@ -93,7 +96,7 @@ class ItemShards:
             def load(ref: ray.ObjectRef = ref) -> TopKSearch:
                 shard: ItemShard = ray.get(ref)
                 if exactly or shard.index is None:
-                    return shard.search_exactly()
+                    return shard.search_exactly() if self.device == "cpu" else DeviceTopK(shard.matrix[1:], self.device)
                 return FaissTopK(shard.matrix[1:], shard.index, probes=self.probes)
 
             # What a process keeps open stays in memory: only where that is a single shard.
@@ -141,12 +144,13 @@ def make_shards(
     shard_items: int | None,
     approximate: bool,
     probes: int,
+    device: str = "cpu",
 ) -> ItemShards:
     """Put embedded items into shards, each made by a task of its own.
 
     blocks: references to Arrow tables of `item_index` (1 on), `item_id`, `embedding` and, where histories read items
     otherwise, `as_history`; in any order.
-    shard_items: items of a shard; None takes what `SHARD_BYTES` hold.
+    shard_items: items of a shard; None takes what `SHARD_BYTES` hold.  device: where exact searches run.
     """
     most = shard_items or max(1, SHARD_BYTES // (4 * embedding_size))
     shards = -(-item_count // most)
@@ -155,7 +159,7 @@ def make_shards(
         _make_shard.remote(start, end, embedding_size, approximate, *blocks)
         for start, end in itertools.pairwise(bounds)
     )
-    return ItemShards(refs, tuple(np.diff(bounds).tolist()), embedding_size, probes)
+    return ItemShards(refs, tuple(np.diff(bounds).tolist()), embedding_size, probes, device)
 
 
 @ray.remote(num_cpus=1)

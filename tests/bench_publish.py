@@ -129,7 +129,7 @@ def bench_throughput(name: str, users: int, rounds: int) -> dict[str, Any]:
 
 def bench_memory(sizes: Sequence[int]) -> dict[str, Any]:
     """Publish as a person does, with short lists and vectors, and watch the largest process."""
-    from bench import MemoryWatch
+    from benching import MemoryWatch
 
     found: dict[str, Any] = {}
     for users in sizes:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rec_ray.retrieval.top_k.exact import ExactTopK
+from rec_ray.retrieval.top_k.float_search import as_tensor
 from rec_ray.retrieval.top_k.lists import ITEM_BITS, NO_ITEM, Exclusions, chosen_of, descending, lists_of_keys, owners
 from rec_ray.retrieval.top_k.quantised import largest_norm
 
@@ -37,7 +38,7 @@ class DeviceTopK:
         self.device, self.chunk, self.batch = torch.device(device), chunk, batch
         self._exact = ExactTopK(items)
         self._largest_norm = largest_norm(items, "item")
-        self._items = torch.from_numpy(items).to(self.device)
+        self._items = as_tensor(items).to(self.device)
 
     def search(
         self,
