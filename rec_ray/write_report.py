@@ -20,7 +20,6 @@ import torch
 from rec_ray.contracts import Evaluation, TrainingData
 from rec_ray.errors import DataError
 from rec_ray.logs import LOGGER
-from rec_ray.process_cache import once_a_process
 from rec_ray.report_page.facts import ReportFacts, facts_of_bundle
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue
@@ -67,8 +66,10 @@ def write_report(
         facts = collect_facts(bundle, version, evaluation, data, storage, read_fields, item_name=item_name, run=run)
         return store_report(facts, storage, folder)
     except Exception as error:
-        LOGGER.warning("the report of version %s is not written: %s: %s", version, type(error).__name__, error)
-        return f"not written: {type(error).__name__}: {error}"
+        # What a task raised has its own traceback as text; the last line is what was said.
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+        LOGGER.warning("the report of version %s is not written: %s", version, reason)
+        return f"not written: {reason}"
 
 
 def collect_facts(
@@ -86,8 +87,7 @@ def collect_facts(
 
     item_name: field of an item that people read, if there is one.
     """
-    files = ray.put(bundle.to_files())
-    item_map: dict[str, Any] = ray.get(_map_items.remote(files, data.catalogue_now, storage))
+    item_map: dict[str, Any] = ray.get(_map_items.remote(bundle.to_files(), data.catalogue_now, storage))
     shown = dict.fromkeys(item_map["item_ids"])
     for example in evaluation.examples:
         shown |= dict.fromkeys((*example.history, *example.recommended, *example.taken))
@@ -150,10 +150,10 @@ def category_field(items: FeaturePreprocessor) -> str | None:
 
 
 @ray.remote(num_cpus=1)
-def _map_items(files: ray.ObjectRef, catalogue: str, storage: Storage) -> dict[str, Any]:
+def _map_items(files: dict[str, bytes], catalogue: str, storage: Storage) -> dict[str, Any]:
     """Return the map of a sample of the catalogue: ids and two coordinates, and in words what they are."""
     torch.set_num_threads(1)
-    bundle = once_a_process(f"bundle {files.hex()}", lambda: TwoTowerBundle.from_files(ray.get(files)))
+    bundle = TwoTowerBundle.from_files(files)
     table = pq.read_table(catalogue, filesystem=storage.filesystem)
     total = table.num_rows
     hashes = np.array([zlib.crc32(item_id.encode()) for item_id in table["item_id"].to_pylist()])
