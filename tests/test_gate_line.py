@@ -81,6 +81,7 @@ def runs(project: Path) -> dict[str, tuple[int, Any, str]]:
     pq.write_table(everything.filter(pc.invert(newer)), events)
     off = call("run", *own, *LEARNS_NOTHING, "--set", "evaluation.gate=off")
     pq.write_table(everything, events)
+    assert off[0] == 0, off[2]
     return {
         "off": off,
         "again": call("evaluate", off[1]["version"], *own),
