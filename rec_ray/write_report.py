@@ -23,12 +23,13 @@ from rec_ray.logs import LOGGER
 from rec_ray.report_page.facts import ReportFacts, facts_of_bundle
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue
+from rec_ray.retrieval.item_map import map_vectors
 from rec_ray.retrieval.preprocessing import FeaturePreprocessor
 from rec_ray.schema import FeatureDeclaration
 from rec_ray.storage import Storage
 
 FACTS, PAGE = "report.json", "report.html"
-MAPPED_ITEMS = 1200
+MAPPED_ITEMS = 800
 """Items of the map at most, drawn by a hash of their ids; the page says how many of how many."""
 PATH_SEPARATOR = "|"
 
@@ -164,29 +165,14 @@ def _map_items(files: dict[str, bytes], catalogue: str, storage: Storage) -> dic
     items = Catalogue.from_table(table, bundle.preprocessor.items.shape)
     with torch.inference_mode():
         vectors = items.embed(bundle.model, torch.arange(1, len(chosen) + 1)).numpy()
-    places, share = principal_components(vectors)
+    places = map_vectors(vectors)
     return {
         "item_ids": items.item_ids.to_pylist(),
         "x": places[:, 0].round(4).tolist(),
         "y": places[:, 1].round(4).tolist(),
         "total": total,
-        "said": f"the two principal components of their vectors, with {share:.0%} of the variance",
+        "said": "near points are similar to the model, how far apart others are means little (t-SNE)",
     }
-
-
-def principal_components(vectors: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], float]:
-    """Return the first two principal components [n, 2] of vectors [n, d], and their share of the variance.
-
-    The sign of a component is chosen so that its largest value is positive: the same vectors give the same picture.
-    """
-    centred = np.asarray(vectors, np.float64) - np.mean(vectors, axis=0)
-    left, strength, _ = np.linalg.svd(centred, full_matrices=False)
-    places = np.zeros((len(centred), 2))
-    width = min(2, len(strength))
-    places[:, :width] = left[:, :width] * strength[:width]
-    places *= np.where(np.abs(places.min(axis=0)) > places.max(axis=0), -1.0, 1.0)
-    total = float(np.square(strength).sum())
-    return places, float(np.square(strength[:2]).sum() / total) if total else 0.0
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
