@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import FeatureStore, FeatureView
+from feast import FeatureStore, FeatureView, FileSource
 from feast.types import from_feast_to_pyarrow_type
 
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
@@ -39,6 +39,7 @@ class PushTarget:
     fields: our column -> the view's field. key: the view's join key; entity: our column with its values.
     types: the type that the view has the key and each field as. times: columns that take the time of the push.
     metric, vector_length: what the view says of its vectors, where it says something.
+    offline_is_file: whether what goes to the offline store is appended to a file.
     keeps_empty_numbers: whether the online store holds an empty list of numbers; pgvector knows no empty vector.
     """
 
@@ -52,6 +53,7 @@ class PushTarget:
     metric: str | None = None
     vector_length: int | None = None
     keeps_empty_numbers: bool = True
+    offline_is_file: bool = False
 
 
 def find_push_target(store: FeatureStore, source: str, entity: str, columns: Sequence[str]) -> PushTarget:
@@ -107,6 +109,7 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
         metric=(vector.vector_search_metric or None) if vector is not None else None,
         vector_length=(vector.vector_length or None) if vector is not None else None,
         keeps_empty_numbers=not getattr(online, "vector_enabled", False),
+        offline_is_file=isinstance(batch, FileSource),
     )
 
 
@@ -139,6 +142,21 @@ def require_same_space(target: PushTarget, similarity: str, embedding_size: int)
 def _push_source_of(view: FeatureView) -> str | None:
     source = getattr(view, "stream_source", None)
     return source.name if source is not None else None
+
+
+def require_offline_types(target: PushTarget) -> None:
+    """Check that the offline store takes what is pushed.
+
+    Raises:
+        SchemaError: it is a file and the view has lists of texts, which Feast (0.67) appends to no file.
+    """
+    texts = pa.list_(pa.string())
+    names = [field for field in target.fields.values() if target.types.get(field) == texts]
+    if target.offline_is_file and names:
+        raise SchemaError(
+            f"view {target.view!r} has lists of texts in {listed(names)}, which Feast appends to no file; set "
+            "publish.push_mode: online, or give the view a source in a SQL offline store"
+        )
 
 
 def push_frame(batch: pa.Table, target: PushTarget, version: str, published_at: datetime) -> pd.DataFrame:
@@ -179,10 +197,17 @@ def tombstone_frame(
 
 def _frame(columns: Mapping[str, Any], target: PushTarget, published_at: datetime) -> pd.DataFrame:
     """Return typed columns as a frame, with the times of the push."""
-    frame = pd.DataFrame({name: _storable(target, values).to_pandas() for name, values in columns.items()})
+    frame = pd.DataFrame({name: _series(_storable(target, values)) for name, values in columns.items()})
     for name in target.times:
         frame[name] = pd.Timestamp(published_at)
     return frame
+
+
+def _series(values: Any) -> pd.Series[Any]:
+    """Return a column for a frame; one that is null throughout keeps its type, which Feast would not know otherwise."""
+    if values.null_count < len(values):
+        return values.to_pandas()
+    return pd.Series(pd.arrays.ArrowExtensionArray(values))
 
 
 def _storable(target: PushTarget, values: Any) -> Any:

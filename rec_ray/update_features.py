@@ -35,6 +35,7 @@ from rec_ray.push_targets import (
     find_push_target,
     push_frame,
     read_online,
+    require_offline_types,
     require_same_space,
     tombstone_frame,
 )
@@ -120,6 +121,9 @@ def update_feature_store(
     size = int(manifest.get("embedding_size", 0))
     targets = check_push_targets(store, settings, str(manifest.get("similarity", "cosine")), size) if size else None
     targets = targets or find_push_targets(store, settings)
+    if settings.push_mode != "online":
+        for target in targets.values():
+            require_offline_types(target)
     kind = str(store.config.online_store.type)
     writers = 1 if kind in SINGLE_WRITERS else max(1, int(ray.cluster_resources().get("CPU", 1)))
     _check_parts(storage, candidates, list(targets), check)

@@ -60,7 +60,7 @@ def update(store, folder, **settings):
 def shop(make_repo, tmp_path_factory):
     """A repository unlike the generated one: numbers as keys and item ids, other time columns, no optional fields."""
     from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
-    from feast.types import Array, Float32, Float64, Int64, String
+    from feast.types import Array, Float32, Float64, Int64, String, from_feast_to_pyarrow_type
 
     folder = tmp_path_factory.mktemp("pushed")
     user = Entity(name="user", join_keys=["customer"], value_type=ValueType.INT64)
@@ -68,6 +68,7 @@ def shop(make_repo, tmp_path_factory):
 
     def view(name, entity, source, fields):
         kinds = {entity.join_key: pa.int64(), "at": pa.timestamp("us", "UTC"), "made": pa.timestamp("us", "UTC")}
+        kinds |= {field: from_feast_to_pyarrow_type(kind) for field, kind in fields.items()}
         path = folder / f"{name}.parquet"
         pq.write_table(pa.schema(kinds.items()).empty_table(), path)
         batch = FileSource(name=f"{name}_file", path=str(path), timestamp_field="at", created_timestamp_column="made")
@@ -110,6 +111,15 @@ def test_a_repository_of_other_types_and_times_gets_every_row(shop, tmp_path, mo
     assert found["embedding"] == [*(pytest.approx(vector) for vector in USERS.values()), None]
     assert found["top_k_item_ids"] == [[30, 1], [], [2], [1, 2, 30], None]
     assert before.timestamp() - 1 < found["top_k_item_ids__ts"][0] < datetime.now(UTC).timestamp() + 1
+
+
+def test_a_push_may_go_to_the_offline_store_too(shop, tmp_path):
+    files = [shop.config.repo_path.parent / f"{view}.parquet" for view in ("item_vectors", "user_vectors", "lists")]
+    before = [pq.read_table(file).num_rows for file in files]
+    update(shop, tmp_path, push_mode="online_and_offline")
+    after = [pq.read_table(file) for file in files]
+    assert [table.num_rows - rows for table, rows in zip(after, before, strict=True)] == [3, 4, 4]
+    assert sorted(after[1]["customer"].to_pylist())[-4:] == [7, 8, 9, 10]
 
 
 def test_ids_that_are_no_numbers_are_named_where_the_view_has_numbers(shop):

@@ -220,13 +220,12 @@ def test_a_similarity_other_than_the_metric_of_the_view_is_refused(tmp_path: Pat
     assert other.database.live() == "1"
 
 
-def test_a_push_to_the_offline_store_too(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
+def test_lists_of_texts_go_to_no_file(tmp_path: Path) -> None:
     shop = open_shop(tmp_path, {"type": "sqlite", "path": "online_store.db"}, push_mode="online_and_offline")
-    write_version(shop.storage, "1", names("u", range(20)), names("i", range(6)))
-    run_publishing(shop.settings, "1")
-    assert pq.read_table(tmp_path / "repo/user_items.parquet").num_rows == 20
+    write_version(shop.storage, "1", ["u1"], ["i1"])
+    with pytest.raises(SchemaError, match=r"'user_items' has lists of texts in 'top_k_item_ids'.*push_mode: online"):
+        run_publishing(shop.settings, "1")
+    assert shop.answers("item_embedding", "model_version", "item_id", ["i1"]) == [None]
 
 
 def test_an_index_over_vectors_in_postgresql(postgresql: Any, tmp_path: Path) -> None:
