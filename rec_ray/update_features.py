@@ -287,8 +287,8 @@ def _check_stamps(store: FeatureStore, frame: pd.DataFrame, push: Push) -> None:
     kept = sum(stamp != push.version for stamp in found)
     if kept:
         raise DataError(
-            f"the online store kept {kept:,} of {len(frame):,} rows of view {target.view!r} that say they are of "
-            "a later time; a publisher whose clock is ahead wrote them: wait until then, or remove them from the store"
+            f"view {target.view!r} answers otherwise than was pushed: it kept {kept:,} of {len(frame):,} rows "
+            "that say they are of a later time; a publisher whose clock is ahead wrote them: wait until then, or remove them"
         )
 
 
