@@ -101,8 +101,7 @@ test: check browser $(KUBECTL)
 bench: $(TESTS)
 	mkdir -p build
 	$(BIN)/python tests/bench.py --output build/bench.json $(BENCH)
-	$(BIN)/python tests/bench.py --output build/bench.json
-	$(BIN)/python tests/bench_publish.py --output build/bench_publish.json
+	$(if $(BENCH),,$(BIN)/python tests/bench_publish.py --output build/bench_publish.json)
 
 stack: $(TESTS)
 	exec $(BIN)/python tests/servers.py

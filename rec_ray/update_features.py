@@ -288,7 +288,7 @@ def _check_stamps(store: FeatureStore, frame: pd.DataFrame, push: Push) -> None:
     if kept:
         raise DataError(
             f"view {target.view!r} answers otherwise than was pushed: it kept {kept:,} of {len(frame):,} rows "
-            "that say they are of a later time; a publisher whose clock is ahead wrote them: wait until then, or remove them"
+            "that say they are of a later time; a publisher whose clock is ahead wrote them: wait, or remove them"
         )
 
 
