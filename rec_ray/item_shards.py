@@ -79,7 +79,7 @@ class ItemShards:
         self,
         queries: NDArray[np.float32],
         k: int,
-        exclude: Exclusions | None = None,
+        exclude: Exclusions | tuple[NDArray[np.integer], NDArray[np.int64]] | None = None,
         allowed: NDArray[np.bool_] | None = None,
         *,
         exactly: bool = False,

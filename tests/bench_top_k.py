@@ -42,6 +42,9 @@ def clustered_vectors(seed: int, count: int, size: int) -> np.ndarray[Any, Any]:
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
+MAKERS = {"random": random_vectors, "clustered": clustered_vectors}
+
+
 def bare_product(items: torch.Tensor, queries: torch.Tensor, threads: int) -> Callable[[], None]:
     """Return the float32 product of all, in tiles that stay in the cache: the fastest way there is here.
 
@@ -58,13 +61,23 @@ def bare_product(items: torch.Tensor, queries: torch.Tensor, threads: int) -> Ca
                 torch.matmul(rows, block, out=tile.view(-1)[: len(rows) * block.shape[1]].view(len(rows), -1))
 
     def run() -> None:
+        if threads == 1:  # in this thread, whose time may be what counts
+            multiply(blocks)
+            return
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(multiply, [blocks[place::threads] for place in range(threads)]))
 
     return run
 
 
-def compare(items: np.ndarray[Any, Any], queries: np.ndarray[Any, Any], k: int, threads: int, rounds: int) -> Any:
+def compare(
+    items: np.ndarray[Any, Any],
+    queries: np.ndarray[Any, Any],
+    k: int,
+    threads: int,
+    rounds: int,
+    clock: Callable[[], float],
+) -> Any:
     """Return users a second of each way, and ratios of the exact search: medians over rounds."""
     started = time.perf_counter()
     quantised = quantise_items(items)
@@ -93,9 +106,9 @@ def compare(items: np.ndarray[Any, Any], queries: np.ndarray[Any, Any], k: int, 
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = clock()
             way()
-            rates[name].append(len(queries) / (time.perf_counter() - started))
+            rates[name].append(len(queries) / (clock() - started))
     others = [name for name in ways if name != "exact"]
     ratios = {
         name: [mine / theirs for mine, theirs in zip(rates["exact"], rates[name], strict=True)] for name in others
@@ -111,13 +124,18 @@ def compare(items: np.ndarray[Any, Any], queries: np.ndarray[Any, Any], k: int, 
 
 def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare over sizes and kinds of vectors."""
-    common = (arguments.k, arguments.threads, arguments.rounds)
+    if arguments.cpu_time and arguments.threads != 1:
+        raise SystemExit("--cpu-time counts one thread: --threads 1")
+    clock = time.thread_time if arguments.cpu_time else time.perf_counter
+    common = (arguments.k, arguments.threads, arguments.rounds, clock)
     if arguments.items:
         items = np.ascontiguousarray(np.load(arguments.items), dtype=np.float32)
         queries = np.ascontiguousarray(np.load(arguments.queries), dtype=np.float32)[: arguments.users]
         return {"given": [compare(items, queries, *common)]}
     results: dict[str, Any] = {}
-    for kind, make in (("random", random_vectors), ("clustered", clustered_vectors)):
+    for kind, make in MAKERS.items():
+        if kind not in arguments.kinds:
+            continue
         results[kind] = []
         for size in arguments.sizes:
             users = min(arguments.users, 40_000_000 // size * 4)
@@ -131,11 +149,13 @@ def main() -> None:
     """Print the comparison as one line of JSON, the last one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--kinds", nargs="+", choices=MAKERS, default=list(MAKERS))
     parser.add_argument("--users", type=int, default=2048)
     parser.add_argument("--dimensions", type=int, default=64)
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="of one thread, for a machine that others use too")
     parser.add_argument("--items", type=Path, help="vectors of a model [n, d] as .npy, with --queries")
     parser.add_argument("--queries", type=Path)
     print(json.dumps({"top_k": bench(parser.parse_args())}))

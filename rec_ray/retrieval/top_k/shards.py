@@ -35,7 +35,7 @@ def search_shards(
     shards: Iterable[TopKSearch],
     queries: NDArray[np.float32],
     k: int,
-    exclude: Exclusions | None = None,
+    exclude: Exclusions | tuple[NDArray[np.integer], NDArray[np.int64]] | None = None,
     allowed: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the lists [q, min(k, n)] of the catalogue whose items the shards hold one after another.
@@ -45,7 +45,7 @@ def search_shards(
     lists, starts, start = [], [], 0
     for shard in shards:
         end = start + shard.item_count
-        part = None if exclude is None else cut_exclusions(exclude, start, end)
+        part = None if exclude is None else cut_exclusions(Exclusions(*exclude), start, end)
         lists.append(shard.search(queries, k, part, None if allowed is None else allowed[start:end]))
         starts.append(start)
         start = end
