@@ -10,6 +10,7 @@ when a line comes on standard input. `--clock` sets the clock that rec_ray reads
 import functools
 import importlib
 import inspect
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -59,6 +60,8 @@ def shift_clock(seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options, arguments = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
     if options[:1] == ["--clock"]:
         import rec_ray.pipeline  # noqa: F401  all modules that read the clock
