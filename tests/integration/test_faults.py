@@ -39,7 +39,7 @@ STORE = "rec_ray.storage:Storage.write_bytes"
 COMMIT = "rec_ray.model_version:VersionDatabase.publish"
 SECOND_PUSH = "rec_ray.update_features:_Writer.__init__@user_embed_push_source"
 RESERVE = "rec_ray.model_version:VersionDatabase.reserve"
-TRAINING = {"train": {"epochs": 15, "patience": 15, "max_failures": 0}}
+TRAINING = {"train": {"epochs": 15, "patience": 15, "max_failures": 0, "refit": "off"}}
 
 
 class Shop:
@@ -352,7 +352,7 @@ def corner(
     tmp_path_factory: pytest.TempPathFactory, make_project: Callable[..., Path], tiny_tables: dict[str, pa.Table]
 ) -> Iterator[Shop]:
     """A project in folders and SQLite, read all the while; its store is a disk of 64 MB where that can be mounted."""
-    one_epoch = {"train": {"epochs": 1}, "publish": {"wait_seconds": 1}}
+    one_epoch = {"train": {"epochs": 1, "refit": "off"}, "publish": {"wait_seconds": 1}}
     shop = make_shop(tmp_path_factory.mktemp("corner"), make_project, tiny_tables, {}, **one_epoch)
     store = Path(shop.storage.root)
     store.mkdir()
