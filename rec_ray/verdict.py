@@ -14,6 +14,7 @@ from rec_ray.contracts import LIVE, MODEL, POPULARITY
 METRIC = "recall@10"
 _NAMES = {
     "model": "model",
+    "model_refitted": "model, refitted",
     "live": "live version",
     "popularity": "popularity",
     "recent_popularity": "recent popularity",
