@@ -66,6 +66,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_project: Any, tiny_ta
         },
         settings={
             "model": {"history": "mean", "embedding_size": 16},
+            "train": {"refit": "off"},
             "candidates": {"k": 20, "exclude_seen": False},
         },
     )
