@@ -52,7 +52,11 @@ Version = Annotated[str | None, typer.Argument(help="Version of the model.", sho
 
 def _print_report(report: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(dataclasses.asdict(report), default=str))
+        said = dataclasses.asdict(report)
+        # What is only drawn, with the histories of a few users, stands in the report of the version.
+        for name in ("examples", "distributions") if said["evaluation"] else ():
+            del said["evaluation"][name]
+        print(json.dumps(said, default=str))
         return
     from rec_ray.report import print_evaluation, print_rows
 
