@@ -66,6 +66,11 @@ def _beside_popularity(evaluation: Mapping[str, Any]) -> str:
 def _beside(evaluation: Mapping[str, Any], method: str, name: str) -> str:
     model, other = (evaluation["metrics"][one].get(METRIC) or 0.0 for one in (MODEL, method))
     figures = f"(Recall@10 {model:.4f} against {other:.4f}{_interval(evaluation, method)})"
+    if not (_difference(evaluation, method) or (evaluation.get("intervals") or {}).get(MODEL)):
+        higher = "higher" if model > other else "not higher"
+        return (
+            f"The model's Recall@10 is {higher} than that of {name} {figures}; by more than chance or not is not known."
+        )
     if not _differs(evaluation, method):
         return f"The model cannot be told apart from {name} {figures}."
     return f"The model is {'better' if model > other else 'worse'} than {name} {figures}."

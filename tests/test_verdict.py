@@ -74,5 +74,14 @@ def test_the_best_of_what_counts_is_named_where_it_is_better_than_popularity():
     assert len(verdict(figures(0.3, 0.1, (0.18, 0.22), item_knn=(0.05, (0.2, 0.3))))) == 1
 
 
+def test_without_any_interval_a_difference_is_not_called_better():
+    evaluation = {"metrics": {name: {"recall@10": value} for name, value in (("model", 0.3), ("popularity", 0.1))}}
+    evaluation["metrics"]["item_knn"] = {"recall@10": 0.29}
+    assert verdict(evaluation)[1] == (
+        "The model's Recall@10 is higher than that of item-kNN (Recall@10 0.3000 against 0.2900); "
+        "by more than chance or not is not known."
+    )
+
+
 def test_a_method_that_has_no_name_yet_is_called_by_its_key():
     assert (name_method("item_knn"), name_method("re_ranked")) == ("item-kNN", "re ranked")
