@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rec_ray.contracts import LIVE, MODEL, POPULARITY
+from rec_ray.contracts import LIVE, MODEL, POPULARITY, REFITTED
 
 METRIC = "recall@10"
 _NAMES = {
@@ -41,6 +41,12 @@ def verdict(evaluation: Mapping[str, Any]) -> list[str]:
         best = max(counted, key=lambda name: metrics[name].get(METRIC) or 0.0)
         if (metrics[best].get(METRIC) or 0.0) > (metrics[POPULARITY].get(METRIC) or 0.0):
             sentences.append(_beside(evaluation, best, name_method(best)))
+    if REFITTED in metrics:
+        sentences.append(
+            "Refitted with the validation events, which the methods that only count have seen too, the model's "
+            f"Recall@10 is {metrics[REFITTED].get(METRIC) or 0.0:.4f}; what is published has learned from the test's "
+            "as well."
+        )
     if LIVE in metrics:
         version = (evaluation.get("facts") or {}).get("live_version")
         sentences.append(_beside(evaluation, LIVE, f"the live version {version}" if version else "the live version"))

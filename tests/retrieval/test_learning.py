@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from torch.nn import functional as F
 
 from rec_ray.contracts import TEST, TRAIN, VALIDATION
-from rec_ray.retrieval import towers
+from rec_ray.retrieval import learning, towers
 from rec_ray.retrieval.catalogue import Catalogue
 from rec_ray.retrieval.feature_batch import FeatureBatch, FeatureShape
 from rec_ray.retrieval.learning import (
@@ -70,8 +70,9 @@ SETTINGS = LearningSettings(
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for each other's threads."""
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Matrices this small only wait for each other's threads; and all items are negatives, whether seen or not."""
+    monkeypatch.setattr(learning, "UNSEEN_SHARE", 1.0)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -523,6 +524,16 @@ def test_timelines_of_one_event_have_nothing_before_it_and_are_learned_from_too(
     assert math.isfinite(learner.step(batch))
 
 
+def test_items_without_a_positive_are_negatives_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "UNSEEN_SHARE", 0.25)
+    unseen = int((SMALL_COUNTS == 0).sum())
+    learner = learner_of(SETTINGS)
+    sizes = [len(learner._candidates(torch.tensor([3]))[0]) for _ in range(400)]
+    assert ITEMS - unseen + 0.2 * unseen < np.mean(sizes) < ITEMS - unseen + 0.3 * unseen
+    ids, places, _ = learner_of(changed(uniform_negatives=5))._candidates(torch.tensor([3, 19]))
+    assert ids[places[:2]].tolist() == [3, 19]
+
+
 def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing() -> None:
     learner = learner_of(SETTINGS)
     with torch.no_grad():
@@ -618,6 +629,7 @@ PARALLEL: dict[str, tuple[LearningSettings, dict[str, Any]]] = {
 
 def gradients_of(settings: LearningSettings, arguments: dict[str, Any], chosen: list[int], sparse: bool) -> list[Array]:
     towers.SPARSE_ROWS = 1 if sparse else 1_000_000
+    learning.UNSEEN_SHARE = 1.0
     from rec_ray.retrieval.gradients import average_gradients
 
     learner = learner_of(settings, **arguments)
