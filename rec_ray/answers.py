@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from feast import FeatureStore
 
-from rec_ray.candidates import RECOMMENDATION_FOLDER, read_manifest
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
 from rec_ray.feast_store import read_items
 from rec_ray.model_store import candidates_folder, find_model, model_folder, read_metadata, stored_versions
 from rec_ray.model_version import Reservation
+from rec_ray.parts_sink import RECOMMENDATION_FOLDER, read_manifest
 from rec_ray.push_targets import find_push_target, read_online
 from rec_ray.retrieval.top_k import ExactTopK, Exclusions
-from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
+from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES, USER_ID
 from rec_ray.storage import Storage
 from rec_ray.world import database_of, feature_store_of, storage_of
 
@@ -76,12 +76,16 @@ def _live(settings: Settings) -> str:
 
 
 def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
-    """Return the items of the live version whose vectors are nearest to an item's.
+    """Return the items most like an item: those that were published for it, else the nearest of the live version.
 
     Raises:
         DataError: the item is unknown to the live version, or nothing is live yet.
     """
     version = _live(settings)
+    if settings.publish.similar_push_source is not None:
+        answer = _published_similar_items(settings, settings.publish.similar_push_source, item_id, count)
+        if answer is not None:
+            return answer
     storage = storage_of(settings)
     item_ids, vectors = _item_vectors(storage, candidates_folder(version))
     places = np.flatnonzero(item_ids == item_id)
@@ -94,6 +98,21 @@ def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
     names = _names(feature_store_of(settings), settings, [item_id, *ids])
     title = f"Items like {names.get(item_id, item_id)}, version {version}"
     return Answer(title, version, ids, [float(score) for score in scores[0][kept]], names)
+
+
+def _published_similar_items(settings: Settings, source: str, item_id: str, count: int) -> Answer | None:
+    """Return what the online store holds as similar to an item; None when it holds nothing."""
+    store = feature_store_of(settings)
+    target = find_push_target(store, source, ITEM_ID, [SIMILAR_IDS, SIMILAR_SCORES])
+    found = {column: values[0] for column, values in read_online(store, target, [item_id]).items()}
+    if found[target.fields[SIMILAR_IDS]] is None:
+        return None
+    ids = [str(similar) for similar in found[target.fields[SIMILAR_IDS]]][:count]
+    scores = found[target.fields[SIMILAR_SCORES]] if SIMILAR_SCORES in target.fields else []
+    version = found[target.fields[MODEL_VERSION]] if MODEL_VERSION in target.fields else None
+    names = _names(store, settings, [item_id, *ids])
+    title = f"Items like {names.get(item_id, item_id)}" + (f", version {version}" if version else "")
+    return Answer(title, version, ids, [float(score) for score in list(scores or [])[:count]], names)
 
 
 def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:

@@ -1,56 +1,71 @@
 """Model and encoded tables into `Candidates`: vectors of all items and users, and the best k items of every user.
 
-The catalogue and the timelines stream through `map_batches`; the item vectors are shared by all processes of a node,
-and what each task has written is listed in a manifest, which comes last. It knows nothing of Feast, of versions
-beyond their name, or of how the model was trained.
+The catalogue and the timelines stream through `map_batches`; the item vectors and what the filters say of each item are
+shared by all processes of a node, and what each task has written is listed in a manifest, which comes last. It knows
+nothing of Feast, of versions beyond their name, or of how the model was trained.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import ray
 import ray.data
-import torch
-from numpy.typing import NDArray
-from ray.data import Datasink
 
 from rec_ray.config import CandidateSettings
 from rec_ray.contracts import Candidates, TrainingData
-from rec_ray.errors import DataError, GateError
-from rec_ray.item_shards import AS_HISTORY, ItemShards, make_shards
+from rec_ray.errors import DataError, GateError, listed
+from rec_ray.item_shards import ItemShards, make_shards
 from rec_ray.logs import LOGGER
-from rec_ray.process_cache import once_a_process
+from rec_ray.parts_sink import (
+    ITEM_FOLDER,
+    MANIFEST,
+    RECOMMENDATION_FOLDER,
+    SIMILAR_FOLDER,
+    USER_FOLDER,
+    PartsSink,
+    read_manifest,
+    read_parts,
+)
+from rec_ray.progress import shown_progress
+from rec_ray.recommender import (
+    POPULARITY,
+    Sharing,
+    add_history,
+    embed_items,
+    list_similar_items,
+    measure_recall,
+    recommend_items,
+)
 from rec_ray.retrieval.bundle import TwoTowerBundle
-from rec_ray.retrieval.catalogue import Catalogue, lists_of
-from rec_ray.retrieval.learning import embed_queries, seen_items
-from rec_ray.retrieval.timelines import Timelines, query_batch
-from rec_ray.retrieval.top_k import Exclusions
-from rec_ray.retrieval.top_k.approximate import recall_of
+from rec_ray.retrieval.feature_batch import FeatureShape
+from rec_ray.retrieval.feature_columns import index_of
+from rec_ray.retrieval.filters import ItemFilters, evaluate_item_filters, raw_columns
+from rec_ray.retrieval.popular_items import SegmentPopularity, add_counts, count_by_segment
+from rec_ray.retrieval.preprocessing import Preprocessor
+from rec_ray.retrieval.timelines import Timelines
 from rec_ray.schema import (
-    EMBEDDING,
+    EMPTIED_BY,
+    FIRST_SEEN,
     ITEM_EMBEDDINGS,
     ITEM_ID,
-    ITEM_IDS,
+    METHOD,
+    RAW_ITEM,
+    RAW_NOW,
     RECOMMENDATIONS,
-    SCORES,
+    SIMILAR_ITEMS,
     USER_EMBEDDINGS,
-    USER_ID,
 )
 from rec_ray.storage import Storage
 
-ITEM_FOLDER, USER_FOLDER, RECOMMENDATION_FOLDER = "item_embeddings", "user_embeddings", "recommendations"
-MANIFEST = "manifest.json"
-ROW_GROUP = 20_000
-NOW, EVERYTHING = 2, 3
-"""The query row as of now, and a split label above all others: every event is history."""
+Array = np.ndarray[Any, Any]
 
 
 def generate_candidates(
@@ -61,11 +76,14 @@ def generate_candidates(
     *,
     version: str,
     prefix: str,
+    items_of: str | None = None,
 ) -> Candidates:
     """Embed every item and user and write each user's `k` best items, best first.
 
-    prefix: key below which `item_embeddings/`, `user_embeddings/`, `recommendations/` and the manifest are written.
-    A list is shorter than k only when the catalogue, less what is excluded, is.
+    prefix: key below which `item_embeddings/`, `user_embeddings/`, `recommendations/` and the manifest are written, and
+    `similar_items/` where they are wanted. A list is shorter than k only when the catalogue, less what is filtered, is.
+    items_of: key of complete candidates whose item vectors are used; then none are written, and users of whom nothing
+    is known are left out, because what they get depends on everybody's events.
 
     Raises:
         DataError: the catalogue is empty.
@@ -75,16 +93,13 @@ def generate_candidates(
     storage.delete_prefix(f"{prefix}/{MANIFEST}")
     storage.delete_prefix(prefix)
     files = ray.put(bundle.to_files())
-    items = (
-        ray.data.read_parquet(data.catalogue_now, filesystem=storage.filesystem)
-        .map_batches(embed_items, fn_kwargs={"files": files}, batch_size=8192, batch_format="pyarrow")
-        .materialize()
-    )
-    item_count = items.count()
+    items = None if items_of is not None else _embed_catalogue(data, files, storage)
+    blocks = items.to_arrow_refs() if items else [_stored_items.remote(storage, items_of, files)]
+    item_count = sum(ray.get([_rows.remote(block) for block in blocks]))
     if not item_count:
         raise DataError("the catalogue is empty: there is nothing to recommend")
     shards = make_shards(
-        items.to_arrow_refs(),
+        blocks,
         item_count,
         bundle.embedding_size,
         shard_items=settings.shard_items,
@@ -92,33 +107,47 @@ def generate_candidates(
         probes=settings.probes,
         device="cuda" if settings.use_gpu else "cpu",
     )
-    facts: dict[str, Any] = {"engine": settings.engine}
-    how = {"files": files, "items": shards, "k": settings.k, "exclude_seen": settings.exclude_seen}
+    facts: dict[str, Any] = {"engine": settings.engine, "shards": len(shards.refs)}
+    filters = _filters(data, bundle.preprocessor, settings, storage, shards, None if items else blocks[0])
+    popularity = _popularity(data, bundle.preprocessor.users.shape, settings, storage) if items else None
+    shared = Sharing(files, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
-        facts["recall"] = check_recall(data, settings, storage, how)
-    item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
-    items.write_datasink(item_sink)
-    user_sink = PartsSink(storage, prefix, {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS})
-    (
-        ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
-        .map_batches(
-            recommend_items,
-            fn_kwargs=how,
-            batch_size=settings.batch_size,
-            batch_format="pyarrow",
-            num_gpus=1 if settings.use_gpu else None,
+        facts["recall"] = check_recall(data, settings, storage, shared)
+    parts: dict[str, list[dict[str, Any]]] = {}
+    if items is not None:
+        item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
+        items.write_datasink(item_sink)
+        parts |= item_sink.parts
+        if settings.similar_items:
+            similar_sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS})
+            similar = items.map_batches(list_similar_items, fn_kwargs={"shared": shared}, batch_format="pyarrow")
+            similar.write_datasink(similar_sink)
+            parts |= similar_sink.parts
+    folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
+    user_sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY])
+    with shown_progress("candidates: users", data.users) as progress:
+        (
+            ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
+            .map_batches(
+                recommend_items,
+                fn_kwargs={"shared": shared, "progress": progress},
+                batch_size=settings.batch_size,
+                batch_format="pyarrow",
+                num_gpus=1 if settings.use_gpu else None,
+            )
+            .write_datasink(user_sink)
         )
-        .write_datasink(user_sink)
-    )
-    parts = {**item_sink.parts, **user_sink.parts}
-    facts |= {"short_lists": user_sink.short_lists(settings.k), "shards": len(shards.refs)}
+    parts |= user_sink.parts
+    facts |= _facts(user_sink, settings.k)
     manifest = {
         "version": version,
+        "as_of": data.split_times.as_of.isoformat(),
         "k": settings.k,
-        "items": sum(part["rows"] for part in parts[ITEM_FOLDER]),
+        "items": item_count,
         "users": sum(part["rows"] for part in parts[USER_FOLDER]),
         "similarity": bundle.similarity,
         "embedding_size": bundle.embedding_size,
+        "is_increment": items is None,
         "parts": parts,
         **facts,
     }
@@ -126,10 +155,37 @@ def generate_candidates(
     return Candidates(version, prefix, manifest["items"], manifest["users"], settings.k, facts)
 
 
-def check_recall(data: TrainingData, settings: CandidateSettings, storage: Storage, how: dict[str, Any]) -> float:
-    """Return the mean recall at k of the approximate lists of a sample of users, against exact search.
+def _facts(sink: PartsSink, k: int) -> dict[str, Any]:
+    """Return what was counted while lists were written, and say what a filter did to whole lists."""
+    emptied = {str(rule): count for (column, rule), count in sink.counts.items() if column == EMPTIED_BY}
+    for rule, count in emptied.items():
+        LOGGER.warning("candidates.filters: %s leaves no item at all for %s users", rule, f"{count:,}")
+    facts: dict[str, Any] = {"short_lists": sink.short_lists(k), "popularity_lists": sink.counts[METHOD, POPULARITY]}
+    return facts | ({"users_without_items": sum(emptied.values())} if emptied else {})
 
-    how: the arguments of `measure_recall`.
+
+def _embed_catalogue(data: TrainingData, files: ray.ObjectRef, storage: Storage) -> ray.data.Dataset:
+    return (
+        ray.data.read_parquet(data.catalogue_now, filesystem=storage.filesystem)
+        .map_batches(embed_items, fn_kwargs={"files": files}, batch_size=8192, batch_format="pyarrow")
+        .materialize()
+    )
+
+
+@ray.remote(num_cpus=0)
+def _rows(block: pa.Table) -> int:
+    return int(block.num_rows)
+
+
+@ray.remote(num_cpus=1)
+def _stored_items(storage: Storage, prefix: str, files: ray.ObjectRef) -> pa.Table:
+    """Return the items of complete candidates, as `embed_items` returns them; their index is the order of their ids."""
+    table = read_parts(storage, prefix, read_manifest(storage, prefix), ITEM_FOLDER).sort_by(ITEM_ID)
+    return add_history(table.append_column("item_index", pa.array(np.arange(1, table.num_rows + 1), pa.int32())), files)
+
+
+def check_recall(data: TrainingData, settings: CandidateSettings, storage: Storage, shared: Sharing) -> float:
+    """Return the mean recall at k of the approximate lists of a sample of users, against exact search.
 
     Raises:
         GateError: it is below `candidates.recall_floor`.
@@ -139,7 +195,7 @@ def check_recall(data: TrainingData, settings: CandidateSettings, storage: Stora
     sample = users if share == 1.0 else users.random_sample(share, seed=0)
     measured = sample.limit(settings.recall_users).map_batches(
         measure_recall,
-        fn_kwargs=how,
+        fn_kwargs={"shared": shared},
         batch_size=settings.batch_size,
         batch_format="pyarrow",
         num_gpus=1 if settings.use_gpu else None,
@@ -156,139 +212,96 @@ def check_recall(data: TrainingData, settings: CandidateSettings, storage: Stora
     return recall
 
 
-def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
-    """Return the manifest of written candidates.
+def _filters(
+    data: TrainingData,
+    preprocessor: Preprocessor,
+    settings: CandidateSettings,
+    storage: Storage,
+    shards: ItemShards,
+    stored: ray.ObjectRef | None,
+) -> ray.ObjectRef:
+    """Return a reference to the filters evaluated on all items, and say what they leave out for everybody.
 
-    Raises:
-        DataError: there is none, so the candidates are incomplete or were never made.
+    stored: reference to the items of older candidates, when those are searched.
     """
-    key = f"{prefix}/{MANIFEST}"
-    if not storage.exists(key):
-        raise DataError(f"{storage.uri(prefix)} holds no complete candidates; run `rec-ray candidates VERSION` first")
-    manifest: dict[str, Any] = json.loads(storage.read_bytes(key))
-    return manifest
+    if not settings.changes_lists:
+        return ray.put(ItemFilters(shards.item_count))
+    now = data.split_times.as_of
+    filters, said = _item_filters.remote(data.catalogue_now, storage, settings, preprocessor, stored, now)
+    left_out, notes = ray.get(said)
+    for name, count in left_out.items():
+        LOGGER.info("candidates.filters.%s leaves out %s items for everybody", name, f"{count:,}")
+    unknown = set(settings.filters.seen_types) - set(preprocessor.event_types)
+    for note in [*notes, *([f"seen_types: there was no event of the type {listed(unknown)}"] if unknown else [])]:
+        LOGGER.warning("candidates.filters: %s", note)
+    return filters
 
 
-def _bundle(files: ray.ObjectRef) -> TwoTowerBundle:
-    def load() -> TwoTowerBundle:
-        # Tasks run side by side; threads inside a product would wait for each other.
-        torch.set_num_threads(1)
-        return TwoTowerBundle.from_files(ray.get(files))
-
-    return once_a_process(f"bundle {files.hex()}", load)
-
-
-@torch.inference_mode()
-def embed_items(batch: pa.Table, files: ray.ObjectRef) -> pa.Table:
-    """Return `item_index`, `item_id`, `embedding` and perhaps `as_history` for rows of `CATALOGUE`.
-
-    files: reference to the files of a bundle.
-    """
-    bundle = _bundle(files)
-    order = pa.array(np.arange(1, batch.num_rows + 1), pa.int32())
-    place = batch.schema.get_field_index("item_index")
-    catalogue = Catalogue.from_table(batch.set_column(place, "item_index", order), bundle.preprocessor.items.shape)
-    index = torch.arange(1, batch.num_rows + 1)
-    vectors = catalogue.embed(bundle.model, index)
-    columns = {EMBEDDING: vectors}
-    if bundle.model.item_tower.history_ids is not None:
-        columns[AS_HISTORY] = catalogue.as_history(bundle.model, index, vectors)
-    lists = {
-        name: lists_of(np.full(len(each), each.shape[1]), each.numpy().reshape(-1), pa.float32())
-        for name, each in columns.items()
-    }
-    return pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], **lists})
-
-
-@torch.inference_mode()
-def recommend_items(batch: pa.Table, files: ray.ObjectRef, items: ItemShards, k: int, exclude_seen: bool) -> pa.Table:
-    """Return `user_id`, `embedding`, `item_ids` and `scores` for rows of `TIMELINES`."""
-    timelines, vectors, exclude = _queries(batch, files, items, exclude_seen)
-    found, scores = items.search(vectors, k, exclude)
-    kept = found >= 0
-    lengths = kept.sum(axis=1)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    return pa.table(
-        {
-            USER_ID: timelines.user_ids,
-            EMBEDDING: lists_of(np.full(len(vectors), vectors.shape[1]), vectors.reshape(-1), pa.float32()),
-            ITEM_IDS: pa.ListArray.from_arrays(offsets, items.ids(found[kept])),
-            SCORES: lists_of(lengths, scores[kept], pa.float32()),
-        }
+@ray.remote(num_cpus=1, num_returns=2)
+def _item_filters(
+    catalogue: str,
+    storage: Storage,
+    settings: CandidateSettings,
+    preprocessor: Preprocessor,
+    stored: pa.Table | None,
+    now: datetime,
+) -> tuple[ItemFilters, tuple[dict[str, int], tuple[str, ...]]]:
+    """Evaluate the filters on all items; return them, how many items each rule leaves out, and what else to say."""
+    wanted = [*settings.item_fields, *([FIRST_SEEN] if settings.fresh_share else [])]
+    # The whole schema: `raw_columns` says what is missing better than Parquet does.
+    columns = [f"{RAW_ITEM}{name}" for name in wanted]
+    dataset = pyarrow.dataset.dataset(catalogue, filesystem=storage.filesystem)
+    there = [name for name in columns if name in dataset.schema.names]
+    table = dataset.to_table(columns=[ITEM_ID, "item_index", *there]).sort_by("item_index")
+    item_ids = table[ITEM_ID].combine_chunks() if stored is None else stored[ITEM_ID].combine_chunks()
+    place = index_of(item_ids, table[ITEM_ID].combine_chunks())
+    # Items of an older catalogue that are gone have no values.
+    rows = table.take(pa.array(place, pa.int32(), mask=place < 0))
+    filters = evaluate_item_filters(
+        settings.filters,
+        pa.table(raw_columns(rows, RAW_ITEM, wanted)),
+        item_ids,
+        now,
+        item_features=preprocessor.items.declarations,
+        user_features=preprocessor.users.declarations,
+        fresh_days=settings.fresh_days if settings.fresh_share else None,
     )
+    return filters, (dict(filters.left_out), tuple(filters.notes))
 
 
-@torch.inference_mode()
-def measure_recall(batch: pa.Table, files: ray.ObjectRef, items: ItemShards, k: int, exclude_seen: bool) -> pa.Table:
-    """Return a row a user: the share of the exact list that the approximate one holds."""
-    _, vectors, exclude = _queries(batch, files, items, exclude_seen)
-    approximate = items.search(vectors, k, exclude)[0]
-    return pa.table({"recall": recall_of(approximate, items.search(vectors, k, exclude, exactly=True)[0])})
+def _popularity(
+    data: TrainingData, shape: FeatureShape, settings: CandidateSettings, storage: Storage
+) -> ray.ObjectRef:
+    """Return a reference to what is popular, in each segment if users have one."""
+    if settings.segment is None:
+        return _overall_popularity.remote(data.catalogue_now, storage)
+    counted = ray.data.read_parquet(
+        data.timelines,
+        filesystem=storage.filesystem,
+    ).map_batches(
+        _count_block,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"shape": shape, "segment": settings.segment},
+    )
+    counts = counted.materialize().to_arrow_refs()
+    while len(counts) > 1:
+        counts = [_add_counts.remote(*counts[i : i + 8]) for i in range(0, len(counts), 8)]
+    return _overall_popularity.remote(data.catalogue_now, storage, *counts)
 
 
-def _queries(
-    batch: pa.Table, files: ray.ObjectRef, items: ItemShards, exclude_seen: bool
-) -> tuple[Timelines, NDArray[np.float32], Exclusions | None]:
-    """Return the users of a batch, their vectors [b, d] and what must not be in their lists."""
-    bundle = _bundle(files)
-    timelines = Timelines.from_table(batch, bundle.preprocessor.users.shape)
-    users = np.arange(len(timelines))
-    length = int(bundle.arguments["history_length"])
-    query = query_batch(timelines, users, split=EVERYTHING, query=NOW, history_length=length)
-    table, rows = items.history_rows(query.item_index)
-    vectors = embed_queries(bundle.model, dataclasses.replace(query, item_index=rows), table).numpy()
-    if not exclude_seen:
-        return timelines, vectors, None
-    seen, first = seen_items(timelines, users, EVERYTHING)
-    return timelines, vectors, Exclusions(seen - 1, first)
+def _count_block(batch: pa.Table, shape: FeatureShape, segment: str) -> pa.Table:
+    segments = raw_columns(batch, RAW_NOW, [segment])[segment]
+    return count_by_segment(Timelines.from_table(batch, shape), pc.cast(segments, pa.string()))
 
 
-class PartsSink(Datasink[Any]):
-    """Writes each block as one Parquet part in every folder, and knows afterwards which parts are complete.
+@ray.remote(num_cpus=1)
+def _add_counts(*parts: pa.Table) -> pa.Table:
+    return add_counts(*parts)
 
-    A task that is run again writes the same parts over; what a lost task left behind is in no list.
-    """
 
-    def __init__(self, storage: Storage, prefix: str, folders: dict[str, pa.Schema]) -> None:
-        """folders: folder below `prefix` -> the columns that its parts have."""
-        self.storage, self.prefix, self.folders = storage, prefix, folders
-        self.parts: dict[str, list[dict[str, Any]]] = {folder: [] for folder in folders}
-        self._lengths: dict[int, int] = {}
-
-    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
-        """Write the blocks of one task."""
-        parts: dict[str, list[dict[str, Any]]] = {folder: [] for folder in self.folders}
-        lengths: dict[int, int] = {}
-        for number, block in enumerate(blocks):
-            if block.num_rows == 0:
-                continue
-            for folder, schema in self.folders.items():
-                name = f"part-{ctx.task_idx:06d}-{number:03d}.parquet"
-                buffer = pa.BufferOutputStream()
-                table = block.select(schema.names).cast(schema)
-                # Row groups: whoever publishes reads a part from several places at once.
-                # Vectors hardly repeat and ids of a large catalogue fill a dictionary: plain, a third of the time.
-                pq.write_table(table, buffer, row_group_size=ROW_GROUP, use_dictionary=False)
-                data = buffer.getvalue().to_pybytes()
-                self.storage.write_checked(f"{self.prefix}/{folder}/{name}", data)
-                sha256 = hashlib.sha256(data).hexdigest()
-                parts[folder].append({"name": name, "rows": block.num_rows, "bytes": len(data), "sha256": sha256})
-            if ITEM_IDS in block.column_names:
-                found = np.diff(block[ITEM_IDS].combine_chunks().offsets.to_numpy())
-                for length, count in zip(*np.unique(found, return_counts=True), strict=True):
-                    lengths[int(length)] = lengths.get(int(length), 0) + int(count)
-        return {"parts": parts, "lengths": lengths}
-
-    def on_write_complete(self, write_result: Any) -> None:
-        """Collect what the tasks that succeeded have written."""
-        for written in write_result.write_returns:
-            for folder, parts in written["parts"].items():
-                self.parts[folder] += parts
-            for length, count in written["lengths"].items():
-                self._lengths[length] = self._lengths.get(length, 0) + count
-        for parts in self.parts.values():
-            parts.sort(key=lambda part: part["name"])
-
-    def short_lists(self, k: int) -> int:
-        """Return how many users got fewer than `k` items."""
-        return sum(count for length, count in self._lengths.items() if length < k)
+@ray.remote(num_cpus=1)
+def _overall_popularity(catalogue: str, storage: Storage, *counts: pa.Table) -> SegmentPopularity:
+    columns = ["item_index", "count"]
+    items = pq.read_table(catalogue, filesystem=storage.filesystem, columns=columns).sort_by("item_index")
+    return SegmentPopularity.of(items["count"].to_numpy(), *counts)

@@ -137,21 +137,33 @@ def evaluate(
 @app.command()
 def candidates(
     version: Version = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Only users with events since then: an ISO time, 36h, 7d, or last; an increment is stored."),
+    ] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Push what was computed, too.")] = False,
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute and store the recommendations of a stored version."""
+    """Compute and store the recommendations of a stored version, for all users or those with events since a time."""
     settings = settings_of(project, config, overrides)
-    from rec_ray.pipeline import run_candidates
+    from rec_ray.pipeline import run_candidates, run_increment
 
-    _print_report(aside(run_candidates, settings, version), as_json)
+    if since is None:
+        report = aside(run_candidates, settings, version, publish=publish)
+    else:
+        report = aside(run_increment, settings, version, since, publish=publish)
+    _print_report(report, as_json)
 
 
 @app.command()
 def publish(
     version: Version = None,
+    increment: Annotated[
+        str | None, typer.Option(help="Push only this increment of the live version; newest is the newest.")
+    ] = None,
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
@@ -161,7 +173,7 @@ def publish(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_publishing
 
-    _print_report(aside(run_publishing, settings, version), as_json)
+    _print_report(aside(run_publishing, settings, version, increment=increment), as_json)
 
 
 @app.command()

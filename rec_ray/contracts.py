@@ -1,7 +1,7 @@
 """The frozen objects that the steps hand each other, in the order of the line.
 
 Each is made by one step and read by later ones; none has logic beyond naming its parts. The module knows the shape of
-the hand-overs and imports nothing heavy at run time.
+the hand-overs and imports nothing heavier than Arrow at run time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 if TYPE_CHECKING:
+    import ray
     import ray.data
 
     from rec_ray.retrieval.bundle import TwoTowerBundle
@@ -56,11 +59,26 @@ class FeatureTables:
     interactions: `schema.INTERACTIONS` plus the user features as of each row. All rows of a user lie in one block,
         in the order of time; every user also has one query row (null `item_id`) for each instant of `split_times`.
     items: `item_id`, `as_of`, `first_seen` and the item features, one row an item for each of `test_start` and `as_of`.
+    raw_items, raw_users: the columns of both that travel on as they are, because filters read them.
     """
 
     interactions: ray.data.Dataset
     items: ray.data.Dataset
     split_times: SplitTimes
+    rows: RowCounts
+    raw_items: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    raw_users: pa.Schema = field(default_factory=lambda: pa.schema([]))
+
+
+@dataclass(frozen=True)
+class ActiveUsers:
+    """The users with an event since some time.
+
+    ids: reference to an Arrow array of their ids, each once. count: of them. rows: what became of all rows read.
+    """
+
+    ids: ray.ObjectRef
+    count: int
     rows: RowCounts
 
 
@@ -71,6 +89,7 @@ class TrainingData:
     timelines: folder, one row a user (`retrieval.timelines.TIMELINES`).
     catalogue: folder, one row an item (`retrieval.catalogue.CATALOGUE`), with features as of the test cut-off.
     catalogue_now: the same as of now.
+    Both and the timelines also hold the raw columns of the tables they were made from, see `schema.RAW_ITEM`.
     positives: events to learn from. rows: what became of the rows of the interactions.
     """
 

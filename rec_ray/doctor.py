@@ -22,12 +22,12 @@ import ray
 from feast import FeatureStore
 from feast.data_source import PushMode
 
-from rec_ray.candidates import RECOMMENDATION_FOLDER
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, FeatureStoreError, RecRayError, UnavailableError, listed
 from rec_ray.feast_store import find_service, portable_config, require_fields
 from rec_ray.feature_source import read_slice, slice_source
 from rec_ray.load_features import ITEMS, entity_sources, event_source
+from rec_ray.parts_sink import RECOMMENDATION_FOLDER
 from rec_ray.plan import plan_run
 from rec_ray.push_targets import PushTarget, push_frame, read_online
 from rec_ray.schema import INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from rec_ray.config import EvaluationSettings
+from rec_ray.config import CandidateSettings, EvaluationSettings
 from rec_ray.contracts import LIVE, MODEL, REFITTED, Evaluation, Example, LiveVersion, Segment, TrainingData
 from rec_ray.count_baselines import fit_baselines
 from rec_ray.logs import LOGGER
-from rec_ray.rank_targets import SHOWN_USERS, RankingPlan, rank_targets, read_sums
+from rec_ray.rank_targets import RECOMMENDED, SHOWN_USERS, ListFigures, RankingPlan, rank_targets, read_sums
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.ranking import LIST_LENGTH
 from rec_ray.retrieval.segment_sums import EVERYONE, SegmentSums
@@ -41,14 +41,16 @@ def evaluate_model(
     settings: EvaluationSettings,
     storage: Storage,
     *,
-    exclude_seen: bool,
+    candidates: CandidateSettings,
     live: LiveVersion | None = None,
     refitted: TwoTowerBundle | None = None,
 ) -> Evaluation:
     """Rank all items known before the test for every user with a held-out positive.
 
-    exclude_seen: leave items out of the ranking that the user interacted with before the test, as the recommendations
-        do; a held-out positive among them is no target then, and is counted.
+    candidates: with `exclude_seen`, items that the user interacted with before the test are left out of the ranking, as
+        the recommendations do; a held-out positive among them is no target then, and is counted. Where filters or other
+        options change the lists, the lists as recommended are judged beside the model, on the same targets, with what
+        the fields of items and users were at the test cut-off.
     live: the version to judge on the same users, if there is one; one whose events are those of other users is said
         and left out.
     refitted: the model refitted with the validation events, which the baselines count too: what refitting is worth.
@@ -59,12 +61,16 @@ def evaluate_model(
     def plan(name: str, own: TwoTowerBundle, catalogue: str, baselines: ray.ObjectRef | None) -> RankingPlan:
         files = ray.put(own.to_files())
         ks = tuple(settings.ks)
-        return RankingPlan(name, files, baselines, catalogue, storage, ks, counted.bounds, exclude_seen)
+        wanted = candidates if name == MODEL and candidates.changes_lists else None
+        now, exclude_seen = data.split_times.test_start, candidates.exclude_seen
+        return RankingPlan(name, files, baselines, catalogue, storage, ks, counted.bounds, exclude_seen, wanted, now)
 
     found = _Found(SegmentSums(settings.ks, counted.bounds, data.items))
     for row in _rank(timelines, plan(MODEL, bundle, data.catalogue, counted.baselines)):
         found.add(row)
     facts: dict[str, Any] = {**found.counts, **found.known, "periods": counted.periods}
+    if found.lists:
+        facts["lists"] = {method: own.means() for method, own in found.lists.items()}
     users = found.sums.users(MODEL)
     if not users:
         LOGGER.warning("no user has a held-out positive event: there are no metrics")
@@ -108,6 +114,7 @@ class _Found:
     known: dict[str, int] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    lists: dict[str, ListFigures] = field(default_factory=dict)
 
     def add(self, row: dict[str, Any]) -> None:
         self.sums.add_table(read_sums(row["sums"]))
@@ -115,6 +122,8 @@ class _Found:
         for name, count in said["counts"].items():
             self.counts[name] += count
         self.known = said["known"]
+        for method, figures in said["lists"].items():
+            self.lists.setdefault(method, ListFigures()).add(figures)
         for name, values in said["scores"].items():
             self.scores.setdefault(name, []).extend(values)
         for example in said["examples"]:
@@ -146,7 +155,8 @@ class _Found:
 def _summarise(found: _Found, facts: dict[str, Any], learned: Any) -> Evaluation:
     sums = found.sums
     # Beside the model comes what is live, then what only counts.
-    methods = sorted(sums.methods(), key=lambda name: (name != MODEL, name != REFITTED, name != LIVE))
+    first = [MODEL, RECOMMENDED, REFITTED, LIVE]
+    methods = sorted(sums.methods(), key=lambda name: first.index(name) if name in first else len(first))
     everyone = {method: sums.sums[method, EVERYONE] for method in methods}
     metrics = {method: own.means() for method, own in everyone.items()}
     for method in methods:

@@ -63,6 +63,13 @@ def as_events(table: pa.Table, first_row: int, as_of: datetime) -> pa.Table:
     return events.filter(fates(events, as_of) == "kept")
 
 
+def active_users(table: pa.Table, as_of: datetime, since: datetime) -> pa.Array:
+    """Return the ids of the users with a usable event from `since` up to `as_of` in a slice, each once."""
+    events = as_events(table, 0, as_of)
+    late = events.filter(pc.greater_equal(events[EVENT_TIMESTAMP], pa.scalar(since, TIMESTAMP)))
+    return whole(pc.unique(late[USER_ID]))
+
+
 def fates(table: pa.Table, as_of: datetime) -> npt.NDArray[np.str_]:
     """Return for each row `kept` or the name of the counter in `RowCounts` that it falls under, as [n] strings."""
     late = pc.fill_null(pc.greater(table[EVENT_TIMESTAMP], pa.scalar(as_of, TIMESTAMP)), False)

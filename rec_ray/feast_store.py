@@ -7,8 +7,9 @@ row for each row and in the same order. It knows neither which features mean wha
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,26 @@ def require_fields(service: FeatureService, wanted: Iterable[str], key: str, tak
             f"feature {listed(clashing)} of service {service.name!r} has a name that rec_ray uses itself; rename it in "
             "the feature view (field_mapping of its source) or leave it undeclared"
         )
+
+
+def raw_fields(service: FeatureService, wanted: Mapping[str, str], taken: Sequence[str]) -> pa.Schema:
+    """Return the wanted fields of a service with their types.
+
+    wanted: field -> the setting that names it. taken: columns that no field may be called like.
+
+    Raises:
+        ConfigError: the service has no such field, or it has the name of another column.
+    """
+    features = [feature for projection in service.feature_view_projections for feature in projection.features]
+    kinds = {feature.name: from_feast_to_pyarrow_type(feature.dtype) for feature in features}
+    for name, setting in wanted.items():
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {listed(kinds, 30)}"
+            raise ConfigError(f"{setting} names the field {name!r}, which service {service.name!r} has not; {hint}")
+        if name in taken:
+            raise ConfigError(f"{setting}: rec_ray uses the name {name!r} itself; rename the field in its feature view")
+    return pa.schema([(name, kinds[name]) for name in wanted])
 
 
 def views_of(store: FeatureStore, service: FeatureService) -> list[FeatureView]:

@@ -118,6 +118,15 @@ class ItemShards:
                 vectors[begin:stop] = ray.get(ref).history[used[begin:stop] - start]
         return torch.from_numpy(vectors), torch.from_numpy(places[1:].reshape(item_index.shape))
 
+    def vectors(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the vectors [m, d] of items at catalogue indices [m], 0 on."""
+        found = np.empty((len(indices), self.embedding_size), np.float32)
+        for ref, start, end in self._ranges():
+            inside = np.flatnonzero((indices >= start) & (indices < end))
+            if len(inside):
+                found[inside] = ray.get(ref).matrix[indices[inside] - start + 1]
+        return found
+
     def ids(self, indices: NDArray[np.int64]) -> pa.Array:
         """Return the ids of items at catalogue indices [m], 0 on."""
         parts, order = [], []

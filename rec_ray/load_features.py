@@ -2,7 +2,7 @@
 
 A Feast store and the names in the settings come in, two streaming Ray Datasets come out; Feast does each point-in-time
 join and Ray spreads the joins over blocks (rows in = rows out is asserted at each). It knows nothing of encoding,
-models or what the events are used for, beyond the instants at which the features of users are wanted.
+models or what events and fields are used for, beyond the instants at which the features of users are wanted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import ray
 import ray.data
 from feast import FeatureService, FeatureStore, RepoConfig
 
-from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings, SideTableSettings
-from rec_ray.contracts import FeatureTables, RowCounts, SplitTimes
+from rec_ray.config import CandidateSettings, EvaluationSettings, FeastSettings, FeatureSettings, SideTableSettings
+from rec_ray.contracts import ActiveUsers, FeatureTables, RowCounts, SplitTimes
 from rec_ray.errors import ConfigError, EmptyDataError, SchemaError, listed
 from rec_ray.event_rows import (
     EventSurvey,
+    active_users,
     as_events,
     as_query_markers,
     as_sign_ups,
@@ -34,9 +35,10 @@ from rec_ray.event_rows import (
     whole,
     with_query_rows,
 )
-from rec_ray.feast_store import find_service, point_in_time, portable_config, require_fields, views_of
+from rec_ray.feast_store import find_service, point_in_time, portable_config, raw_fields, require_fields, views_of
 from rec_ray.feature_source import FeatureSource, SourceSlice, read_slice, slice_source
 from rec_ray.logs import LOGGER
+from rec_ray.retrieval.filters import try_filters
 from rec_ray.schema import (
     AS_OF,
     EVENT_TIMESTAMP,
@@ -64,13 +66,17 @@ def load_features(
     evaluation: EvaluationSettings,
     as_of: datetime,
     side_tables: SideTableSettings | None = None,
+    *,
+    candidates: CandidateSettings | None = None,
+    active: ActiveUsers | None = None,
 ) -> FeatureTables:
     """Read all events, users and items that Feast knows up to `as_of`, with their features point in time.
 
-    side_tables: tables of the shop whose rows are added: users that signed up, and events.
+    side_tables: tables of the shop whose rows are added: users that signed up, and events. candidates: the fields that
+    its filters name are read, too. active: only these users are read, and nothing is held out.
 
     Raises:
-        ConfigError: a feature service does not exist.
+        ConfigError: a feature service does not exist, or a filter names a field that there is not.
         SchemaError: a service lacks a declared feature, or a source lacks a column or has it with a wrong type.
         DataError: a file is damaged.
         EmptyDataError: no usable event, or no item, is there.
@@ -82,27 +88,29 @@ def load_features(
     require_fields(user_service, features.user, feast.user_key, INTERACTIONS.names)
     item_fields = set(features.item) | ({features.item_name} if features.item_name else set())
     require_fields(item_service, item_fields, feast.item_key, ITEMS.names)
+    candidates = candidates or CandidateSettings()
+    raw_items = raw_fields(item_service, candidates.item_fields, ITEMS.names)
+    raw_users = raw_fields(user_service, candidates.user_fields, INTERACTIONS.names)
+    try_filters(candidates.filters, raw_items, raw_users, features.item, features.user)
+    item_fields |= set(raw_items.names)
+    raw_items = raw_items.append(ITEMS.field(FIRST_SEEN)) if candidates.fresh_share else raw_items
 
     config = portable_config(store)
     events = event_source(store, interaction_service, feast, features)
     event_slices = slice_source(store, events, feast.join_rows)
     side = find_side_tables(side_tables or SideTableSettings(), features)
-    surveys = ray.get([_survey_slice.remote(config, part, as_of) for part in event_slices])
-    if side.interactions:
-        surveys += ray.get(_survey_side_table.remote(side.interactions, as_of))
-    rows = count_rows(surveys)
-    _say(rows, event_slices)
-    if not rows.kept:
-        raise EmptyDataError(f"no usable interaction among {rows.read:,} rows; check keys and timestamps of the source")
-    times = split_times(surveys, evaluation, as_of)
+    if active is not None:
+        rows, times = active.rows, SplitTimes(as_of, as_of, as_of)
+    else:
+        surveys = ray.get([_survey_slice.remote(config, part, as_of) for part in event_slices])
+        if side.interactions:
+            surveys += ray.get(_survey_side_table.remote(side.interactions, as_of))
+        rows = _counted(surveys, event_slices)
+        times = split_times(surveys, evaluation, as_of)
 
-    event_rows = _read(config, event_slices, functools.partial(as_events, as_of=as_of))
-    user_slices = [
-        part
-        for source in entity_sources(store, user_service, USER_ID, feast.user_key)
-        for part in slice_source(store, source, feast.join_rows)
-    ]
-    parts = [event_rows]
+    parts = [_read(config, event_slices, functools.partial(as_events, as_of=as_of))]
+    users = entity_sources(store, user_service, USER_ID, feast.user_key) if active is None else []
+    user_slices = [part for source in users for part in slice_source(store, source, feast.join_rows)]
     if user_slices:
         parts.append(_read(config, user_slices, as_query_markers))
     if side.interactions:
@@ -110,8 +118,12 @@ def load_features(
     if side.users:
         parts = [part.map_batches(_without_sign_up, batch_size=None, batch_format="pyarrow") for part in parts]
         parts.append(_read_side_table(side.users, lambda chunk, _: as_sign_ups(chunk, as_of)))
-    everything = parts[0].union(*parts[1:]) if parts[1:] else event_rows
-    partitions = -(-rows.kept // feast.join_rows)
+    if active is not None:
+        of_active = {"fn_kwargs": {"users": active.ids}, "batch_size": None, "batch_format": "pyarrow"}
+        parts = [part.map_batches(_of_users, **of_active).materialize() for part in parts]
+    everything = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
+    held = rows.kept if active is None else sum(part.count() for part in parts)
+    partitions = max(1, -(-held // feast.join_rows))
     # All rows of a user in one block: one block needs no hashing, and hashing costs seconds to start.
     grouped = everything.repartition(partitions, keys=[USER_ID]) if partitions > 1 else everything.repartition(1)
     interactions = grouped.map_batches(
@@ -122,13 +134,37 @@ def load_features(
             "config": config,
             "service": feast.user_service,
             "user_key": feast.user_key,
-            "fields": list(features.user),
+            "fields": list(dict.fromkeys([*features.user, *raw_users.names])),
             "instants": [times.validation_start, times.test_start, times.as_of],
             "join_rows": feast.join_rows,
         },
     )
     items = _load_items(store, config, item_service, sorted(item_fields), feast, times)
-    return FeatureTables(interactions, items, times, rows)
+    return FeatureTables(interactions, items, times, rows, raw_items, raw_users)
+
+
+def find_active_users(
+    store: FeatureStore,
+    feast: FeastSettings,
+    features: FeatureSettings,
+    as_of: datetime,
+    since: datetime,
+    side_tables: SideTableSettings | None = None,
+) -> ActiveUsers:
+    """Find the users with a usable event from `since` on, up to `as_of`.
+
+    Raises:
+        As `load_features`, for what concerns events.
+    """
+    service, config = find_service(store, feast.interaction_service), portable_config(store)
+    slices = slice_source(store, event_source(store, service, feast, features), feast.join_rows)
+    side = find_side_tables(side_tables or SideTableSettings(), features)
+    found = [_active_in_slice.remote(config, part, as_of, since) for part in slices]
+    if side.interactions:
+        found.append(_active_in_side_table.remote(side.interactions, as_of, since))
+    ids, count = _distinct_ids.remote(*(ids for ids, _ in found))
+    surveys = [survey for part in ray.get([surveys for _, surveys in found]) for survey in part]
+    return ActiveUsers(ids, ray.get(count), _counted(surveys, slices))
 
 
 def event_source(
@@ -205,6 +241,31 @@ def _without_sign_up(rows: pa.Table) -> pa.Table:
     return rows.append_column(SIGN_UP, pa.nulls(rows.num_rows, pa.string()))
 
 
+def _of_users(block: pa.Table, users: ray.ObjectRef) -> pa.Table:
+    return block.filter(pc.is_in(block[USER_ID], value_set=ray.get(users))) if block.num_rows else block
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def _active_in_slice(
+    config: RepoConfig, part: SourceSlice, as_of: datetime, since: datetime
+) -> tuple[pa.Array, list[EventSurvey]]:
+    table = read_slice(config, part)
+    return active_users(table, as_of, since), [survey_events(table, as_of)]
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def _active_in_side_table(table: SideTable, as_of: datetime, since: datetime) -> tuple[pa.Array, list[EventSurvey]]:
+    chunks = [(active_users(chunk, as_of, since), survey_events(chunk, as_of)) for chunk in read_chunks(table)]
+    ids = pa.chunked_array([ids for ids, _ in chunks], pa.string())
+    return whole(pc.unique(ids)), [survey for _, survey in chunks]
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def _distinct_ids(*parts: pa.Array) -> tuple[pa.Array, int]:
+    ids = whole(pc.unique(pa.chunked_array(list(parts), pa.string())))
+    return ids, len(ids)
+
+
 @ray.remote(num_cpus=1)
 def _survey_side_table(table: SideTable, as_of: datetime) -> list[EventSurvey]:
     return [survey_events(chunk, as_of) for chunk in read_chunks(table)]
@@ -215,14 +276,18 @@ def _survey_slice(config: RepoConfig, part: SourceSlice, as_of: datetime) -> Eve
     return survey_events(read_slice(config, part), as_of)
 
 
-def _say(rows: RowCounts, slices: Sequence[SourceSlice]) -> None:
-    """Log each decision about events, with its count."""
+def _counted(surveys: Sequence[EventSurvey], slices: Sequence[SourceSlice]) -> RowCounts:
+    """Return what becomes of all rows, log each decision about events with its count, and refuse what is empty."""
+    rows = count_rows(surveys)
     lost = {"null keys": rows.null_keys, "null timestamps": rows.null_timestamps, "a time to come": rows.in_the_future}
     if rows.read > rows.kept:
         said = ", ".join(f"{count:,} with {name}" for name, count in lost.items() if count)
         LOGGER.warning("of %s interactions %s are left out: %s", f"{rows.read:,}", f"{rows.read - rows.kept:,}", said)
     if any(part.naive_time for part in slices):
         LOGGER.info("interactions: timestamps without a zone are taken as UTC")
+    if not rows.kept:
+        raise EmptyDataError(f"no usable interaction among {rows.read:,} rows; check keys and timestamps of the source")
+    return rows
 
 
 def _join_users(

@@ -12,9 +12,12 @@ import functools
 import importlib.metadata
 from typing import Any
 
+import pyarrow as pa
+
 from rec_ray.candidates import generate_candidates
 from rec_ray.config import FeatureSettings, Settings, deciding_settings, hash_settings, redacted
 from rec_ray.contracts import (
+    ActiveUsers,
     Candidates,
     Evaluation,
     FeatureTables,
@@ -29,10 +32,11 @@ from rec_ray.errors import DataError, GateError
 from rec_ray.evaluate import evaluate_model
 from rec_ray.feast_store import read_items
 from rec_ray.gate import check_gate, find_reasons
+from rec_ray.increments import begin_increment, find_active, increments_folder
 from rec_ray.load_features import load_features
 from rec_ray.logs import LOGGER, step
 from rec_ray.model_store import candidates_folder, find_model, load_model, model_folder, save_model
-from rec_ray.publication import Pruned, prune_versions, publish_version, roll_back
+from rec_ray.publication import Pruned, prune_versions, publish_increment, publish_version, roll_back
 from rec_ray.retrieval.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.run_ledger import RunLedger, open_run
 from rec_ray.run_metrics import EpochMetrics
@@ -94,21 +98,51 @@ def run_evaluation(settings: Settings, version: str) -> RunReport:
         return report_run(world, "evaluate", find_model(version, world.storage), evaluation, count_data(data))
 
 
-def run_candidates(settings: Settings, version: str | None = None) -> RunReport:
-    """Compute and store the candidates of a version (default: the newest stored) from what Feast holds now."""
+def run_candidates(settings: Settings, version: str | None = None, *, publish: bool = False) -> RunReport:
+    """Compute and store the candidates of a version (default: the newest stored) from what Feast holds now.
+
+    publish: push them, too, and make the version live.
+    """
     with open_world(settings) as world:
         version = version or newest_version(world.storage)
         bundle = load_model(version, world.storage)
         data = _encode(world, bundle)
         counts = count_data(data) | count_candidates(_recommend(world, data, bundle, version))
+        counts |= count_update(publish_version(world, version)) if publish else {}
         return report_run(world, "candidates", find_model(version, world.storage), None, counts)
 
 
-def run_publishing(settings: Settings, version: str | None = None) -> RunReport:
-    """Push the stored candidates of a version (default: the newest stored) to Feast and make it live."""
+def run_increment(settings: Settings, version: str | None, since: str, *, publish: bool = False) -> RunReport:
+    """Compute the lists of users with events since some time anew, with the model and the items of a version.
+
+    version: default: the live one. since: see `increments.start_of_increment`. publish: push them, too; the version
+    must be the live one, and stays it.
+    """
     with open_world(settings) as world:
-        version = version or newest_version(world.storage)
-        counts = count_update(publish_version(world, version))
+        version = version or world.database.live() or newest_version(world.storage)
+        bundle = load_model(version, world.storage)
+        increment = begin_increment(world, version, since)
+        active = find_active(world, increment.since)
+        counts = {"users with events since": active.count}
+        if active.count:
+            data = _encode(world, bundle, active=active, item_ids=increment.item_ids)
+            counts |= count_data(data) | count_candidates(_recommend(world, data, bundle, version, increment.name))
+            counts |= count_update(publish_increment(world, version, increment.name)) if publish else {}
+        return report_run(world, "candidates", find_model(version, world.storage), None, counts)
+
+
+def run_publishing(settings: Settings, version: str | None = None, *, increment: str | None = None) -> RunReport:
+    """Push the stored candidates of a version (default: the newest stored) to Feast and make it live.
+
+    increment: name of an increment, or `newest`: only that is pushed, of the live version, which stays the live one.
+    """
+    with open_world(settings) as world:
+        if increment is not None:
+            version = version or world.database.live() or newest_version(world.storage)
+            counts = count_update(publish_increment(world, version, increment))
+        else:
+            version = version or newest_version(world.storage)
+            counts = count_update(publish_version(world, version))
         return report_run(world, "publish", find_model(version, world.storage), None, counts)
 
 
@@ -250,7 +284,7 @@ def _live_bundle(world: World) -> TwoTowerBundle | None:
     return None if live is None else load_model(live, world.storage)
 
 
-def _load(world: World, text_encoder: str) -> tuple[FeatureTables, FeatureSettings]:
+def _load(world: World, text_encoder: str, active: ActiveUsers | None = None) -> tuple[FeatureTables, FeatureSettings]:
     """Return what Feast holds, and the features by which it is read: a text encoder changes both."""
     settings = world.settings
     with step("load_features", world.seconds) as log:
@@ -261,6 +295,8 @@ def _load(world: World, text_encoder: str) -> tuple[FeatureTables, FeatureSettin
             settings.evaluation,
             as_of=world.as_of,
             side_tables=settings.side_tables,
+            candidates=settings.candidates,
+            active=active,
         )
         log.add(rows=tables.rows.kept, read=tables.rows.read)
     if text_encoder == HASHING:
@@ -271,10 +307,17 @@ def _load(world: World, text_encoder: str) -> tuple[FeatureTables, FeatureSettin
     return text.tables, text.features
 
 
-def _encode(world: World, bundle: TwoTowerBundle, folder: str = "data") -> TrainingData:
+def _encode(
+    world: World,
+    bundle: TwoTowerBundle,
+    folder: str = "data",
+    *,
+    active: ActiveUsers | None = None,
+    item_ids: pa.Array | None = None,
+) -> TrainingData:
     """Encode what Feast holds for a stored model, below the prefix of the run."""
     settings = world.settings
-    tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING))
+    tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING), active)
     with step("training_data", world.seconds) as log:
         data = encode_tables(
             tables,
@@ -283,6 +326,7 @@ def _encode(world: World, bundle: TwoTowerBundle, folder: str = "data") -> Train
             settings.evaluation.split,
             world.storage,
             f"{world.prefix}/{folder}",
+            item_ids=item_ids,
         )
         log.add(users=data.users, items=data.items, events=data.events)
     return data
@@ -299,7 +343,7 @@ def _evaluate(
             bundle,
             settings.evaluation,
             world.storage,
-            exclude_seen=settings.candidates.exclude_seen,
+            candidates=settings.candidates,
             live=live,
             refitted=refitted,
         )
@@ -350,8 +394,13 @@ def _write_report(
     return page
 
 
-def _recommend(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str) -> Candidates:
+def _recommend(
+    world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, increment: str | None = None
+) -> Candidates:
     settings = world.settings
+    if increment is None:
+        # They are older than what comes now.
+        world.storage.delete_prefix(increments_folder(version))
     with step("candidates", world.seconds, version=version) as log:
         candidates = generate_candidates(
             data,
@@ -359,7 +408,8 @@ def _recommend(world: World, data: TrainingData, bundle: TwoTowerBundle, version
             settings.candidates,
             world.storage,
             version=version,
-            prefix=candidates_folder(version),
+            prefix=f"{increments_folder(version)}/{increment}" if increment else candidates_folder(version),
+            items_of=candidates_folder(version) if increment else None,
         )
         log.add(users=candidates.users, items=candidates.items, k=candidates.k, **candidates.facts)
     return candidates

@@ -6,18 +6,20 @@ An open world and a version come in; afterwards the feature store holds that ver
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
 from rec_ray.candidate_parts import StoredCandidates
-from rec_ray.candidates import read_manifest
 from rec_ray.contracts import UpdateReport
 from rec_ray.errors import ConfigError, DataError, listed
+from rec_ray.increments import PUBLISHED, find_increment, increments_folder, published_increments
 from rec_ray.logs import LOGGER, step
 from rec_ray.model_store import candidates_folder, find_model, read_metadata, remove_version, stored_versions
 from rec_ray.model_version import VersionDatabase, VersionRow
+from rec_ray.parts_sink import read_manifest
 from rec_ray.publishing_lock import PublishingLock
 from rec_ray.storage import Storage
 from rec_ray.update_features import update_feature_store
@@ -61,6 +63,34 @@ def publish_version(world: World, version: str) -> UpdateReport:
             data_to=_instant(metadata.get("data_to")),
         )
         database.publish(row, lock)
+    return report
+
+
+def publish_increment(world: World, version: str, name: str) -> UpdateReport:
+    """Push an increment of the live version, which stays the live one; `model_version` is only read. name: or `newest`.
+
+    Raises:
+        DataError: there is no such increment, a newer one was published, or another version is live.
+        LockedError, PartlyPublishedError: as `publish_version`.
+    """
+    storage, database = world.storage, world.database
+    name = find_increment(storage, increments_folder(version), name)
+    prefix = f"{increments_folder(version)}/{name}"
+    increment = StoredCandidates(prefix, read_manifest(storage, prefix))
+    with step("update_features", world.seconds, version=version, increment=name) as log, _lock(world) as lock:
+        live = database.live()
+        if live != version:
+            raise DataError(f"increment {name} is of version {version}, but version {live} is live: nothing was pushed")
+        report = update_feature_store(
+            world.store,
+            storage,
+            increment,
+            world.settings.publish,
+            published_at=database.begin_push(version, lock),
+            check=lock.check,
+        )
+        storage.write_bytes(f"{prefix}/{PUBLISHED}", json.dumps(report.rows).encode())
+        log.add(**report.rows)
     return report
 
 
@@ -138,6 +168,9 @@ def _known_before(database: VersionDatabase, storage: Storage) -> Sequence[Store
     for version in database.pushed_since_live():
         try:
             found.append(_stored_candidates(version, storage))
+            increments = increments_folder(version)
+            for name in published_increments(storage, increments):
+                found.append(StoredCandidates(f"{increments}/{name}", read_manifest(storage, f"{increments}/{name}")))
         except DataError as error:
             LOGGER.warning("version %s: %s; who left since then stays in the feature store", version, error)
     return found

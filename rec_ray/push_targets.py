@@ -20,16 +20,18 @@ from feast.types import from_feast_to_pyarrow_type
 
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
 from rec_ray.logs import LOGGER
-from rec_ray.schema import EMBEDDING, ITEM_IDS, MODEL_VERSION, SCORES
+from rec_ray.schema import EMBEDDING, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES
 
 FIELD_NAMES: Mapping[str, Sequence[str]] = {
     EMBEDDING: (EMBEDDING,),
     ITEM_IDS: ("top_k_item_ids", ITEM_IDS),
     SCORES: ("top_k_scores", SCORES),
+    SIMILAR_IDS: (SIMILAR_IDS,),
+    SIMILAR_SCORES: (SIMILAR_SCORES,),
     MODEL_VERSION: (MODEL_VERSION,),
 }
 """What a candidate column may be called in a feature view, the usual name first."""
-REQUIRED = (EMBEDDING, ITEM_IDS)
+REQUIRED = (EMBEDDING, ITEM_IDS, SIMILAR_IDS)
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ def tombstone_frame(
         EMBEDDING: nothing,
         ITEM_IDS: pa.array([[]] * n, pa.list_(pa.string())),
         SCORES: pa.array([[]] * n, pa.list_(pa.float32())),
+        SIMILAR_IDS: pa.array([[]] * n, pa.list_(pa.string())),
+        SIMILAR_SCORES: pa.array([[]] * n, pa.list_(pa.float32())),
         MODEL_VERSION: pa.array([version] * n, pa.string()),
     }
     columns = {target.key: ids} | {field: values[column] for column, field in target.fields.items()}

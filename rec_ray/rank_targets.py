@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
+from rec_ray.config import CandidateSettings
 from rec_ray.process_cache import once_a_process
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue
@@ -25,11 +28,13 @@ from rec_ray.retrieval.learning import take_ragged
 from rec_ray.retrieval.metrics import bootstrap_weights
 from rec_ray.retrieval.questions import Questions, ask, users_with_targets
 from rec_ray.retrieval.ranking import CountingMethod, Method, Ranking, TowerMethod
+from rec_ray.retrieval.recommended import AsRecommended
 from rec_ray.retrieval.segment_sums import SegmentSums
 from rec_ray.retrieval.segments import segment_users
 from rec_ray.retrieval.timelines import Timelines
 from rec_ray.storage import Storage
 
+RECOMMENDED = "model_as_recommended"
 CELLS = 20_000_000
 """Scores of baselines, users times items, that live at one time in a process."""
 SHOWN_USERS, SHOWN_EVENTS, SHOWN_SCORES = 5, 12, 256
@@ -46,7 +51,8 @@ class RankingPlan:
     """What a ranking task needs beside its users.
 
     files: reference to the files of a bundle. baselines: reference to counted baselines by name, or None.
-    catalogue: folder of the catalogue as of the test, encoded for this bundle. bounds: of activity.
+    catalogue: folder of the catalogue as of the test, encoded for this bundle. bounds: of activity. candidates, now:
+    how lists are made and the test cut-off, where the lists as recommended are to be judged too.
     """
 
     name: str
@@ -57,6 +63,30 @@ class RankingPlan:
     ks: tuple[int, ...]
     bounds: tuple[int, int, int]
     exclude_seen: bool
+    candidates: CandidateSettings | None = None
+    now: datetime | None = None
+
+
+@dataclass
+class ListFigures:
+    """Sums over users of figures of their first items: figure -> (sum, users that have one)."""
+
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def add(self, sums: Mapping[str, Sequence[float]]) -> None:
+        """Add the sums of other users."""
+        for name, (total, users) in sums.items():
+            before = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (before[0] + float(total), before[1] + int(users))
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each figure."""
+        return {name: total / users for name, (total, users) in self.sums.items() if users}
+
+
+def sums_of(values: Mapping[str, Array]) -> dict[str, tuple[float, int]]:
+    """Return sums and numbers of users of figures by name, [q] each, NaN where a user has none."""
+    return {name: (float(np.nansum(own)), int(np.count_nonzero(~np.isnan(own)))) for name, own in values.items()}
 
 
 def rank_targets(batch: pa.Table, plan: RankingPlan) -> pa.Table:
@@ -78,6 +108,9 @@ class TargetRanker:
         if plan.baselines is not None:
             counted = ray.get(plan.baselines)
             self.methods |= {name: CountingMethod(one, self.catalogue) for name, one in counted.items()}
+        self.recommended: AsRecommended | None = None
+        if plan.candidates is not None and plan.now is not None:
+            self.recommended = AsRecommended.of(table, self.catalogue, bundle, plan.candidates, plan.now)
 
     def rank(self, batch: pa.Table) -> pa.Table:
         """Return one row of `RANKED` for rows of `TIMELINES`."""
@@ -86,6 +119,7 @@ class TargetRanker:
         sums = SegmentSums(self.plan.ks, self.plan.bounds, len(self.catalogue))
         counts = {"targets": 0, "seen_targets": 0, "unknown_targets": 0}
         said: dict[str, Any] = {"examples": [], "scores": {"recommended": [], "taken": [], "random": []}}
+        figures: dict[str, ListFigures] = {}
         step = max(1, CELLS // (len(self.catalogue) + 1))
         for start in range(0, len(users), step):
             questions, held_out = ask(
@@ -100,12 +134,24 @@ class TargetRanker:
             for name, method in self.methods.items():
                 ranking = method.rank(questions)
                 sums.add(name, draws, questions, ranking, self.catalogue)
+                self._measure(figures, name, ranking)
                 if name == self.plan.name:
+                    if self.recommended is not None:
+                        ranking_then = self.recommended.rank(questions, batch)
+                        sums.add(RECOMMENDED, draws, questions, ranking_then, self.catalogue)
+                        self._measure(figures, RECOMMENDED, ranking_then)
                     said["examples"] += self._examples(questions, ranking, numbers)
                     _sample_scores(questions, ranking, said["scores"])
         known = {"known_items": int(self.catalogue.known.sum())}
-        text = json.dumps({"counts": counts, "known": known, **said})
+        lists = {name: own.sums for name, own in figures.items()}
+        text = json.dumps({"counts": counts, "known": known, "lists": lists, **said})
         return pa.table([pa.array([_to_bytes(sums.to_table())], pa.binary()), pa.array([text])], schema=RANKED)
+
+    def _measure(self, figures: dict[str, ListFigures], name: str, ranking: Ranking) -> None:
+        """Add how unlike the items of lists are, and how many are new, where lists are made by more than scores."""
+        if self.recommended is not None:
+            values = self.recommended.figures(ranking.lists)
+            figures.setdefault(name, ListFigures()).add(sums_of(values))
 
     def _examples(self, questions: Questions, ranking: Ranking, numbers: Array) -> list[dict[str, Any]]:
         """Return the users of each segment with the smallest numbers: whatever the blocks, the same in the end."""

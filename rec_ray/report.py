@@ -20,7 +20,14 @@ from rec_ray.verdict import name_method, verdict
 SHOWN, SHOWN_WHERE_WIDE = ("recall@10", "ndcg@10", "mrr"), ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
 WIDE = 120
 """Columns of a terminal from which more is shown."""
-HEADINGS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "coverage": "Coverage"}
+HEADINGS = {
+    "recall": "Recall",
+    "ndcg": "NDCG",
+    "mrr": "MRR",
+    "coverage": "Coverage",
+    "diversity": "diversity",
+    "fresh": "new",
+}
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
@@ -53,6 +60,9 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     console.print(table)
     for sentence in verdict(vars(evaluation)):
         console.print(sentence, markup=False, highlight=False)
+    for method, figures in evaluation.facts.get("lists", {}).items():
+        said = ", ".join(f"{_heading(name)} {value:.3f}" for name, value in figures.items())
+        console.print(f"Lists of {name_method(method)}: {said}.", markup=False, highlight=False)
     left_out = {"seen_targets": "the user had already seen", "unknown_targets": "of items not known before the test"}
     for name, what in left_out.items():
         if evaluation.facts.get(name):

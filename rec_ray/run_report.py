@@ -47,7 +47,12 @@ def count_data(data: TrainingData) -> dict[str, int]:
 
 def count_candidates(candidates: Candidates) -> dict[str, int]:
     """Return what was embedded and recommended."""
-    return {"users with recommendations": candidates.users, "items embedded": candidates.items}
+    counts = {"users with recommendations": candidates.users, "items embedded": candidates.items}
+    said = {
+        "popularity_lists": "users of whom nothing is known: popularity",
+        "users_without_items": "users for whom the filters leave nothing",
+    }
+    return counts | {what: candidates.facts[name] for name, what in said.items() if candidates.facts.get(name)}
 
 
 def count_update(update: UpdateReport) -> dict[str, int]:

@@ -26,6 +26,12 @@ EMBEDDING = "embedding"
 ITEM_IDS = "item_ids"
 SCORES = "scores"
 MODEL_VERSION = "model_version"
+METHOD = "method"
+EMPTIED_BY = "emptied_by"
+SIMILAR_IDS = "similar_item_ids"
+SIMILAR_SCORES = "similar_scores"
+RAW_ITEM, RAW_NOW, RAW_TEST = "raw_", "raw_now_", "raw_test_"
+"""Beginnings of the columns with raw fields that filters read: of an item, of a user as of now and as of the test."""
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
@@ -89,6 +95,15 @@ RECOMMENDATIONS = pa.schema(
         pa.field(USER_ID, pa.string(), nullable=False),
         pa.field(ITEM_IDS, pa.list_(pa.string()), nullable=False),
         pa.field(SCORES, pa.list_(pa.float32()), nullable=False),
+        pa.field(METHOD, pa.string(), nullable=False),
+    ]
+)
+"""method: `model`, or `popularity` for a user of whom nothing is known."""
+SIMILAR_ITEMS = pa.schema(
+    [
+        pa.field(ITEM_ID, pa.string(), nullable=False),
+        pa.field(SIMILAR_IDS, pa.list_(pa.string()), nullable=False),
+        pa.field(SIMILAR_SCORES, pa.list_(pa.float32()), nullable=False),
     ]
 )
 

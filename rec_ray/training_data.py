@@ -1,8 +1,8 @@
 """`FeatureTables` into `TrainingData`: what must be known before encoding is fitted, then timelines are written once.
 
 Blocks that hold all rows of their users come in; encoded timelines and two encoded catalogues (as of the test cut-off,
-and as of now) are left as Parquet under the prefix of the run. It fits on training events only, knows nothing of Feast,
-and never holds a table of all events in one process.
+and as of now) are left as Parquet under the prefix of the run, with the raw fields that filters read. It fits on
+training events only, knows nothing of Feast, and never holds a table of all events in one process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,17 @@ from rec_ray.retrieval.encoding import Labelling, encode_timelines, label_events
 from rec_ray.retrieval.feature_columns import index_of
 from rec_ray.retrieval.preprocessing import FeatureStatistics, Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.timelines import TIMELINES
-from rec_ray.schema import AS_OF, FIRST_SEEN, INTERACTIONS, ITEM_ID, TIMESTAMP, require_columns
+from rec_ray.schema import (
+    AS_OF,
+    FIRST_SEEN,
+    INTERACTIONS,
+    ITEM_ID,
+    RAW_ITEM,
+    RAW_NOW,
+    RAW_TEST,
+    TIMESTAMP,
+    require_columns,
+)
 from rec_ray.storage import Storage
 
 TIMELINES_FOLDER, CATALOGUE_FOLDER, CATALOGUE_NOW_FOLDER = "timelines", "catalogue", "catalogue_now"
@@ -104,15 +114,24 @@ def encode_tables(
     split: str,
     storage: Storage,
     prefix: str,
+    *,
+    item_ids: pa.Array | None = None,
 ) -> TrainingData:
     """Encode newer tables with the preprocessor of a stored model; nothing is fitted.
+
+    item_ids: the items that there are, in order; None takes those of the tables. Other items are left out.
 
     Raises:
         SchemaError: a feature that the model reads is missing.
     """
     interactions = tables.interactions.materialize()
     items = tables.items.materialize()
-    item_ids, _ = _survey_items(items, None, tables.split_times)
+    if item_ids is None:
+        item_ids, _ = _survey_items(items, None, tables.split_times)
+    else:
+        items = items.map_batches(
+            _of_items, batch_size=None, batch_format="pyarrow", fn_kwargs={"item_ids": ray.put(item_ids)}
+        )
     item_ids_ref = ray.put(item_ids)
     labelling = Labelling.of(features.interaction, split, tables.split_times)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, None)
@@ -146,7 +165,13 @@ def _write(
         return path
 
     timelines = write(
-        interactions, _encode_block, TIMELINES_FOLDER, item_ids=item_ids, fitted=fitted, labelling=labelling
+        interactions,
+        _encode_block,
+        TIMELINES_FOLDER,
+        item_ids=item_ids,
+        fitted=fitted,
+        labelling=labelling,
+        raw=tables.raw_users,
     )
     times = tables.split_times
     catalogue = write(
@@ -159,6 +184,7 @@ def _write(
         instant=times.test_start,
         other=times.as_of,
         first=True,
+        raw=tables.raw_items,
     )
     catalogue_now = write(
         items,
@@ -170,6 +196,7 @@ def _write(
         instant=times.as_of,
         other=times.test_start,
         first=False,
+        raw=tables.raw_items,
     )
     return TrainingData(
         timelines=timelines,
@@ -263,18 +290,34 @@ def _survey_item_block(
     return ids, collect_statistics(then.filter(pc.less_equal(then[FIRST_SEEN], then[AS_OF])), features.item)
 
 
-def _encode_block(block: pa.Table, item_ids: Any, fitted: Any, labelling: Labelling) -> pa.Table:
+def _encode_block(block: pa.Table, item_ids: Any, fitted: Any, labelling: Labelling, raw: pa.Schema) -> pa.Table:
+    """Encode the users of a block; the raw fields stand behind, as of now and as of the test."""
     if block.num_rows == 0:
-        return TIMELINES.empty_table()
-    return encode_timelines(label_events(block, _get(item_ids), labelling), _get(fitted))
+        return _with_raw(_with_raw(TIMELINES.empty_table(), RAW_NOW, raw, block, []), RAW_TEST, raw, block, [])
+    events = label_events(block, _get(item_ids), labelling)
+    table = encode_timelines(events, _get(fitted))
+    table = _with_raw(table, RAW_NOW, raw, events.rows, events.query[:, 2])
+    return _with_raw(table, RAW_TEST, raw, events.rows, events.query[:, 1])
+
+
+def _with_raw(encoded: pa.Table, beginning: str, raw: pa.Schema, rows: pa.Table, places: Any) -> pa.Table:
+    """Append the raw fields of the rows at some places, one for each row that is encoded."""
+    for column in raw:
+        values = rows[column.name].take(pa.array(places, pa.int64())) if encoded.num_rows else pa.array([], column.type)
+        encoded = encoded.append_column(f"{beginning}{column.name}", pc.cast(values, column.type))
+    return encoded
+
+
+def _of_items(block: pa.Table, item_ids: ray.ObjectRef) -> pa.Table:
+    return block.filter(pc.is_in(block[ITEM_ID], value_set=ray.get(item_ids))) if block.num_rows else block
 
 
 def _encode_items(
-    block: pa.Table, item_ids: Any, fitted: Any, counts: Any, instant: Any, other: Any, first: bool
+    block: pa.Table, item_ids: Any, fitted: Any, counts: Any, instant: Any, other: Any, first: bool, raw: pa.Schema
 ) -> pa.Table:
     """Encode the rows of one instant; when both instants are the same, the first or the second half of them."""
     if block.num_rows == 0:
-        return CATALOGUE.empty_table()
+        return _with_raw(CATALOGUE.empty_table(), RAW_ITEM, raw, block, [])
     preprocessor: Preprocessor = _get(fitted)
     positives, before_test = _get(counts)
     if instant == other:
@@ -290,7 +333,9 @@ def _encode_items(
     known = pc.less_equal(rows[FIRST_SEEN], rows[AS_OF]).to_numpy(zero_copy_only=False)
     known = known | np.array([name in before_test for name in names], bool)
     count = np.array([positives.get(name, 0) for name in names], np.int64)
-    return catalogue_rows(index, ids, preprocessor.encode_item_ids(ids), known, count, preprocessor.items.encode(rows))
+    id_index = preprocessor.encode_item_ids(ids)
+    encoded = catalogue_rows(index, ids, id_index, known, count, preprocessor.items.encode(rows))
+    return _with_raw(encoded, RAW_ITEM, raw, rows, np.arange(rows.num_rows))
 
 
 def _get(value: Any) -> Any:

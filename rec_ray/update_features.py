@@ -29,6 +29,7 @@ from rec_ray.config import PublishSettings
 from rec_ray.contracts import UpdateReport
 from rec_ray.errors import DataError, PartlyPublishedError, RecRayError
 from rec_ray.feast_store import portable_config, store_in_task
+from rec_ray.logs import LOGGER
 from rec_ray.push_targets import (
     PushTarget,
     as_type_of,
@@ -39,7 +40,7 @@ from rec_ray.push_targets import (
     require_same_space,
     tombstone_frame,
 )
-from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
+from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES, USER_ID
 from rec_ray.storage import Storage
 
 SINGLE_WRITERS = ("sqlite", "faiss")
@@ -73,9 +74,11 @@ def find_push_targets(store: FeatureStore, settings: PublishSettings) -> dict[st
     Raises:
         ConfigError, SchemaError: a push source is missing, or its view does not fit.
     """
-    lists = [ITEM_IDS, SCORES]
-    return {
-        "item_embeddings": find_push_target(store, settings.item_push_source, ITEM_ID, [EMBEDDING]),
+    lists, similar = [ITEM_IDS, SCORES], settings.similar_push_source
+    items = {"item_embeddings": find_push_target(store, settings.item_push_source, ITEM_ID, [EMBEDDING])}
+    if similar is not None:
+        items["similar_items"] = find_push_target(store, similar, ITEM_ID, [SIMILAR_IDS, SIMILAR_SCORES])
+    return items | {
         "user_embeddings": find_push_target(store, settings.user_push_source, USER_ID, [EMBEDDING]),
         "recommendations": find_push_target(store, settings.recommendation_push_source, USER_ID, lists),
     }
@@ -106,7 +109,9 @@ def update_feature_store(
     before: Sequence[StoredCandidates] = (),
     check: Callable[[], None] = lambda: None,
 ) -> UpdateReport:
-    """Push candidates: order items, users, recommendations; then those that left get an empty row.
+    """Push candidates: order items, similar items, users, lists; those that left get an empty row.
+
+    Of an increment, whose manifest lists no items, only users and their lists are pushed.
 
     published_at: event timestamp of all rows; later than that of any push before.
     before: candidates of which the online store may hold rows; who is in them and not in `candidates` has left.
@@ -120,7 +125,7 @@ def update_feature_store(
     manifest, version = candidates.manifest, candidates.version
     size = int(manifest.get("embedding_size", 0))
     targets = check_push_targets(store, settings, str(manifest.get("similarity", "cosine")), size) if size else None
-    targets = targets or find_push_targets(store, settings)
+    targets = _wanted(targets or find_push_targets(store, settings), candidates)
     if settings.push_mode != "online":
         for target in targets.values():
             require_offline_types(target)
@@ -137,6 +142,19 @@ def update_feature_store(
         departed[target.source] = writer.push_departed(candidates, before, folder)
         _read_back(store, storage, candidates.paths(storage, folder), target, version)
     return UpdateReport(version, rows, departed)
+
+
+def _wanted(targets: Mapping[str, PushTarget], candidates: StoredCandidates) -> dict[str, PushTarget]:
+    """Leave out what the candidates need not have: the items of an increment, and lists of similar items."""
+    optional = {"item_embeddings", "similar_items"} if candidates.manifest.get("is_increment") else {"similar_items"}
+    missing = optional - set(candidates.manifest["parts"])
+    if "similar_items" in missing & set(targets) and not candidates.manifest.get("is_increment"):
+        LOGGER.warning(
+            "version %s has no similar items to push to %s; set candidates.similar_items and run `rec-ray candidates`",
+            candidates.version,
+            targets["similar_items"].source,
+        )
+    return {folder: target for folder, target in targets.items() if folder not in missing}
 
 
 def _check_parts(
@@ -175,7 +193,11 @@ class _Writer:
 
     def push_departed(self, after: StoredCandidates, before: Sequence[StoredCandidates], folder: str) -> int:
         """Push an empty row for everybody that only earlier candidates have; return how many there are."""
-        others = [each for each in before if each.version != after.version or each.prefix != after.prefix]
+        others = [
+            each
+            for each in before
+            if (each.version, each.prefix) != (after.version, after.prefix) and folder in each.manifest["parts"]
+        ]
         if not others:
             return 0
         ids = after.rows(folder) + sum(each.rows(folder) for each in others)
@@ -322,7 +344,7 @@ def _compare(store: FeatureStore, sample: pa.Table, target: PushTarget, version:
         # An empty list of numbers may be null (`push_targets.PushTarget.keeps_empty_numbers`).
         got = [] if answer is None and not expected else answer
         same = got is not None and len(got) == len(expected) and stamp == version
-        if same and column == ITEM_IDS:
+        if same and column in (ITEM_IDS, SIMILAR_IDS):
             same = list(got) == expected
         elif same:
             same = np.allclose(got, expected, rtol=1e-5, atol=1e-6)

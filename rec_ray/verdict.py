@@ -16,6 +16,7 @@ _NAMES = {
     "model": "model",
     "model_refitted": "model, refitted",
     "live": "live version",
+    "model_as_recommended": "model, as recommended",
     "popularity": "popularity",
     "recent_popularity": "recent popularity",
     "item_knn": "item-kNN",

@@ -48,6 +48,11 @@ class World:
     seconds: dict[str, float]
 
     @property
+    def owner(self) -> str:
+        """Who holds a lock, in words for the one who has to wait."""
+        return f"run {self.run_id} on {platform.node()}, process {os.getpid()}"
+
+    @property
     def prefix(self) -> str:
         """Key below which this run keeps what it needs only while it runs."""
         return work_folder(self.run_id)

@@ -130,7 +130,12 @@ def test_items_and_users_without_events_take_part(made):
 def test_files_have_the_documented_columns(made):
     _, storage = made
     expected = {
-        "recommendations": {"user_id": pa.string(), "item_ids": [pa.string()], "scores": [pa.float32()]},
+        "recommendations": {
+            "user_id": pa.string(),
+            "item_ids": [pa.string()],
+            "scores": [pa.float32()],
+            "method": pa.string(),
+        },
         "item_embeddings": {"item_id": pa.string(), "embedding": [pa.float32()]},
         "user_embeddings": {"user_id": pa.string(), "embedding": [pa.float32()]},
     }
@@ -271,7 +276,9 @@ def test_only_parts_of_tasks_that_succeeded_are_listed(tmp_path):
 
     storage = open_storage(str(tmp_path))
     sink = PartsSink(storage, "x", {"recommendations": RECOMMENDATIONS})
-    block = pa.table({"user_id": ["a", "b"], "item_ids": [["x", "y"], []], "scores": [[1.0, 0.5], []]})
+    block = pa.table(
+        {"user_id": ["a", "b"], "item_ids": [["x", "y"], []], "scores": [[1.0, 0.5], []], "method": ["model"] * 2}
+    )
     sink.write([block], TaskContext(0, "lost"))
     again = sink.write([block, block.slice(0, 0), block.slice(1)], TaskContext(1, "done"))
 

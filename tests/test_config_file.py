@@ -147,6 +147,19 @@ def test_what_is_no_yaml_is_refused_with_the_line_number_only(tmp_path: Path) ->
         ("evaluation: {ks: []}", "evaluation.ks: List should have at least 1 item"),
         ("evaluation: {test_fraction: 0.6, validation_fraction: 0.5}", "leave nothing to train on"),
         ("train: {uniform_negatives: 0, in_batch_negatives: false}", "leaves no negatives"),
+        ("candidates: {filters: {availble: a}}", "candidates.filters.availble: no such setting; did you mean 'availab"),
+        ("candidates: {filters: {most_per_category: 2}}", "needs candidates.filters.category, the item field"),
+        ("candidates: {filters: {category: c, category_level: 1}}", "says nothing without most_per_category"),
+        ("candidates: {exclude_seen: false, filters: {seen_days: 3}}", "say nothing while exclude_seen is false"),
+        (
+            "candidates: {filters: {rules: [{item: a, user: b, must_be: below}]}}",
+            "candidates.filters.rules.0.must_be: Input should be 'equal', 'at_least'",
+        ),
+        (
+            "candidates: {filters: {rules: [{item: a, user: b, must_be: equal, missing: x}]}}",
+            "candidates.filters.rules.0.missing: no such setting; known are 'item', 'must_be', 'user'",
+        ),
+        ("candidates: {diversity: 1}", "candidates.diversity: Input should be less than 1"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(tmp_path: Path, text: str, said: str) -> None:

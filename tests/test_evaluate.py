@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rec_ray.config import EvaluationSettings
+from rec_ray.config import CandidateSettings, EvaluationSettings
 from rec_ray.contracts import TEST, Evaluation
 from rec_ray.retrieval.catalogue import Catalogue
 from rec_ray.retrieval.learning import embed_as_history, embed_catalogue, embed_queries
@@ -25,9 +25,8 @@ METHODS = ["model", "popularity", "recent_popularity", "item_knn", "item_transit
 def evaluate(tiny, data=None, exclude_seen=True, **settings):
     from rec_ray.evaluate import evaluate_model
 
-    return evaluate_model(
-        data or tiny.data, tiny.bundle, EvaluationSettings(**settings), tiny.storage, exclude_seen=exclude_seen
-    )
+    wanted, candidates = EvaluationSettings(**settings), CandidateSettings(exclude_seen=exclude_seen)
+    return evaluate_model(data or tiny.data, tiny.bundle, wanted, tiny.storage, candidates=candidates)
 
 
 def timelines_of(tiny):
@@ -149,7 +148,7 @@ def test_a_live_version_is_judged_on_the_same_users(tiny_data):
         live = LiveVersion("6", bundle, tiny_data.data)
         settings = EvaluationSettings(ks=[5])
         return evaluate_model(
-            tiny_data.data, tiny_data.bundle, settings, tiny_data.storage, exclude_seen=True, live=live
+            tiny_data.data, tiny_data.bundle, settings, tiny_data.storage, candidates=CandidateSettings(), live=live
         )
 
     same = beside(tiny_data.bundle)
@@ -177,7 +176,12 @@ def test_a_live_version_of_other_users_is_said_and_left_out(tiny_data, tmp_path,
     fewer = of_users(tiny_data, ["u0", "u1", "u2", "u3"], tmp_path / "fewer.parquet")
     live = LiveVersion("6", tiny_data.bundle, fewer)
     found = evaluate_model(
-        tiny_data.data, tiny_data.bundle, EvaluationSettings(), tiny_data.storage, exclude_seen=True, live=live
+        tiny_data.data,
+        tiny_data.bundle,
+        EvaluationSettings(),
+        tiny_data.storage,
+        candidates=CandidateSettings(),
+        live=live,
     )
     assert list(found.metrics) == METHODS and "live_version" not in found.facts
     assert any("the live version 6 is not compared" in message for message in caplog.messages)

@@ -65,8 +65,13 @@ def test_the_stored_layout_is_the_documented_one(shop: Path, report: Any) -> Non
     files |= {"report.html", "report.json"}
     assert {path.name for path in version.iterdir()} == files
     lists = pq.read_table(version / "candidates" / "recommendations")
-    assert [str(field.type) for field in lists.schema] == ["string", "list<element: string>", "list<element: float>"]
-    assert lists.column_names == ["user_id", "item_ids", "scores"]
+    assert [str(field.type) for field in lists.schema] == [
+        "string",
+        "list<element: string>",
+        "list<element: float>",
+        "string",
+    ]
+    assert lists.column_names == ["user_id", "item_ids", "scores", "method"]
     assert lists.num_rows == 2000 == len(set(lists["user_id"].to_pylist()))
     assert all(scores == sorted(scores, reverse=True) for scores in lists["scores"].to_pylist())
     assert {len(items) for items in lists["item_ids"].to_pylist()} == {100}

@@ -110,6 +110,69 @@ def test_a_declared_feature_that_a_service_lacks_is_named(hand_worked):
         load(hand_worked.store, FeatureSettings())
 
 
+def test_only_active_users_are_read_and_nothing_is_held_out(hand_worked):
+    """`a` has an event on day 17, `b` on days 12 and 13; all their events are read, with their features."""
+    from rec_ray.load_features import find_active_users, load_features
+
+    store, features = hand_worked.store, hand_worked.features
+
+    def active(as_of, since):
+        return find_active_users(store, FeastSettings(), features, as_of, since)
+
+    import ray
+
+    found = active(hand_worked.as_of, day(12))
+    assert (found.count, sorted(ray.get(found.ids).to_pylist())) == (2, ["a", "b"])
+    assert found.rows == RowCounts(read=10, kept=10)
+    assert active(hand_worked.as_of, day(17) + timedelta(seconds=1)).count == 0
+    assert ray.get(active(day(16), day(13)).ids).to_pylist() == ["b"]
+
+    tables = load_features(
+        store, FeastSettings(), features, hand_worked.evaluation, hand_worked.as_of, active=active(NOW, day(17))
+    )
+    assert tables.split_times == SplitTimes(*[hand_worked.as_of] * 3)
+    rows = [row for block in blocks_of(tables.interactions) for row in block.to_pylist()]
+    assert {row["user_id"] for row in rows} == {"a"}
+    events = [(row["item_id"], row["city"], row["plan"]) for row in rows if row["item_id"] is not None]
+    assert events == [(item, city, plan) for _, item, city, plan in hand_worked.expected["a"] if item is not None]
+    assert [(row["city"], row["plan"]) for row in rows if row["item_id"] is None] == [("Bern", None)] * 3
+
+
+def test_fields_that_filters_name_are_read_though_no_model_reads_them(hand_worked, tmp_path):
+    from rec_ray.config import CandidateSettings, FilterSettings
+    from rec_ray.load_features import load_features
+    from rec_ray.storage import open_storage
+    from rec_ray.training_data import prepare_training_data
+
+    rule = {"item": "price", "must_be": "at_most", "user": "plan"}
+    candidates = CandidateSettings(filters=FilterSettings(rules=[rule]), segment="city", fresh_share=0.1)
+    features = hand_worked.features.model_copy(
+        update={"item": {}, "user": {"city_number": FeatureDeclaration("numeric")}}
+    )
+    tables = load_features(
+        hand_worked.store,
+        FeastSettings(),
+        features,
+        hand_worked.evaluation,
+        hand_worked.as_of,
+        candidates=candidates,
+    )
+    assert tables.raw_items.names == ["price", "first_seen"] and tables.raw_users.names == ["plan", "city"]
+    data = prepare_training_data(tables, features, "time", open_storage(str(tmp_path)), "data")
+    prices = {}
+    for name in ("catalogue", "catalogue_now"):
+        rows = pq.read_table(getattr(data, name)).to_pylist()
+        prices[name] = {row["item_id"]: row["raw_price"] for row in rows}
+    assert prices["catalogue"] == {"x": 7.0, "y": 2.0, "z": 3.0, "new": None}, "as of day 12"
+    assert prices["catalogue_now"] == {"x": 7.0, "y": 2.0, "z": 3.0, "new": 4.0}
+    users = {row["user_id"]: row for row in pq.read_table(data.timelines).to_pylist()}
+    for user, rows in hand_worked.expected.items():
+        (test,) = [row for row in rows if row[0] == "test"]
+        (now,) = [row for row in rows if row[0] == "now"]
+        assert (users[user]["raw_test_city"], users[user]["raw_test_plan"]) == test[2:]
+        assert (users[user]["raw_now_city"], users[user]["raw_now_plan"]) == now[2:]
+
+
 def test_services_that_lack_the_wanted_keys_are_an_error_that_shows_their_views(hand_worked):
     with pytest.raises(ConfigError, match=r"'user_service' has no view with the join keys 'user_id' and 'item_id'"):
         load(hand_worked.store, hand_worked.features, interaction_service="user_service")

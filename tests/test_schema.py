@@ -60,7 +60,7 @@ def test_a_time_is_in_microseconds_and_utc(kind: pa.DataType) -> None:
 def test_missing_columns_are_all_named() -> None:
     with pytest.raises(SchemaError) as refused:
         require_columns(pa.schema([("user_id", pa.string())]), RECOMMENDATIONS, what="the list")
-    assert str(refused.value) == "the list lacks the columns 'item_ids', 'scores'; it has 'user_id'"
+    assert str(refused.value) == "the list lacks the columns 'item_ids', 'scores', 'method'; it has 'user_id'"
 
 
 @pytest.mark.parametrize("length", [None, 0, -1])

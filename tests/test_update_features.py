@@ -32,7 +32,13 @@ def write_candidates(storage, prefix):
         "user_embeddings": [pa.table([list(USERS), list(USERS.values())], schema=USER_EMBEDDINGS)],
         "recommendations": [
             pa.table(
-                [users, [LISTS[user][0] for user in users], [LISTS[user][1] for user in users]], schema=RECOMMENDATIONS
+                [
+                    users,
+                    [LISTS[user][0] for user in users],
+                    [LISTS[user][1] for user in users],
+                    ["model"] * len(users),
+                ],
+                schema=RECOMMENDATIONS,
             )
             for users in (["7", "8", "9"], ["10"])
         ],
@@ -127,12 +133,12 @@ def test_ids_that_are_no_numbers_are_named_where_the_view_has_numbers(shop):
 
     target = find_push_target(shop, "user_items_push_source", "user_id", ["item_ids", "scores"])
     named = r"'lists' has 'customer' as int64.*'seven'"
-    batch = pa.table([["seven"], [["1"]], [[0.5]]], schema=RECOMMENDATIONS)
+    batch = pa.table([["seven"], [["1"]], [[0.5]], ["model"]], schema=RECOMMENDATIONS)
     with pytest.raises(SchemaError, match=named):
         push_frame(batch, target, "1", datetime.now(UTC))
     with pytest.raises(SchemaError, match=named):
         read_online(shop, target, ["seven"])
-    batch = pa.table([["7"], [["one"]], [[0.5]]], schema=RECOMMENDATIONS)
+    batch = pa.table([["7"], [["one"]], [[0.5]], ["model"]], schema=RECOMMENDATIONS)
     with pytest.raises(SchemaError, match=r"'top_k_item_ids' as list<.*'one'"):
         push_frame(batch, target, "1", datetime.now(UTC))
 

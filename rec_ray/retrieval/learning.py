@@ -336,12 +336,25 @@ def take_ragged(values: Array, first: Array, rows: Array) -> tuple[Array, Array]
     return values[ragged_positions(first[rows], lengths)], np.concatenate([[0], np.cumsum(lengths)])
 
 
-def seen_items(timelines: Timelines, users: Array, split: int) -> tuple[Array, Array]:
-    """Return what the chosen users interacted with before `split`: items [T] and where each user's begin."""
+def seen_items(
+    timelines: Timelines, users: Array, split: int, types: Array | None = None, since: float | None = None
+) -> tuple[Array, Array]:
+    """Return what the chosen users interacted with before `split`: items [T] and where each user's begin.
+
+    types: codes of the event types that count, None for all. since: seconds since 1970 from which on an event counts.
+    """
     begin, counts = timelines.events_before(split)
     lengths = counts[users]
     positions = ragged_positions(begin[users], lengths)
-    return timelines.item_index[positions], np.concatenate([[0], np.cumsum(lengths)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    if types is None and since is None:
+        return timelines.item_index[positions], offsets
+    counted = np.ones(len(positions), bool)
+    if types is not None:
+        counted &= np.isin(timelines.event_type[positions], types)
+    if since is not None:
+        counted &= timelines.event_seconds[positions] >= since
+    return timelines.item_index[positions[counted]], np.concatenate([[0], np.cumsum(counted)])[offsets]
 
 
 def without(targets: Array, offsets: Array, seen: tuple[Array, Array] | None) -> tuple[Array, Array]:

@@ -134,6 +134,20 @@ def novelty(lists: NDArray[np.integer], item_counts: NDArray[np.integer], event_
     return np.divide(total, length, out=np.full(len(lists), np.nan), where=length > 0)
 
 
+def list_diversity(lists: NDArray[np.integer], vectors: NDArray[np.floating[Any]]) -> Values:
+    """Return 1 less the mean cosine between two items of each user's list: [q] (Ziegler et al. 2005).
+
+    lists: [q, k] item indices (-1 fills short lists; a list of fewer than two items has NaN).  vectors: [n, d].
+    """
+    filled = lists >= 0
+    own = np.where(filled[:, :, None], vectors[np.maximum(lists, 0)], 0.0).astype(np.float64)
+    own /= np.maximum(np.linalg.norm(own, axis=2, keepdims=True), 1e-30)
+    length = filled.sum(axis=1)
+    # The square of the sum of unit vectors holds each pair twice and each item with itself once.
+    pairs = np.square(own.sum(axis=1)).sum(axis=1) - np.square(own).sum(axis=(1, 2))
+    return 1.0 - np.divide(pairs, length * (length - 1), out=np.full(len(lists), np.nan), where=length > 1)
+
+
 class MetricSums:
     """Sums of per-user values and of their bootstrap replicates, for blocks of users that are merged.
 

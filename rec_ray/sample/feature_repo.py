@@ -21,7 +21,16 @@ import pyarrow.parquet as pq
 import yaml
 
 from rec_ray.errors import FeatureStoreError, SchemaError
-from rec_ray.schema import EMBEDDING, EVENT_TIMESTAMP, ITEM_ID, MODEL_VERSION, TIMESTAMP, USER_ID
+from rec_ray.schema import (
+    EMBEDDING,
+    EVENT_TIMESTAMP,
+    ITEM_ID,
+    MODEL_VERSION,
+    SIMILAR_IDS,
+    SIMILAR_SCORES,
+    TIMESTAMP,
+    USER_ID,
+)
 
 KEYS = {"users": ["user"], "items": ["item"], "interactions": ["user", "item"]}
 SERVICES = {"users": "user_service", "items": "item_service", "interactions": "interaction_service"}
@@ -43,6 +52,15 @@ PUSHED = {
             (USER_ID, pa.string()),
             ("top_k_item_ids", pa.list_(pa.string())),
             ("top_k_scores", VECTOR),
+            (MODEL_VERSION, pa.string()),
+            (EVENT_TIMESTAMP, TIMESTAMP),
+        ]
+    ),
+    "item_items": pa.schema(
+        [
+            (ITEM_ID, pa.string()),
+            (SIMILAR_IDS, pa.list_(pa.string())),
+            (SIMILAR_SCORES, VECTOR),
             (MODEL_VERSION, pa.string()),
             (EVENT_TIMESTAMP, TIMESTAMP),
         ]
@@ -104,6 +122,12 @@ user_items_push_source = PushSource(
         name="user_items_source", path=str(DATA / "user_items.parquet"), timestamp_field="event_timestamp"
     ),
 )
+item_items_push_source = PushSource(
+    name="item_items_push_source",
+    batch_source=FileSource(
+        name="item_items_source", path=str(DATA / "item_items.parquet"), timestamp_field="event_timestamp"
+    ),
+)
 
 # vector_length is left open, so that model.embedding_size alone decides.
 item_embedding = FeatureView(
@@ -142,6 +166,19 @@ user_items = FeatureView(
         Field(name="model_version", dtype=String),
     ],
     source=user_items_push_source,
+)
+item_items = FeatureView(
+    name="item_items",
+    description="The items most like an item; filled when publish.similar_push_source names the push source.",
+    entities=[item],
+    ttl=NEVER,
+    schema=[
+        Field(name="item_id", dtype=String),
+        Field(name="similar_item_ids", dtype=Array(String)),
+        Field(name="similar_scores", dtype=Array(Float32)),
+        Field(name="model_version", dtype=String),
+    ],
+    source=item_items_push_source,
 )
 """
 

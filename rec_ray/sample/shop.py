@@ -18,6 +18,8 @@ The structure, which a model is expected to find:
   version of their features. `preferences` states the tastes of that day, each with probability 0.8.
 * Hardly any product occurs twice in the events of a user. Purchases and high ratings are commoner within the tastes.
 * 5 % of the products are new: they arrive in the last three days and have no event.
+* 8 % of the products are not `available`, 6 % have an `age_limit`, 10 % are sold in some `countries` only. That shows
+  in no event: events tell what people like, filters what may be recommended today.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ ITEM_FEATURES = {
     "is_gift": FeatureDeclaration("categorical"),
     "arrival_date": FeatureDeclaration("timestamp"),
 }
+FILTER_FIELDS = ("available", "age_limit", "countries")
+"""Fields of products that say nothing about tastes: a model does not read them, filters may."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ def describe_users(truth: ShopTruth) -> pa.Table:
 
 
 def describe_items(truth: ShopTruth) -> pa.Table:
-    """Return the features of items, one row an item, with `ITEM_FEATURES` and item_id, event_timestamp."""
+    """Return the features of items, one row an item: `ITEM_FEATURES`, `FILTER_FIELDS`, item_id, event_timestamp."""
     random = np.random.default_rng([truth.seed, 5])
     items = len(truth.item_ids)
     words = [DEPARTMENTS[path.split("|")[0]][path.split("|")[1]].split() for path in truth.leaf_paths]
@@ -193,6 +197,10 @@ def describe_items(truth: ShopTruth) -> pa.Table:
         descriptions.append(" ".join(mixed[:-1]).capitalize() + ".")
     price = np.exp(random.normal(0, 0.2, items)) * np.array([8.0, 30.0, 110.0])[truth.item_level]
     material = random.integers(0, len(MATERIALS), items)
+    chance = np.random.default_rng([truth.seed, 6])
+    available, limited, local = (chance.random(items) < share for share in (0.92, 0.06, 0.1))
+    limits = chance.choice([16, 18], items)
+    sold = [sorted(chance.choice(COUNTRIES, 3, replace=False)) if only else None for only in local]
     return pa.table(
         {
             ITEM_ID: truth.item_ids,
@@ -205,5 +213,8 @@ def describe_items(truth: ShopTruth) -> pa.Table:
             "price": np.round(price, 2),
             "is_gift": random.random(items) < 0.2,
             "arrival_date": pa.array(truth.item_arrival, TIMESTAMP),
+            "available": available,
+            "age_limit": pa.array(limits, mask=~limited),
+            "countries": pa.array(sold, pa.list_(pa.string())),
         }
     )

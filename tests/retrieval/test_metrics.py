@@ -10,6 +10,7 @@ from rec_ray.retrieval.metrics import (
     catalogue_coverage,
     count_recommended,
     hit_rate_at_k,
+    list_diversity,
     ndcg_at_k,
     novelty,
     poisson_draws,
@@ -170,3 +171,11 @@ def test_sums_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match="merged"):
         sums.merge(MetricSums(["b"]))
     assert np.isnan(sums.means()["a"]) and np.isnan(sums.intervals()["a"]).all()
+
+
+def test_diversity_is_one_less_the_mean_cosine_of_two_items():
+    vectors = np.array([[2, 0], [0, 3], [1, 0], [-1, 0], [1, 1]], np.float32)
+    lists = np.array([[0, 2, -1], [0, 1, -1], [0, 1, 2], [0, 3, -1], [0, 4, -1], [1, -1, -1], [-1, -1, -1]])
+    found = list_diversity(lists, vectors)
+    assert found[:5] == pytest.approx([0, 1, 1 - 1 / 3, 2, 1 - 0.5**0.5])
+    assert np.isnan(found[5:]).all()

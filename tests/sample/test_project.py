@@ -107,7 +107,8 @@ def test_names_that_consumers_read(project):
         "interaction_service",
     }
     views = {view.name: view for view in store.list_feature_views()}
-    assert set(views) == {"users", "items", "interactions", "item_embedding", "user_embedding", "user_items"}
+    pushed = {"item_embedding", "user_embedding", "user_items", "item_items"}
+    assert set(views) == {"users", "items", "interactions", *pushed}
     embedding = {field.name: field for field in views["item_embedding"].features}
     assert str(embedding["embedding"].dtype) == "Array(Float32)"
     assert embedding["embedding"].vector_index and embedding["embedding"].vector_search_metric == "cosine"

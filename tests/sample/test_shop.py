@@ -7,6 +7,7 @@ import pytest
 
 from rec_ray.errors import ConfigError
 from rec_ray.sample.shop import (
+    FILTER_FIELDS,
     ITEM_FEATURES,
     USER_FEATURES,
     ShopTables,
@@ -44,7 +45,7 @@ def test_tables_have_the_promised_sizes_columns_and_order(shop):
     assert shop.items.num_rows == 1000
     assert len(pc.unique(shop.users["user_id"])) == 2000
     assert shop.interactions.column_names == ["user_id", "item_id", "event_timestamp", "interaction_type", "rating"]
-    assert set(shop.items.column_names) == {"item_id", "event_timestamp", *ITEM_FEATURES}
+    assert set(shop.items.column_names) == {"item_id", "event_timestamp", *ITEM_FEATURES, *FILTER_FIELDS}
     assert set(shop.users.column_names) == {"user_id", "event_timestamp", *USER_FEATURES}
     times = microseconds(shop.interactions["event_timestamp"])
     assert shop.interactions.schema.field("event_timestamp").type == TIMESTAMP
@@ -101,6 +102,15 @@ def test_most_liked_events_lie_in_the_leaves_of_a_taste(shop):
 def test_users_do_not_run_out_of_items(shop):
     pairs = shop.interactions.group_by(["user_id", "item_id"]).aggregate([])
     assert pairs.num_rows > 0.97 * shop.interactions.num_rows
+
+
+def test_some_products_are_out_of_stock_for_adults_or_sold_in_some_countries_only(shop):
+    items = shop.items
+    assert 0.04 < 1 - np.mean(items["available"].to_numpy()) < 0.13
+    limits = items["age_limit"].drop_null().to_pylist()
+    assert set(limits) == {16, 18} and 30 < len(limits) < 100
+    sold = items["countries"].drop_null().to_pylist()
+    assert 60 < len(sold) < 150 and all(len(set(countries)) == 3 for countries in sold)
 
 
 def test_words_and_path_tell_the_category(shop):

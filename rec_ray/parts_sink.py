@@ -1,0 +1,117 @@
+"""Candidates as they lie in the object store: Parquet parts in folders, and the manifest that lists those that count.
+
+`PartsSink` writes the blocks of a Ray dataset and knows afterwards which parts are complete and what was counted in
+them; `read_manifest` gives back what a complete run has written last. It knows neither models nor Feast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ray.data import Datasink
+
+from rec_ray.errors import DataError
+from rec_ray.schema import ITEM_IDS
+from rec_ray.storage import Storage
+
+ITEM_FOLDER, USER_FOLDER, RECOMMENDATION_FOLDER = "item_embeddings", "user_embeddings", "recommendations"
+SIMILAR_FOLDER = "similar_items"
+MANIFEST = "manifest.json"
+ROW_GROUP = 20_000
+LENGTH = "length of a list"
+
+
+def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
+    """Return the manifest of written candidates.
+
+    Raises:
+        DataError: there is none, so the candidates are incomplete or were never made.
+    """
+    key = f"{prefix}/{MANIFEST}"
+    if not storage.exists(key):
+        raise DataError(f"{storage.uri(prefix)} holds no complete candidates; run `rec-ray candidates VERSION` first")
+    manifest: dict[str, Any] = json.loads(storage.read_bytes(key))
+    return manifest
+
+
+def read_parts(storage: Storage, prefix: str, manifest: dict[str, Any], folder: str) -> pa.Table:
+    """Read all parts of a folder that is as large as the catalogue, not as the users.
+
+    Raises:
+        DataError: the candidates have no such folder.
+    """
+    if folder not in manifest["parts"]:
+        raise DataError(f"the candidates at {storage.uri(prefix)} have no {folder}")
+    paths = [storage.path(prefix, folder, part["name"]) for part in manifest["parts"][folder]]
+    return pa.concat_tables([pq.read_table(path, filesystem=storage.filesystem) for path in paths])
+
+
+class PartsSink(Datasink[Any]):
+    """Writes each block as one Parquet part in every folder, and knows afterwards which parts are complete.
+
+    A task that is run again writes the same parts over; what a lost task left behind is in no list.
+    """
+
+    def __init__(
+        self, storage: Storage, prefix: str, folders: dict[str, pa.Schema], counted: Sequence[str] = ()
+    ) -> None:
+        """folders: folder below `prefix` -> the columns that its parts have. counted: columns whose values are counted,
+        written or not.
+        """
+        self.storage, self.prefix, self.folders, self.counted = storage, prefix, folders, tuple(counted)
+        self.parts: dict[str, list[dict[str, Any]]] = {folder: [] for folder in folders}
+        self.counts: Counter[tuple[str, Any]] = Counter()
+        """(column, value) -> rows with it, for the counted columns and `LENGTH`; null is not counted."""
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
+        """Write the blocks of one task."""
+        parts: dict[str, list[dict[str, Any]]] = {folder: [] for folder in self.folders}
+        counts: Counter[tuple[str, Any]] = Counter()
+        for number, block in enumerate(blocks):
+            if block.num_rows == 0:
+                continue
+            for folder, schema in self.folders.items():
+                name = f"part-{ctx.task_idx:06d}-{number:03d}.parquet"
+                buffer = pa.BufferOutputStream()
+                table = block.select(schema.names).cast(schema)
+                # Row groups: whoever publishes reads a part from several places at once.
+                # Vectors hardly repeat and ids of a large catalogue fill a dictionary: plain, a third of the time.
+                pq.write_table(table, buffer, row_group_size=ROW_GROUP, use_dictionary=False)
+                data = buffer.getvalue().to_pybytes()
+                self.storage.write_checked(f"{self.prefix}/{folder}/{name}", data)
+                sha256 = hashlib.sha256(data).hexdigest()
+                parts[folder].append({"name": name, "rows": block.num_rows, "bytes": len(data), "sha256": sha256})
+            counts.update(self._count(block))
+        return {"parts": parts, "counts": counts}
+
+    def _count(self, block: pa.Table) -> Counter[tuple[str, Any]]:
+        counts: Counter[tuple[str, Any]] = Counter()
+        for column in self.counted:
+            for entry in pc.value_counts(block[column].drop_null()).to_pylist():
+                counts[column, entry["values"]] += entry["counts"]
+        if ITEM_IDS in block.column_names:
+            found = np.diff(block[ITEM_IDS].combine_chunks().offsets.to_numpy())
+            for length, count in zip(*np.unique(found, return_counts=True), strict=True):
+                counts[LENGTH, int(length)] += int(count)
+        return counts
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Collect what the tasks that succeeded have written."""
+        for written in write_result.write_returns:
+            for folder, parts in written["parts"].items():
+                self.parts[folder] += parts
+            self.counts.update(written["counts"])
+        for parts in self.parts.values():
+            parts.sort(key=lambda part: part["name"])
+
+    def short_lists(self, k: int) -> int:
+        """Return how many users got fewer than `k` items."""
+        return sum(count for (column, length), count in self.counts.items() if column == LENGTH and length < k)

@@ -1,0 +1,116 @@
+"""How far a step of many tasks is: rows, rows a second and the time that is left.
+
+Tasks say how many rows they have done; the driver adds that up and shows a bar on a terminal, or writes one line a
+minute to the log. The figures go through the key-value store of the cluster's head, so that no process is started for
+them; a task that is run again begins at zero. It knows no step and no rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import ray
+from ray.experimental import internal_kv
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rec_ray.logs import LOGGER
+
+LINE_SECONDS = 60.0
+"""Between two lines of a log."""
+_LOOK_SECONDS = 1.0
+_NAMESPACE = b"rec_ray_progress"
+_DONE: dict[str, int] = {}
+"""Rows that the task of this process has done, by its key; only the newest task is kept."""
+
+
+def report_rows(name: str, rows: int) -> None:
+    """Say, in a task, that it has done so many more rows. name: of the progress, as `shown_progress` gives it."""
+    key = f"{name}/{ray.get_runtime_context().get_task_id()}"
+    done = _DONE.get(key, 0) + rows
+    _DONE.clear()
+    _DONE[key] = done
+    internal_kv._internal_kv_put(key.encode(), str(done).encode(), overwrite=True, namespace=_NAMESPACE)
+
+
+@contextlib.contextmanager
+def shown_progress(
+    what: str,
+    total: int,
+    *,
+    console: Console | None = None,
+    line_seconds: float = LINE_SECONDS,
+    look_seconds: float = _LOOK_SECONDS,
+) -> Iterator[str]:
+    """Show how many of `total` rows are done while the context lasts; gives the name that the tasks report to.
+
+    what: name of the step and of its rows, such as `candidates: users`.
+    """
+    name = f"{what}/{uuid.uuid4().hex}"
+    console = console or Console(file=sys.stderr)
+    stopped = threading.Event()
+    show = _bar if console.is_terminal else _lines
+    showing = threading.Thread(
+        target=show,
+        args=(what, total, lambda: _rows_done(name), stopped, console, line_seconds, look_seconds),
+        name="progress",
+        daemon=True,
+    )
+    showing.start()
+    try:
+        yield name
+    finally:
+        stopped.set()
+        showing.join()
+        internal_kv._internal_kv_del(name.encode(), del_by_prefix=True, namespace=_NAMESPACE)
+
+
+def _rows_done(name: str) -> int:
+    keys = internal_kv._internal_kv_list(name.encode(), namespace=_NAMESPACE)
+    values = (internal_kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys)
+    return sum(int(value) for value in values if value is not None)
+
+
+def _bar(
+    what: str,
+    total: int,
+    done: Callable[[], int],
+    stopped: threading.Event,
+    console: Console,
+    _line_seconds: float,
+    look_seconds: float,
+) -> None:
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total, speed="")
+        started = time.monotonic()
+        while not stopped.wait(look_seconds):
+            rows = done()
+            progress.update(task, completed=rows, speed=f"{rows / (time.monotonic() - started):,.0f}/s")
+
+
+def _lines(
+    what: str,
+    total: int,
+    done: Callable[[], int],
+    stopped: threading.Event,
+    _console: Console,
+    line_seconds: float,
+    _look_seconds: float,
+) -> None:
+    started = time.monotonic()
+    while not stopped.wait(line_seconds):
+        LOGGER.info("%s", progress_line(what, done(), total, time.monotonic() - started))
+
+
+def progress_line(what: str, done: int, total: int, seconds: float) -> str:
+    """Return one line on rows done, rows a second and the time that is left."""
+    speed = done / seconds if seconds else 0.0
+    left = f"{timedelta(seconds=round(max(0, total - done) / speed))} left" if speed else "no estimate yet"
+    return f"{what}: {done:,} of {total:,}, {speed:,.0f} a second, {left}"

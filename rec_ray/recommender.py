@@ -1,0 +1,254 @@
+"""What the tasks of the candidates step do to a batch: embed items, recommend to users, list items like an item.
+
+Batches of the encoded catalogue or of timelines and references to what all processes of a node share come in; vectors
+and lists go out, in Arrow columns. It knows no file, no bucket and no order of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+
+from rec_ray.config import CandidateSettings
+from rec_ray.item_shards import AS_HISTORY, ItemShards
+from rec_ray.process_cache import once_a_process
+from rec_ray.progress import report_rows
+from rec_ray.retrieval.bundle import TwoTowerBundle
+from rec_ray.retrieval.catalogue import Catalogue, flat_values, lists_of
+from rec_ray.retrieval.filters import raw_columns
+from rec_ray.retrieval.learning import embed_queries, seen_items, take_ragged
+from rec_ray.retrieval.popular_items import SegmentPopularity, unknown_users
+from rec_ray.retrieval.recommended import seen_events
+from rec_ray.retrieval.recommending import ListBuilder
+from rec_ray.retrieval.timelines import Timelines, query_batch
+from rec_ray.retrieval.top_k import ExactTopK, Exclusions
+from rec_ray.retrieval.top_k.approximate import recall_of
+from rec_ray.schema import (
+    EMBEDDING,
+    EMPTIED_BY,
+    ITEM_ID,
+    ITEM_IDS,
+    METHOD,
+    RAW_NOW,
+    RECOMMENDATIONS,
+    SCORES,
+    SIMILAR_IDS,
+    SIMILAR_SCORES,
+    USER_EMBEDDINGS,
+    USER_ID,
+)
+
+Array = np.ndarray[Any, Any]
+
+NOW, EVERYTHING = 2, 3
+"""The query row as of now, and a split label above all others: every event is history."""
+MODEL, POPULARITY = "model", "popularity"
+_RECOMMENDED = pa.schema([*USER_EMBEDDINGS, *list(RECOMMENDATIONS)[1:], pa.field(EMPTIED_BY, pa.string())])
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What all tasks of the step share, small enough to be handed to each: references, settings and the instant.
+
+    files: of a bundle. items: the shards of the catalogue. filters: evaluated on it. popularity: `SegmentPopularity`,
+    or None when users of whom nothing is known are left out.
+    """
+
+    files: ray.ObjectRef
+    items: ItemShards
+    filters: ray.ObjectRef
+    popularity: ray.ObjectRef | None
+    settings: CandidateSettings
+    now: datetime
+
+    @property
+    def key(self) -> str:
+        """A text that changes with the content."""
+        return f"{self.files.hex()} {self.items.key} {self.filters.hex()}"
+
+
+def _bundle(files: ray.ObjectRef) -> TwoTowerBundle:
+    def load() -> TwoTowerBundle:
+        # Tasks run side by side; threads inside a product would wait for each other.
+        torch.set_num_threads(1)
+        return TwoTowerBundle.from_files(ray.get(files))
+
+    return once_a_process(f"bundle {files.hex()}", load)
+
+
+@torch.inference_mode()
+def embed_items(batch: pa.Table, files: ray.ObjectRef) -> pa.Table:
+    """Return `item_index`, `item_id`, `embedding` and perhaps `as_history` for rows of `CATALOGUE`.
+
+    files: reference to the files of a bundle.
+    """
+    bundle = _bundle(files)
+    order = pa.array(np.arange(1, batch.num_rows + 1), pa.int32())
+    place = batch.schema.get_field_index("item_index")
+    catalogue = Catalogue.from_table(batch.set_column(place, "item_index", order), bundle.preprocessor.items.shape)
+    vectors = catalogue.embed(bundle.model, torch.arange(1, batch.num_rows + 1))
+    embedded = pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], EMBEDDING: _lists(vectors)})
+    return add_history(embedded, files)
+
+
+@torch.inference_mode()
+def add_history(items: pa.Table, files: ray.ObjectRef) -> pa.Table:
+    """Add the column `as_history` to embedded items, where the model reads histories by other vectors than the items'.
+
+    items: `item_id` and `embedding`.
+    """
+    bundle = _bundle(files)
+    if bundle.model.item_tower.history_ids is None:
+        return items
+    vectors = torch.from_numpy(flat_values(items[EMBEDDING]).reshape(items.num_rows, -1).copy())
+    rows = torch.from_numpy(bundle.preprocessor.encode_item_ids(items[ITEM_ID].combine_chunks())).long()
+    return items.append_column(AS_HISTORY, _lists(bundle.model.item_tower.as_history(vectors, rows)))
+
+
+def _lists(vectors: torch.Tensor) -> pa.Array:
+    return lists_of(np.full(len(vectors), vectors.shape[1]), vectors.numpy().reshape(-1), pa.float32())
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """What recommends items to timelines: the model, and the items that all processes of a node share.
+
+    lists: builds lists by the model. seen_types: codes of the event types that count as seen, or None for all.
+    seen_since: seconds since 1970 from which on they count, or None.
+    """
+
+    shared: Sharing
+    bundle: TwoTowerBundle
+    lists: ListBuilder
+    seen_types: Array | None
+    seen_since: float | None
+    _popular: dict[str, tuple[SegmentPopularity, ListBuilder]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, shared: Sharing) -> Recommender:
+        """Load what is shared into this process."""
+        bundle, items, settings = _bundle(shared.files), shared.items, shared.settings
+        lists = ListBuilder(
+            items,
+            items.vectors,
+            items.vectors,
+            ray.get(shared.filters),
+            settings.diversity,
+            settings.fresh_share,
+            bundle.similarity == "cosine",
+        )
+        return cls(shared, bundle, lists, *seen_events(settings.filters, bundle, shared.now))
+
+    def questions(self, timelines: Timelines) -> tuple[Array, tuple[Array, Array] | None]:
+        """Return the vectors [b, d] of users and what they have seen, ragged item indices from 0 on, or None."""
+        users = np.arange(len(timelines))
+        length = int(self.bundle.arguments["history_length"])
+        query = query_batch(timelines, users, split=EVERYTHING, query=NOW, history_length=length)
+        table, rows = self.shared.items.history_rows(query.item_index)
+        vectors = embed_queries(self.bundle.model, dataclasses.replace(query, item_index=rows), table).numpy()
+        if not self.shared.settings.exclude_seen:
+            return vectors, None
+        seen, first = seen_items(timelines, users, EVERYTHING, self.seen_types, self.seen_since)
+        return vectors, (seen - 1, first)
+
+    @torch.inference_mode()
+    def recommend(self, batch: pa.Table) -> pa.Table:
+        """Return `user_id`, `embedding`, `item_ids`, `scores`, `method` and `emptied_by` for rows of `TIMELINES`."""
+        features = self.bundle.preprocessor.users
+        timelines = Timelines.from_table(batch, features.shape)
+        unknown = unknown_users(timelines, features, self.shared.settings.segment)
+        if self.shared.popularity is None and unknown.any():
+            known = pa.array(~unknown)
+            batch, timelines = batch.filter(known), Timelines.from_table(batch.filter(known), features.shape)
+            unknown = np.zeros(len(timelines), bool)
+        if not len(timelines):
+            return _RECOMMENDED.empty_table()
+        vectors, exclude = self.questions(timelines)
+        raw = raw_columns(batch, RAW_NOW, list(self.shared.settings.user_fields))
+        lists = self.lists.build(vectors, self.shared.settings.k, exclude, raw)
+        found, scores = lists.indices, lists.scores
+        if unknown.any():
+            chosen = np.flatnonzero(unknown)
+            found[chosen], scores[chosen] = self._most_popular(chosen, exclude, raw)
+        kept = found >= 0
+        lengths = kept.sum(axis=1)
+        ids = self.shared.items.ids(found[kept])
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        return pa.table(
+            {
+                USER_ID: timelines.user_ids,
+                EMBEDDING: lists_of(np.full(len(vectors), vectors.shape[1]), vectors.reshape(-1), pa.float32()),
+                ITEM_IDS: pa.ListArray.from_arrays(offsets, ids),
+                SCORES: lists_of(lengths, scores[kept], pa.float32()),
+                METHOD: pa.array([MODEL, POPULARITY]).take(pa.array(unknown.astype(np.int8))),
+                EMPTIED_BY: lists.emptied_by,
+            }
+        )
+
+    def _most_popular(self, users: Array, exclude: tuple[Array, Array] | None, raw: dict[str, pa.Array]) -> Any:
+        """Return item indices and scores of what is popular in the segment of some users and fits the filters."""
+        if not self._popular:
+            popular: SegmentPopularity = ray.get(self.shared.popularity)
+            index = ExactTopK(popular.matrix, threads=1)
+            rows = popular.matrix.__getitem__
+            lists = dataclasses.replace(self.lists, index=index, vectors=rows, scores_are_cosines=False, _subsets={})
+            self._popular[POPULARITY] = popular, lists
+        popular, builder = self._popular[POPULARITY]
+        own = {name: values.take(pa.array(users)) for name, values in raw.items()}
+        segment = self.shared.settings.segment
+        segments = pc.cast(own[segment], pa.string()) if segment else pa.nulls(len(users), pa.string())
+        left = take_ragged(*exclude, users) if exclude is not None else None
+        found = builder.build(popular.queries(segments), self.shared.settings.k, left, own)
+        return found.indices, found.scores
+
+
+def _recommender(shared: Sharing) -> Recommender:
+    return once_a_process(f"recommender {shared.key}", lambda: Recommender.load(shared))
+
+
+def recommend_items(batch: pa.Table, shared: Sharing, progress: str) -> pa.Table:
+    """Return `Recommender.recommend` of a batch; the recommender is loaded once a process."""
+    recommended = _recommender(shared).recommend(batch)
+    report_rows(progress, batch.num_rows)
+    return recommended
+
+
+@torch.inference_mode()
+def measure_recall(batch: pa.Table, shared: Sharing) -> pa.Table:
+    """Return a row a user: the share of the exact list, without filters, that the approximate one holds."""
+    recommender = _recommender(shared)
+    vectors, seen = recommender.questions(Timelines.from_table(batch, recommender.bundle.preprocessor.users.shape))
+    exclude = Exclusions(*seen) if seen is not None else None
+    approximate = shared.items.search(vectors, shared.settings.k, exclude)[0]
+    exact = shared.items.search(vectors, shared.settings.k, exclude, exactly=True)[0]
+    return pa.table({"recall": recall_of(approximate, exact)})
+
+
+def list_similar_items(batch: pa.Table, shared: Sharing) -> pa.Table:
+    """Return `item_id` with the items whose vectors are nearest, of those that may be recommended to anybody.
+
+    batch: rows of `embed_items`.
+    """
+    own = batch["item_index"].to_numpy().astype(np.int64) - 1
+    itself = Exclusions(own, np.arange(len(own) + 1))
+    vectors = flat_values(batch[EMBEDDING]).reshape(len(own), -1)
+    allowed = once_a_process(f"allowed {shared.filters.hex()}", lambda: ray.get(shared.filters).allowed)
+    found, scores = shared.items.search(vectors, shared.settings.similar_items, itself, allowed)
+    kept = found >= 0
+    lengths = kept.sum(axis=1)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return pa.table(
+        {
+            ITEM_ID: batch[ITEM_ID],
+            SIMILAR_IDS: pa.ListArray.from_arrays(offsets, shared.items.ids(found[kept])),
+            SIMILAR_SCORES: lists_of(lengths, scores[kept], pa.float32()),
+        }
+    )
