@@ -94,7 +94,7 @@ def generate_candidates(
     storage.delete_prefix(prefix)
     files = ray.put(bundle.to_files())
     items = None if items_of is not None else _embed_catalogue(data, files, storage)
-    blocks = items.to_arrow_refs() if items else [_stored_items.remote(storage, items_of, files)]
+    blocks = items.to_arrow_refs() if items else [_stored_items.remote(storage, items_of, [files])]
     item_count = sum(ray.get([_rows.remote(block) for block in blocks]))
     if not item_count:
         raise DataError("the catalogue is empty: there is nothing to recommend")
@@ -179,9 +179,13 @@ def _rows(block: pa.Table) -> int:
 
 @ray.remote(num_cpus=1)
 def _stored_items(storage: Storage, prefix: str, files: ray.ObjectRef) -> pa.Table:
-    """Return the items of complete candidates, as `embed_items` returns them; their index is the order of their ids."""
+    """Return the items of complete candidates, as `embed_items` returns them; their index is the order of their ids.
+
+    files: the reference to the files of the bundle, in a list: Ray hands over what a bare argument refers to.
+    """
     table = read_parts(storage, prefix, read_manifest(storage, prefix), ITEM_FOLDER).sort_by(ITEM_ID)
-    return add_history(table.append_column("item_index", pa.array(np.arange(1, table.num_rows + 1), pa.int32())), files)
+    table = table.append_column("item_index", pa.array(np.arange(1, table.num_rows + 1), pa.int32()))
+    return add_history(table, files[0])
 
 
 def check_recall(data: TrainingData, settings: CandidateSettings, storage: Storage, shared: Sharing) -> float:

@@ -68,6 +68,8 @@ def by_hand(tiny_data):
             for i in range(1, len(names) + 1)
         ]
         items = torch.cat([torch.zeros(1, every[0].shape[1]), *every])
+        second = model.item_tower.history_ids.weight[catalogue.id_index[1:]]
+        read = torch.cat([items[:1], items[1:] + second])
         users, seen = {}, {}
         for place, row in enumerate(table.to_pylist()):
             newest = row["item_index"][-length:]
@@ -75,7 +77,7 @@ def by_hand(tiny_data):
             gaps = np.diff([seconds[0], *seconds])[-len(newest) :] if newest else []
             own = timelines.user_features.select(torch.tensor([timelines.query_row(2)[place]]))
             users[row["user_id"]] = model.embed_users(
-                items[torch.tensor(newest, dtype=torch.long)][None],
+                read[torch.tensor(newest, dtype=torch.long)][None],
                 torch.tensor(row["event_type"][-length:], dtype=torch.long)[None],
                 torch.tensor(np.asarray(gaps), dtype=torch.float32)[None],
                 torch.tensor([len(newest)]),
