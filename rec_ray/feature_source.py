@@ -26,6 +26,7 @@ from feast.infra.passthrough_provider import PassthroughProvider
 
 from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, listed
 from rec_ray.schema import EVENT_TIMESTAMP, TIMESTAMP
+from rec_ray.storage import s3_filesystem
 
 FIRST_TIME = datetime(1990, 1, 1, tzinfo=UTC)
 """Where the yearly stretches of a source without files begin; one stretch holds all that is older."""
@@ -132,7 +133,8 @@ def _files(source: FeatureSource, repo: Path) -> tuple[pyarrow.fs.FileSystem, li
         if "://" in uri and not uri.startswith("file://"):
             endpoint = source.source.s3_endpoint_override
             if uri.startswith("s3://") and endpoint:
-                filesystem: Any = pyarrow.fs.S3FileSystem(endpoint_override=endpoint)
+                # Keys and region from the environment (AWS_...), as for Feast itself.
+                filesystem: Any = s3_filesystem(endpoint)[0]
                 path = uri.removeprefix("s3://")
             else:
                 filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)

@@ -275,6 +275,24 @@ def open_storage(
         raise ConfigError("S3 needs both REC_RAY__STORAGE__ACCESS_KEY and REC_RAY__STORAGE__SECRET_KEY, or neither")
     if ca_bundle is not None and not Path(ca_bundle).is_file():
         raise ConfigError(f"storage.ca_bundle names {ca_bundle}, which is no file")
+    filesystem, address = s3_filesystem(endpoint, region, ca_bundle, access_key, secret_key)
+    return Storage(filesystem, root, address, tuple(secret for secret in (access_key, secret_key) if secret))
+
+
+def s3_filesystem(
+    endpoint: str | None,
+    region: str | None = None,
+    ca_bundle: str | None = None,
+    access_key: str | None = None,
+    secret_key: str | None = None,
+) -> tuple[pafs.S3FileSystem, str | None]:
+    """Return a file system of an S3 server, and the address of the server; arguments as in `open_storage`.
+
+    Every one is made here, also that of files which Feast names: requests are tried again, TLS unless it says http.
+
+    Raises:
+        ConfigError: the endpoint is no server address.
+    """
     tls, host = _endpoint(endpoint)
     filesystem = pafs.S3FileSystem(
         access_key=access_key,
@@ -287,8 +305,7 @@ def open_storage(
         allow_bucket_deletion=False,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=RETRY_ATTEMPTS),
     )
-    address = f"{'https' if tls else 'http'}://{host}" if host else None
-    return Storage(filesystem, root, address, tuple(secret for secret in (access_key, secret_key) if secret))
+    return filesystem, f"{'https' if tls else 'http'}://{host}" if host else None
 
 
 def _endpoint(endpoint: str | None) -> tuple[bool, str | None]:

@@ -153,3 +153,30 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     monkeypatch.setattr("rec_ray.storage.RETRY_ATTEMPTS", 1)
     with pytest.raises(StorageError, match=r"certificate.*storage\.ca_bundle"):
         open_bucket(tls_server, "tls").read_bytes("a")
+
+
+def test_files_that_feast_names_are_read_from_the_server(
+    seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from feast import FileSource
+
+    from rec_ray.feature_source import FeatureSource, _files
+
+    filesystem = seaweedfs.filesystem()
+    for number in range(2):
+        path = f"{seaweedfs.bucket}/events/{number}.parquet"
+        pq.write_table(pa.table({"user_id": ["a"]}), path, filesystem=filesystem)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)
+    named = FileSource(
+        name="events",
+        path=f"s3://{seaweedfs.bucket}/events",
+        s3_endpoint_override=seaweedfs.endpoint,
+        timestamp_field="event_timestamp",
+    )
+    source = FeatureSource.of(named, {}, what="events")
+    found, paths = _files(source, tmp_path)
+    assert paths == [f"{seaweedfs.bucket}/events/{number}.parquet" for number in range(2)]
+    assert pq.read_table(paths[0], filesystem=found).num_rows == 1
