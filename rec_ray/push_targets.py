@@ -249,7 +249,7 @@ def read_online(
         SchemaError: the view has a whole number as key, and an id is none.
     """
     features = [f"{target.view}:{field}" for field in fields or target.fields.values()]
-    keys = [{target.key: key} for key in as_type_of(target, target.key, pa.array(ids, pa.string())).to_pylist()]
+    keys = {target.key: as_type_of(target, target.key, pa.array(ids, pa.string())).to_pylist()}
     try:
         answer: dict[str, list[Any]] = store.get_online_features(features=features, entity_rows=keys).to_dict()
     except Exception as error:

@@ -47,6 +47,8 @@ SINGLE_WRITERS = ("sqlite", "faiss")
 """Online stores that one process at a time may write."""
 KEEPS_NEWER = ("redis",)
 """Online stores that leave a row as it is, without a word, when its event timestamp is not before that of the push."""
+CHECKED = 4
+"""With those, one in so many rows is read back at once: all of them would take a third of the time of a push."""
 SAMPLE = 20
 """Rows of a folder that are read back."""
 SLICE_ROWS = 20_000
@@ -296,7 +298,7 @@ def _push_piece(store: FeatureStore, storage: Storage, push: Push, frames: Itera
 
 
 def _check_stamps(store: FeatureStore, frame: pd.DataFrame, push: Push) -> None:
-    """Find out whether the online store took every row, where it may silently keep another one.
+    """Find out whether the online store took the rows, where it may silently keep others: one in `CHECKED`.
 
     Raises:
         DataError: it did not.
@@ -305,11 +307,12 @@ def _check_stamps(store: FeatureStore, frame: pd.DataFrame, push: Push) -> None:
     if str(store.config.online_store.type) not in KEEPS_NEWER or MODEL_VERSION not in target.fields:
         return
     field = target.fields[MODEL_VERSION]
-    found = read_online(store, target, frame[target.key].astype(str).tolist(), [field])[field]
+    ids = frame[target.key].iloc[::CHECKED].astype(str).tolist()
+    found = read_online(store, target, ids, [field])[field]
     kept = sum(stamp != push.version for stamp in found)
     if kept:
         raise DataError(
-            f"view {target.view!r} answers otherwise than was pushed: it kept {kept:,} of {len(frame):,} rows "
+            f"view {target.view!r} answers otherwise than was pushed: it kept {kept:,} of {len(ids):,} rows "
             "that say they are of a later time; a publisher whose clock is ahead wrote them: wait, or remove them"
         )
 
