@@ -88,7 +88,9 @@ class ExactTopK:
         if len(items) < SMALLEST_TILE:
             items = np.concatenate([items, np.zeros((SMALLEST_TILE - len(items), items.shape[1]), np.float32)])
         self._items = as_tensor(np.ascontiguousarray(items))
-        self._quantised = quantised
+        self._quantised = (
+            None if quantised is None else QuantisedItems(*(as_tensor(part).numpy() for part in quantised))
+        )
         self._use_bytes = use_bytes and len(items) >= FEWEST_ITEMS and self._largest_norm < 1e15
 
     def search(

@@ -15,7 +15,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 GROUP_ITEMS = 64
@@ -32,7 +32,9 @@ _SUMS = ir.VectorType(_INT32, 16)
 
 @cache
 def is_supported() -> bool:
-    """Return whether this processor multiplies vectors of bytes (AVX-512 VNNI)."""
+    """Return whether this processor multiplies vectors of bytes (AVX-512 VNNI), and numba compiles for it as it is."""
+    if config.CPU_NAME or config.CPU_FEATURES:
+        return False
     features = llvm.get_host_cpu_features()
     return bool(features.get("avx512vnni")) and bool(features.get("avx512bw"))
 

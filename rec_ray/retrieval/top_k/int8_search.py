@@ -336,14 +336,15 @@ def chain_scores(
 class ByteSearch:
     """Buffers and the search of one block of queries at a time, by one thread.
 
-    items: [n, d] float32, writable (nothing is written; one type keeps one compiled search).  allow: bits of the items
-    that may be returned.  guesses: False takes only proven thresholds, at the price of more survivors.
+    quantised, items [n, d] float32: writable arrays (nothing is written; one type keeps one compiled search).
+    allow: bits of the items that may be returned.  guesses: False takes only proven thresholds, at the price of more
+    survivors.
     """
 
     def __init__(
         self, quantised: QuantisedItems, items: NDArray[np.float32], allow: NDArray[np.uint64], *, guesses: bool
     ) -> None:
-        self.quantised = QuantisedItems(*(as_tensor(part).numpy() for part in quantised))
+        self.quantised = quantised
         self.items, self.allow, self.guesses = items, allow, guesses
         self.stamps, self.stamp = np.zeros(len(items), np.int32), np.zeros(1, np.int32)
         self.memory: tuple[NDArray[Any], ...] = ()
@@ -362,7 +363,7 @@ class ByteSearch:
             self.stamps[:], self.stamp[0] = 0, 0
         items, bounds = self.quantised, (self.quantised.scale, self.quantised.error, self.quantised.norm)
         excluded = (exclude.values.astype(np.int64), exclude.offsets, self.stamps, self.stamp)
-        queries = as_tensor(queries).numpy()
+        queries = queries if queries.flags.writeable else queries.copy()
         searched = (items.packed, bounds, items.item_of, self.allow, self.items, queries)
         counts = survivors(*searched, excluded, k, self.guesses, self.memory, self.keys)
         longest = max(int(counts.max(initial=0)), k)
