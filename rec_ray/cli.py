@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -27,7 +28,10 @@ from rec_ray.cli_versions import versions_app
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, foreseen_cause
 from rec_ray.logs import LOGGER, configure_logging, without_secrets
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+STOPPED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
+PUBLISHING = "update_features"
+"""The step that ends with the version row."""
 
 
 class VectorIndex(StrEnum):
@@ -314,24 +318,29 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code; faults that are foreseen are one line on standard error."""
     configure_logging(as_json=not sys.stderr.isatty() and "KUBERNETES_SERVICE_HOST" in os.environ)
     previous = signal.signal(signal.SIGTERM, _terminate)
+    finished = _FinishedSteps()
+    LOGGER.addHandler(finished)
     try:
-        return _invoke(lambda: app(args=argv, standalone_mode=False))
+        code = _invoke(lambda: app(args=argv, standalone_mode=False))
     finally:
+        LOGGER.removeHandler(finished)
         signal.signal(signal.SIGTERM, previous)
+    if code in STOPPED:
+        made = "its version was made live before that" if PUBLISHING in finished.names else "nothing was made live"
+        print(f"rec-ray: {STOPPED[code]}; {made}", file=sys.stderr)
+    return code
 
 
 def _invoke(command: Callable[[], Any]) -> int:
     try:
         code = command()
-        # What typer makes of Ctrl-C.
-        return _interrupted() if code == INTERRUPTED else int(code) if isinstance(code, int) else 0
+        return int(code) if isinstance(code, int) else 0  # Typer makes 130 of Ctrl-C.
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        return INTERRUPTED
     except _Terminated:
-        print("rec-ray: terminated; nothing was made live", file=sys.stderr)
-        return 143
+        return TERMINATED
     except _UsageError as error:
         error.show(sys.stderr)
         return 2
@@ -351,9 +360,17 @@ def _failed(error: Exception) -> int:
     return int(cause.exit_code)
 
 
-def _interrupted() -> int:
-    print("rec-ray: interrupted; nothing was made live", file=sys.stderr)
-    return INTERRUPTED
+class _FinishedSteps(logging.Handler):
+    """Remembers the steps that ended, to say what became of a command that was stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = getattr(record, "fields", {})
+        if fields.get("event") == "end":
+            self.names.add(fields["step"])
 
 
 _UsageError: Any = typer.BadParameter.__base__
