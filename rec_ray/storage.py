@@ -40,6 +40,7 @@ _REMEDIES = (
     ("SIGNATURE", "check REC_RAY__STORAGE__SECRET_KEY and storage.region"),
     ("ACCESS_DENIED", "check the access keys and what they are allowed to do with this bucket"),
     ("errno 13", "give this user the right to write there or set storage.url to another folder"),
+    ("errno 17", "a part of the path is a file; set storage.url to a folder"),
     ("errno 20", "a part of the path is a file; set storage.url to a folder"),
     ("errno 28", "the disk is full; make room or run `rec-ray versions prune`"),
     ("errno 30", "the file system is read-only; set storage.url to another folder"),

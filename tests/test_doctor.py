@@ -60,11 +60,11 @@ def test_a_whole_project_has_no_fault_and_nothing_is_left_for_readers(
     assert not [path for path in (project / "store").rglob("*") if path.is_file()]
     # The canary's list is empty: whoever asks for it is recommended nothing.
     from rec_ray.push_targets import find_push_target, read_online
-    from rec_ray.schema import ITEM_IDS, USER_ID
+    from rec_ray.schema import ITEM_IDS, SCORES, USER_ID
     from rec_ray.world import feature_store_of
 
     store = feature_store_of(settings_of(project))
-    target = find_push_target(store, "user_items_push_source", USER_ID, [ITEM_IDS])
+    target = find_push_target(store, "user_items_push_source", USER_ID, [ITEM_IDS, SCORES])
     assert read_online(store, target, [CANARY])[target.fields[ITEM_IDS]] == [[]]
     # And it works again, although the store has a row of the canary by now.
     assert main(["doctor", "-C", str(project)]) == 0
@@ -91,7 +91,9 @@ def test_a_wrong_name_is_a_matter_of_settings(project: Path) -> None:
     assert "'nobody'" in found["push sources"].said and found["push sources"].exit_code == 2
 
 
-def test_data_that_are_gone_are_found(project: Path) -> None:
+def test_data_that_are_gone_are_found(tmp_path: Path, make_project: Callable[..., Path], tiny_tables: Any) -> None:
+    """Of a project of its own: the registry of a copy names the files of the first one."""
+    project = make_project(tmp_path, **tiny_tables)
     (project / "feature_repo" / "data" / "interactions.parquet").unlink()
     found = faults(project)
     assert set(found) == {"offline store"}
