@@ -19,7 +19,8 @@ import pytest
 from rec_ray.cli import main
 from rec_ray.logs import LOGGER
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+# The first test waits for four runs.
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(1800)]
 
 EVIL = "<script>alert(1)</script>"
 USERS, ITEMS, GROUPS, EVENTS = 150, 60, 4, 3000
