@@ -1,5 +1,6 @@
 """A real Ray head with token authentication takes jobs from `entrypoint.sh`, `ray job submit` and Kubeflow."""
 
+import contextlib
 import json
 import os
 import re
@@ -170,7 +171,7 @@ def test_a_misspelt_setting_arrives_at_the_caller_as_exit_code_2(head: Head, tin
 def metrics_of(head: Head) -> dict[str, float]:
     """Return the program's metrics as the head shows them to Prometheus; `name{tag}` -> value."""
     found = {}
-    for line in requests.get(f"{head.prometheus}/metrics", timeout=10).text.splitlines():
+    for line in requests.get(f"{head.prometheus}/metrics", timeout=60).text.splitlines():
         if parts := re.match(r"ray_rec_ray_(\w+)\{(.*)\} (\S+)$", line):
             tags = dict(re.findall(r'(\w+)="([^"]*)"', parts[2]))
             told = [tags[name] for name in ("step", "k", "source") if name in tags]
@@ -188,7 +189,8 @@ def test_the_pipeline_runs_as_a_job_and_shows_its_figures(head: Head, tiny_proje
     try:
         # Ray sends metrics every few seconds, and forgets those of a process some time after it is gone.
         while process.poll() is None:
-            seen |= metrics_of(head)
+            with contextlib.suppress(requests.RequestException):  # a busy machine
+                seen |= metrics_of(head)
             time.sleep(2)
     finally:
         process.kill()
