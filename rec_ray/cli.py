@@ -193,7 +193,7 @@ def report(
 ) -> None:
     """Make the report of a stored version again: one HTML file, kept with the version."""
     settings = settings_of(project, config, overrides)
-    from rec_ray.pipeline import make_report
+    from rec_ray.upkeep import make_report
 
     uri, page = aside(make_report, settings, version)
     if output is not None:
@@ -229,7 +229,7 @@ def vector_index(
 ) -> None:
     """Make the indexes over vectors in a PostgreSQL online store, which Feast leaves out."""
     settings = settings_of(project, config, overrides)
-    from rec_ray.pipeline import run_indexing
+    from rec_ray.upkeep import run_indexing
 
     done = aside(run_indexing, settings, kind.value, drop=drop)
     if as_json:

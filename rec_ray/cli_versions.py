@@ -109,7 +109,7 @@ def prune(
 ) -> None:
     """Remove the files of old versions; never those of the live one or of its parent. The records stay."""
     settings = settings_of(project, config, overrides)
-    from rec_ray.pipeline import run_pruning
+    from rec_ray.upkeep import run_pruning
 
     pruned = run_pruning(settings, keep)
     if as_json:

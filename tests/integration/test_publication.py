@@ -13,7 +13,8 @@ from stored_versions import write_feast_repo, write_version
 
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, LockedError, PartlyPublishedError, SchemaError
-from rec_ray.pipeline import run_indexing, run_pruning, run_publishing, run_rollback
+from rec_ray.pipeline import run_publishing, run_rollback
+from rec_ray.upkeep import run_indexing, run_pruning
 from rec_ray.world import database_of, feature_store_of, storage_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]

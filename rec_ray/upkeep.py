@@ -1,0 +1,50 @@
+"""What is done to versions beside the line: pruning their files, indexes over vectors, their reports made again.
+
+Settings come in, only what is needed of the outside world is opened, and what was done goes out. It starts no Ray and
+changes no version that readers see.
+"""
+
+from __future__ import annotations
+
+from rec_ray.config import Settings
+from rec_ray.model_store import load_model, model_folder
+from rec_ray.publication import Pruned, prune_versions
+from rec_ray.schema import EMBEDDING
+from rec_ray.update_features import find_push_targets
+from rec_ray.vector_index import Kind, drop_vector_index, make_vector_index
+from rec_ray.world import database_of, feature_store_of, owner_of, storage_of
+from rec_ray.write_report import read_report, store_page
+
+
+def run_pruning(settings: Settings, keep: int) -> Pruned:
+    """Remove the files of all versions but the newest `keep`, the live one and its parent."""
+    database, publish = database_of(settings), settings.publish
+    lock = database.publishing_lock(owner_of("prune"), publish.lock_seconds, publish.wait_seconds)
+    return prune_versions(storage_of(settings), database, lock, keep)
+
+
+def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[str, str]:
+    """Make the indexes over vectors that Feast leaves out of PostgreSQL, or drop them; say what became of each view."""
+    store = feature_store_of(settings)
+    done = {}
+    for target in find_push_targets(store, settings.publish).values():
+        if EMBEDDING not in target.fields:
+            continue
+        if drop:
+            drop_vector_index(store, target)
+            done[target.view] = "dropped"
+        else:
+            made = make_vector_index(store, target, settings.model.similarity, kind)
+            done[target.view] = f"{kind} made" if made else "there already"
+    return done
+
+
+def make_report(settings: Settings, version: str) -> tuple[str, str]:
+    """Make the page of a stored version again, from what is stored with it; return its address and its text.
+
+    Raises:
+        DataError: there is no such version, or what is stored is of another format.
+    """
+    storage = storage_of(settings)
+    facts = read_report(load_model(version, storage), version, storage, model_folder(version))
+    return store_page(facts, storage, model_folder(version))
