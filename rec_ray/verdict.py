@@ -14,6 +14,7 @@ from rec_ray.contracts import LIVE, MODEL, POPULARITY, REFITTED
 METRIC = "recall@10"
 _NAMES = {
     "model": "model",
+    "model_as_recommended": "lists as recommended",
     "model_refitted": "model, refitted",
     "live": "live version",
     "model_as_recommended": "model, as recommended",

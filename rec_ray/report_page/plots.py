@@ -24,6 +24,7 @@ COLOURS = {name: f"#0{number:x}0{number:x}0f" for number, name in enumerate(_NAM
 """Name of a CSS variable -> the colour that stands for it while matplotlib draws."""
 METHOD_COLOURS = {
     "model": "c0",
+    "model_as_recommended": "c7",
     "model_refitted": "c4",
     "live": "c2",
     "popularity": "c1",
