@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import ray
+from ray.exceptions import RayError
 from ray.experimental import internal_kv
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -68,7 +69,9 @@ def shown_progress(
     finally:
         stopped.set()
         showing.join()
-        internal_kv._internal_kv_del(name.encode(), del_by_prefix=True, namespace=_NAMESPACE)
+        # Where the cluster is gone, so are the figures, and the step's own error is the one to be told.
+        with contextlib.suppress(RayError):
+            internal_kv._internal_kv_del(name.encode(), del_by_prefix=True, namespace=_NAMESPACE)
 
 
 def _rows_done(name: str) -> int:
