@@ -17,7 +17,6 @@ _NAMES = {
     "model_as_recommended": "lists as recommended",
     "model_refitted": "model, refitted",
     "live": "live version",
-    "model_as_recommended": "model, as recommended",
     "popularity": "popularity",
     "recent_popularity": "recent popularity",
     "item_knn": "item-kNN",

@@ -1,0 +1,123 @@
+"""Every setting of the program: typed, documented, frozen, and unknown keys refused.
+
+Plain values go in and a `Settings` with one section for each part of the program comes out, or a validation error that
+names what is wrong. It reads no file and no environment (`config_file` does) and opens nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from rec_ray.config.learning import (
+    EvaluationSettings,
+    FeatureSettings,
+    InteractionSettings,
+    ModelSettings,
+    TrainSettings,
+)
+from rec_ray.config.lists import CandidateSettings, FilterSettings, PublishSettings, UserRule
+from rec_ray.config.places import (
+    SQLITE_ADDRESS,
+    DatabaseSettings,
+    FeastSettings,
+    RaySettings,
+    SideTableSettings,
+    StorageSettings,
+)
+from rec_ray.config.section import ENV_PREFIX, Section
+
+__all__ = [
+    "ENV_PREFIX",
+    "PLACES",
+    "SECRETS",
+    "SQLITE_ADDRESS",
+    "CandidateSettings",
+    "DatabaseSettings",
+    "EvaluationSettings",
+    "FeastSettings",
+    "FeatureSettings",
+    "FilterSettings",
+    "InteractionSettings",
+    "ModelSettings",
+    "PublishSettings",
+    "RaySettings",
+    "Section",
+    "Settings",
+    "SideTableSettings",
+    "StorageSettings",
+    "TrainSettings",
+    "UserRule",
+    "deciding_settings",
+    "hash_settings",
+    "redacted",
+    "secrets_of",
+]
+
+SECRETS = {
+    ("storage", "access_key"),
+    ("storage", "secret_key"),
+    ("database", "password"),
+    ("side_tables", "password"),
+}
+
+PLACES = ("storage", "database", "ray", "publish")
+"""Sections that say where a run works and what it tells, not what it learns."""
+
+
+class Settings(Section):
+    """All settings of a project."""
+
+    feast: FeastSettings = Field(default_factory=FeastSettings)
+    side_tables: SideTableSettings = Field(default_factory=SideTableSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    ray: RaySettings = Field(default_factory=RaySettings)
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    candidates: CandidateSettings = Field(default_factory=CandidateSettings)
+    publish: PublishSettings = Field(default_factory=PublishSettings)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        if self.evaluation.test_fraction + self.evaluation.validation_fraction >= 1:
+            raise ValueError("evaluation.test_fraction and evaluation.validation_fraction leave nothing to train on")
+        if self.model.history == "transformer" and self.model.embedding_size % self.model.heads:
+            raise ValueError(
+                f"model.embedding_size {self.model.embedding_size} is not a multiple of model.heads {self.model.heads}"
+            )
+        if not (self.train.in_batch_negatives or self.train.uniform_negatives):
+            raise ValueError("train.uniform_negatives 0 without train.in_batch_negatives leaves no negatives")
+        return self
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Return the secrets that are set, for the one purpose of never showing them."""
+    found = [getattr(getattr(settings, section), key) for section, key in sorted(SECRETS)]
+    return [secret.get_secret_value() for secret in found if secret is not None]
+
+
+def deciding_settings(settings: Settings) -> dict[str, Any]:
+    """Return the settings that decide what a run comes to, as plain values without secrets.
+
+    Left out is where it runs and where things are kept: a run may go on elsewhere, with other workers.
+    """
+    plain = {name: value for name, value in redacted(settings).items() if name not in PLACES}
+    for section, address in (("feast", "repo"), ("side_tables", "url")):
+        plain[section] = {name: value for name, value in plain[section].items() if name != address}
+    return plain
+
+
+def hash_settings(deciding: dict[str, Any]) -> str:
+    """Return the SHA-256 sum of `deciding_settings`."""
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def redacted(settings: Settings) -> dict[str, Any]:
+    """Return the settings as plain values with every secret masked, for logs and stored records."""
+    return settings.model_dump(mode="json")

@@ -1,0 +1,100 @@
+"""Settings of the outside world: Feast, side tables, the object store, the database of versions, Ray.
+
+Plain values go in and frozen sections come out. Nothing is opened, and no secret is part of an address.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, SecretStr, field_validator
+
+from rec_ray.config.section import ENV_PREFIX, Positive, Section
+
+SQLITE_ADDRESS = re.compile(r"^sqlite(\+\w+)?:(///?)?")
+_PASSWORD_IN_URL = re.compile(r"://[^@]*:[^@]*@|[?&]\w*(password|passwd|pwd)=", re.IGNORECASE)
+
+
+class FeastSettings(Section):
+    """Where the feature repository is and what it calls things."""
+
+    repo: str = Field("feature_repo", description="Folder with feature_store.yaml.")
+    user_service: str = Field("user_service", description="Feature service with the features of users.")
+    item_service: str = Field("item_service", description="Feature service with the features of items.")
+    interaction_service: str = Field("interaction_service", description="Feature service with the events.")
+    user_key: str = Field("user_id", description="Join key of the entity user.")
+    item_key: str = Field("item_id", description="Join key of the entity item.")
+    join_rows: Positive = Field(250_000, description="Rows of one point-in-time join; bounds the memory of a worker.")
+
+
+class SideTableSettings(Section):
+    """SQL tables of the shop whose rows are added to what Feast holds: sign-ups and live clicks."""
+
+    url: str | None = Field(None, description="SQLAlchemy address, without a password; null: no side tables.")
+    password: SecretStr | None = Field(None, description="From REC_RAY__SIDE_TABLES__PASSWORD or ..._FILE only.")
+    users: str | None = Field("users", description="Table of the users that signed up, or null.")
+    user_columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Columns of it, by user_id, event_timestamp (signup_date) or field of a user; others as the field.",
+    )
+    interactions: str | None = Field("stream_interaction", description="Table of the clicks of today, or null.")
+    interaction_columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Columns of it, by user_id, item_id, event_timestamp (timestamp), event_type, event_value.",
+    )
+    chunk_rows: Positive = Field(50_000, description="Rows that are read and held at a time.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_shown(cls, url: str | None) -> str | None:
+        if url is not None and _PASSWORD_IN_URL.search(url):
+            raise ValueError(
+                f"holds a password; take it out and set {ENV_PREFIX}SIDE_TABLES__PASSWORD or ..._FILE instead"
+            )
+        return url
+
+
+class StorageSettings(Section):
+    """Where models and candidates are kept."""
+
+    url: str = Field("store", description="A folder, or s3://bucket/prefix.")
+    endpoint: str | None = Field(None, description="Address of MinIO or another S3, such as https://minio:9000.")
+    region: str = Field("us-east-1", description="Region of the bucket.")
+    ca_bundle: str | None = Field(None, description="File with the certificates to trust, for https endpoints.")
+    access_key: SecretStr | None = Field(None, description="From REC_RAY__STORAGE__ACCESS_KEY or ..._FILE only.")
+    secret_key: SecretStr | None = Field(None, description="From REC_RAY__STORAGE__SECRET_KEY or ..._FILE only.")
+
+
+class DatabaseSettings(Section):
+    """Where the versions are recorded."""
+
+    url: str = Field("sqlite:///versions.db", description="SQLAlchemy address, without a password.")
+    password: SecretStr | None = Field(None, description="From REC_RAY__DATABASE__PASSWORD or ..._FILE only.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_shown_and_outlives(cls, url: str) -> str:
+        if SQLITE_ADDRESS.match(url):
+            if ":memory:" in url or "mode=memory" in url or not SQLITE_ADDRESS.sub("", url).partition("?")[0]:
+                raise ValueError(
+                    "a database in memory is not enough: the lock of a publisher and the version row that other "
+                    "processes read need a file, such as sqlite:///versions.db"
+                )
+        elif _PASSWORD_IN_URL.search(url):
+            raise ValueError(
+                f"holds a password; take it out and set {ENV_PREFIX}DATABASE__PASSWORD or ..._FILE instead"
+            )
+        return url
+
+
+class RaySettings(Section):
+    """The cluster to run on."""
+
+    address: str | None = Field(
+        None,
+        description="Cluster to join; null: RAY_ADDRESS of the environment unless it begins with http (the job server "
+        "of entrypoint.sh); without either a local Ray is started and stopped.",
+    )
+    num_cpus: Positive | None = Field(None, description="Logical CPUs of a local Ray; default: the cores there are.")
+    object_store_memory: Positive | None = Field(None, description="Bytes of a local object store; default: Ray's.")
+    threads: Positive | None = Field(None, description="Compute threads of a process; default: what it reserves.")
