@@ -65,7 +65,7 @@ class RunMetrics(logging.Handler):
             _add(self._users_scored, fields["users"])
         elif step == "update_features":
             for name, value in fields.items():
-                if type(value) is int:
+                if type(value) is int and name != "departed":
                     _add(self._push_rows, value, source=name)
 
 

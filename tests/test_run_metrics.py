@@ -49,7 +49,7 @@ def test_a_run_is_counted(recorded: Recorded) -> None:
         ("train", {"epochs": 2, "steps": 40}),
         ("evaluate", {"users": 7, "recall@10": 0.25, "recall@100": 0.5}),
         ("candidates", {"users": 12, "items": 60, "k": 20}),
-        ("update_features", {"item_embed": 60, "user_embed": 12}),
+        ("update_features", {"item_embed": 60, "user_embed": 12, "departed": 3}),
     ]
     with exported_metrics():
         for name, added in facts:
