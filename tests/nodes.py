@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import requests
 
@@ -137,15 +137,28 @@ class RayNodes:
 
     def alive(self) -> int:
         """Return how many nodes the cluster has."""
-        found = self.state("nodes")
+        found = self.ask("/api/v0/nodes?detail=1", seconds=0)["data"]["result"]["result"]
         return sum(node["state"] == "ALIVE" for node in found)
 
     def state(self, what: str) -> list[dict[str, str]]:
         """Return Ray's list of `nodes` or `actors`."""
-        answer = requests.get(f"{self.address}/api/v0/{what}", params={"detail": "1", "limit": "5000"}, timeout=30)
-        answer.raise_for_status()
-        found: list[dict[str, str]] = answer.json()["data"]["result"]["result"]
+        found: list[dict[str, str]] = self.ask(f"/api/v0/{what}?detail=1&limit=5000")["data"]["result"]["result"]
         return found
+
+    def ask(self, path: str, seconds: float = 120) -> dict[str, Any]:
+        """Return what the dashboard answers; a busy one is asked again."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                answer = requests.get(f"{self.address}{path}", timeout=30)
+                answer.raise_for_status()
+            except requests.RequestException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+            else:
+                found: dict[str, Any] = answer.json()
+                return found
 
     def _wait_for(self, count: int) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -1,5 +1,6 @@
 """The Kubeflow pipeline compiles to what a cluster needs: three components in a row, with secrets by name only."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,35 @@ def test_its_defaults_are_those_of_the_manifests(compiled: Any) -> None:
     assert parameters["ray_address"]["defaultValue"] == "http://rec-ray-head-svc:8265"
     assert Path(parameters["config"]["defaultValue"]).parent == Path(mount)
     assert (ROOT / Path(parameters["jobs"]["defaultValue"]).name / "submit.py").is_file()
+
+
+def test_kfp_runs_it_and_hands_the_version_from_step_to_step(tmp_path: Path) -> None:
+    """With kfp's own runner for this machine and a stand-in for the submitter, which writes down what it was asked."""
+    (tmp_path / "submit.py").write_text(
+        "import json, pathlib\n"
+        "def ask(address, command, run_id):\n"
+        "    with (pathlib.Path(__file__).parent / 'asked.jsonl').open('a') as file:\n"
+        "        print(json.dumps([address, command, run_id]), file=file)\n"
+        "    model = {'ndcg@10': 0.5}\n"
+        "    return {'version': '7', 'evaluation': {'metrics': {'model': model}}, 'counts': {'users': 3}}\n"
+    )
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "cluster" / "kubeflow")!r})
+from kfp import local
+from train_workflow import train_workflow
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root={str(tmp_path / "outputs")!r})
+task = train_workflow(ray_address="http://head", config="c.yaml", settings=["a.b=1"], jobs={str(tmp_path)!r})
+print("RESULT", task.outputs["version"], task.outputs["metrics"].metadata["ndcg@10"])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
+    assert "RESULT 7 0.5" in ran.stdout.splitlines()
+    asked = [json.loads(line) for line in (tmp_path / "asked.jsonl").read_text().splitlines()]
+    rest = ["--config", "c.yaml", "--json", "--set", "a.b=1"]
+    commands = [["rec-ray", "train"], ["rec-ray", "candidates", "7"], ["rec-ray", "publish", "7"]]
+    assert [command for _, command, _ in asked] == [[*command, *rest] for command in commands]
+    names = [run_id for _, _, run_id in asked]
+    assert [name.rpartition("-")[2] for name in names] == ["train", "candidates", "publish"]
+    assert len({name.rpartition("-")[0] for name in names}) == 1, "one run"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from conftest import change_settings
 from manifests import ROOT
 from nodes import BIN, RayNodes, why_not
@@ -69,12 +68,11 @@ class Job:
         return done.stdout
 
     def log(self) -> str:
-        answer = requests.get(f"{self.cluster.address}/api/jobs/{self.id}/logs", timeout=60)
-        return str(answer.json()["logs"])
+        return str(self.cluster.ask(f"/api/jobs/{self.id}/logs")["logs"])
 
     def ended(self) -> str:
         """Return how the job ended, or an empty text while it runs."""
-        status = requests.get(f"{self.cluster.address}/api/jobs/{self.id}", timeout=60).json()["status"]
+        status = self.cluster.ask(f"/api/jobs/{self.id}")["status"]
         return str(status) if status in ("SUCCEEDED", "FAILED", "STOPPED") else ""
 
     def wait(self, until: Callable[[], bool], what: str, seconds: float = 400) -> float:

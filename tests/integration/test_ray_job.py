@@ -113,7 +113,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
     for child in psutil.wait_procs(started, timeout=10)[1]:
-        child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def test_a_submitted_command_prints_its_log_and_ends_with_its_exit_code(head: Head) -> None:
