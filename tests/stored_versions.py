@@ -57,7 +57,8 @@ def write_version(
         first = rng.integers(len(items), size=len(ids))
         lists = named[(first[:, None] + np.arange(k)) % len(items)]
         scores = np.sort(rng.random((len(ids), k), np.float32), axis=1)[:, ::-1]
-        write("recommendations", pa.table([ids, _lists(lists), _lists(scores)], schema=RECOMMENDATIONS))
+        columns = [ids, _lists(lists), _lists(scores), ["model"] * len(ids)]
+        write("recommendations", pa.table(columns, schema=RECOMMENDATIONS))
     manifest = {
         "version": version,
         "k": k,

@@ -159,7 +159,8 @@ def test_a_stale_row_with_a_later_time_is_noticed(redis_server: Any, tmp_path: P
     import pyarrow as pa
 
     ids = names("u", range(32, 40))
-    stale = pa.table([ids, [["i1"]] * len(ids), [[0.5]] * len(ids)], schema=RECOMMENDATIONS)
+    columns = [ids, [["i1"]] * len(ids), [[0.5]] * len(ids), ["model"] * len(ids)]
+    stale = pa.table(columns, schema=RECOMMENDATIONS)
     shop.store.push(target.source, push_frame(stale, target, "0", datetime.now(UTC) + timedelta(days=2)))
     with pytest.raises(
         PartlyPublishedError, match=r"'user_items' answers otherwise .* kept [12] of 2 rows.*clock is ahead"
