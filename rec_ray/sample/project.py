@@ -132,11 +132,13 @@ def _make_shop(data: Path, seed: int) -> _Made:
         },
     }
     note = f"The generated shop, seed {seed}; rec_ray/sample/shop.py says what is in it."
-    values = {"features": features, "model": {"history": "mean"}, "train": {"epochs": SHOP_EPOCHS}}
+    train = {"epochs": SHOP_EPOCHS, "refit_check": False}
+    values = {"features": features, "model": {"history": "mean"}, "train": train}
     notes = {
         "features.user": note,
         "model.history": "Not the default, transformer: tastes in the shop have no order, and this is quicker.",
         "train.epochs": "Fewer than the default of 8, for the same reason.",
+        "train.refit_check": "Not the default, true: one training less, so that the shop is quick.",
     }
     return _Made(written, values, notes)
 
