@@ -19,13 +19,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHES = {path.stem.removeprefix("bench_"): path for path in sorted((ROOT / "tests").glob("bench_*.py"))}
-ARGUMENTS = {"training": ["ray_train", "catalogue_size", "memory_1m"]}
-"""What `make bench` asks of a bench whose whole would take too long; all others run as they are."""
 
 
 def run_bench(name: str) -> tuple[dict[str, Any], int]:
     """Run one bench; return what it printed as JSON and its exit status."""
-    command = [sys.executable, str(BENCHES[name]), *ARGUMENTS.get(name, [])]
+    command = [sys.executable, str(BENCHES[name])]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
     figures: dict[str, Any] = {}
     assert running.stdout is not None

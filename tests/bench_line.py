@@ -14,22 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benching import run_watched
-
-
-def make_shop(folder: Path, interactions: int) -> None:
-    """Write a project of the generated shop with as many interactions, 50 a user."""
-    from rec_ray.sample import shop, shop_truth
-    from rec_ray.sample.project import init_project
-    from rec_ray.sample.tables import write_batches
-
-    init_project(folder)
-    users = max(2000, interactions // 50)
-    truth = shop_truth.draw_truth(0, users, max(1000, users // 5))
-    data = folder / "feature_repo" / "data"
-    write_batches("users", [shop.describe_users(truth)], data / "users.parquet")
-    write_batches("items", [shop.describe_items(truth)], data / "items.parquet")
-    write_batches("interactions", shop.generate_interactions(truth, interactions), data / "interactions.parquet")
+from benching import make_shop, run_watched
 
 
 def load_encode_train(project: Path) -> dict[str, Any]:
@@ -44,7 +29,7 @@ def load_encode_train(project: Path) -> dict[str, Any]:
     from rec_ray.world import open_world
 
     configure_logging()
-    changes = ["train.epochs=1", "model.history=mean", "train.batch_size=8192"]
+    changes = ["train.epochs=1", "train.refit=off", "model.history=mean", "train.batch_size=8192"]
     settings = load_settings(project / "rec_ray.yaml", changes)
     with open_world(settings) as world:
         with step("load_features", world.seconds):
@@ -99,10 +84,10 @@ def bench_demo() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a line of JSON for each of the two."""
+    """Print a line of JSON for each."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=["demo", "memory"])
-    parser.add_argument("--interactions", type=int, default=5_000_000)
+    parser.add_argument("--interactions", type=int, nargs="+", default=[1_000_000, 5_000_000])
     parser.add_argument("--load-encode-train", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load_encode_train:
@@ -111,7 +96,8 @@ def main() -> None:
     if arguments.only in (None, "demo"):
         print(json.dumps({"demo": bench_demo()}), flush=True)
     if arguments.only in (None, "memory"):
-        print(json.dumps({"memory": bench_memory(arguments.interactions)}), flush=True)
+        for interactions in arguments.interactions:
+            print(json.dumps({f"memory_{interactions}": bench_memory(interactions)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How fast and how large training is, as JSON: `python tests/bench_training.py [NAME ...]`.
+"""How fast training is, as JSON: `python tests/bench_training.py [NAME ...]`; its memory is in `bench_line`.
 
-Each bench compares two things in one run on one machine, so that its ratio says something on any machine, or watches
-the memory of every process of a run in a process of its own. Nothing here is a test.
+Each bench compares two things in one run on one machine, so that its ratio says something on any machine. Nothing here
+is a test.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+from benching import make_shop
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS = 3
@@ -195,96 +192,9 @@ def bench_catalogue_size() -> dict[str, Any]:
     }
 
 
-class MemoryWatch:
-    """Peak resident memory of a process and of the ones below it, looked at twice a second."""
-
-    def __init__(self, pid: int) -> None:
-        self.process = psutil.Process(pid)
-        self.driver = 0
-        self.workers: dict[str, int] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.5):
-            try:
-                self.driver = max(self.driver, self.process.memory_info().rss)
-                for child in self.process.children(recursive=True):
-                    name = child.name() if child.name().startswith("ray::") else Path(child.name()).name
-                    memory = child.memory_info()
-                    # Pages of the object store are shared; count what is a process's own.
-                    self.workers[name] = max(self.workers.get(name, 0), memory.rss - memory.shared)
-            except psutil.Error:
-                continue
-
-    def stop(self) -> dict[str, Any]:
-        """Return the peaks in MiB: of the driver, of training workers, and of the largest of all workers."""
-        self._stop.set()
-        self._thread.join()
-        largest = max(self.workers.items(), key=lambda pair: pair[1], default=("none", 0))
-        training = max((peak for name, peak in self.workers.items() if "RayTrainWorker" in name), default=0)
-        return {
-            "driver_peak_mb": round(self.driver / 2**20),
-            "training_worker_peak_mb": round(training / 2**20),
-            "largest_worker": largest[0],
-            "largest_worker_peak_mb": round(largest[1] / 2**20),
-        }
-
-
-def make_shop(folder: Path, interactions: int) -> None:
-    """Write a project of the generated shop with as many interactions, 50 a user."""
-    from rec_ray.sample import shop, shop_truth
-    from rec_ray.sample.project import init_project
-    from rec_ray.sample.tables import write_batches
-
-    init_project(folder)
-    users = max(2000, interactions // 50)
-    truth = shop_truth.draw_truth(0, users, max(1000, users // 5))
-    data = folder / "feature_repo" / "data"
-    write_batches("users", [shop.describe_users(truth)], data / "users.parquet")
-    write_batches("items", [shop.describe_items(truth)], data / "items.parquet")
-    write_batches("interactions", shop.generate_interactions(truth, interactions), data / "interactions.parquet")
-
-
-def load_encode_train(project: Path) -> dict[str, float]:
-    """Do the first three steps of the line on a project, one epoch; return the seconds of each."""
-    from rec_ray.config_file import load_settings
-    from rec_ray.world import open_ray
-
-    changes = ["model.history=mean", "train.batch_size=8192"]
-    settings = load_settings(project / "rec_ray.yaml", changes)
-    open_ray(settings.ray)
-    started = time.perf_counter()
-    data, storage = encode(settings, project / "store")
-    encoded = time.perf_counter()
-    train_through_ray(
-        settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 1})}), data, storage, "bench"
-    )
-    return {"load and encode": round(encoded - started, 1), "train": round(time.perf_counter() - encoded, 1)}
-
-
-def bench_memory(interactions: int) -> dict[str, Any]:
-    """Load, encode and train on a shop of this size; memory of the driver and of the workers."""
-    with tempfile.TemporaryDirectory() as temporary:
-        project = Path(temporary) / "shop"
-        make_shop(project, interactions)
-        command = [sys.executable, __file__, "--load-encode-train", str(project)]
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
-        watch = MemoryWatch(running.pid)
-        out, _ = running.communicate()
-        peaks = watch.stop()
-        if running.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
-        return {**peaks, "seconds": json.loads(out.splitlines()[-1])}
-
-
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "catalogue_size": bench_catalogue_size,
     "ray_train": bench_ray_train,
-    "memory_1m": lambda: bench_memory(1_000_000),
-    "memory_5m": lambda: bench_memory(5_000_000),
-    "memory_20m": lambda: bench_memory(20_000_000),
 }
 
 
@@ -292,11 +202,7 @@ def main() -> None:
     """Run the benches named, or all, and print one line of JSON for each."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHES)}; all by default")
-    parser.add_argument("--load-encode-train", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.load_encode_train:
-        print(json.dumps(load_encode_train(arguments.load_encode_train)))
-        return
     for name in arguments.names or BENCHES:
         print(json.dumps({name: BENCHES[name]()}), flush=True)
 

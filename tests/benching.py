@@ -1,4 +1,4 @@
-"""What benches share: the memory of every process of a run, a run of a bench in a process of its own, and its result.
+"""What benches share: a shop at size, the memory of every process of a run, a run in a process of its own, its result.
 
 A bench is a module `tests/bench_NAME.py` that prints lines of JSON, `{name: figures}`, when it is run; `tests/bench.py`
 runs them all and keeps what they print.
@@ -46,11 +46,28 @@ class MemoryWatch:
         self._stop.set()
         self._thread.join()
         largest = max(self.workers.items(), key=lambda pair: pair[1], default=("none", 0))
+        training = max((peak for name, peak in self.workers.items() if "RayTrainWorker" in name), default=0)
         return {
             "driver_peak_mb": round(self.driver / 2**20),
+            "training_worker_peak_mb": round(training / 2**20),
             "largest_worker": largest[0],
             "largest_worker_peak_mb": round(largest[1] / 2**20),
         }
+
+
+def make_shop(folder: Path, interactions: int) -> None:
+    """Write a project of the generated shop with as many interactions, 50 a user."""
+    from rec_ray.sample import shop, shop_truth
+    from rec_ray.sample.project import init_project
+    from rec_ray.sample.tables import write_batches
+
+    init_project(folder)
+    users = max(2000, interactions // 50)
+    truth = shop_truth.draw_truth(0, users, max(1000, users // 5))
+    data = folder / "feature_repo" / "data"
+    write_batches("users", [shop.describe_users(truth)], data / "users.parquet")
+    write_batches("items", [shop.describe_items(truth)], data / "items.parquet")
+    write_batches("interactions", shop.generate_interactions(truth, interactions), data / "interactions.parquet")
 
 
 def last_json(output: str) -> Any:
