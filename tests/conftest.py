@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,8 @@ os.environ |= {
 }
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
     os.environ.pop(name, None)
+# A job in the background of a shell ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Columns = Mapping[str, Any] | pa.Table
 TINY_START = datetime(2024, 1, 1, tzinfo=UTC)
