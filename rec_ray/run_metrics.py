@@ -37,8 +37,13 @@ class RunMetrics(logging.Handler):
         self._push_errors = Counter(f"{PREFIX}push_errors", "Publications that failed.")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Record what a line says, if it is one of a step."""
-        fields: dict[str, Any] = getattr(record, "fields", {})
+        """Record what a line says, if it is one of a step; a fault is told as logging tells its own and ends no run."""
+        try:
+            self._record(getattr(record, "fields", {}))
+        except Exception:
+            self.handleError(record)
+
+    def _record(self, fields: dict[str, Any]) -> None:
         event, step = fields.get("event"), str(fields.get("step"))
         if event not in ("start", "end", "failed"):
             return

@@ -19,39 +19,16 @@ from benching import make_shop, run_watched
 
 def load_encode_train(project: Path) -> dict[str, Any]:
     """Do the first three steps of the line on a project, one epoch; return the seconds of each."""
-    from datetime import UTC, datetime
-
     from rec_ray.config_file import load_settings
-    from rec_ray.load_features import load_features
-    from rec_ray.logs import configure_logging, step
-    from rec_ray.train import train_two_tower
-    from rec_ray.training_data import prepare_training_data
+    from rec_ray.line import prepare_data, train_model
+    from rec_ray.logs import configure_logging
     from rec_ray.world import open_world
 
     configure_logging()
     changes = ["train.epochs=1", "train.refit=off", "model.history=mean", "train.batch_size=8192"]
     settings = load_settings(project / "rec_ray.yaml", changes)
     with open_world(settings) as world:
-        with step("load_features", world.seconds):
-            tables = load_features(
-                world.store, settings.feast, settings.features, settings.evaluation, as_of=datetime.now(UTC)
-            )
-        with step("training_data", world.seconds):
-            data = prepare_training_data(
-                tables, settings.features, settings.evaluation.split, world.storage, f"{world.prefix}/data"
-            )
-        with step("train", world.seconds):
-            train_two_tower(
-                data,
-                settings.model,
-                settings.train,
-                settings.ray,
-                world.storage,
-                run_id=world.run_id,
-                validation_users=settings.evaluation.validation_users,
-                exclude_seen=True,
-                metadata={},
-            )
+        train_model(world, prepare_data(world), version="bench")
         return {"steps": {name: round(took, 1) for name, took in world.seconds.items()}}
 
 
