@@ -182,7 +182,7 @@ def test_random_data_do_not_pass_for_learning(tmp_path: Path) -> None:
 def test_beauty_is_learned(tmp_path: Path) -> None:
     folder = tmp_path / "beauty"
     rec_ray("init", folder, "--from", SHARED / "beauty")
-    done = as_json("train", "-C", folder, "--set", "train.epochs=2")
+    done = as_json("train", "-C", folder, "--set", "train.epochs=2", "--set", "train.refit=off")
     metrics = done["evaluation"]["metrics"]
     assert metrics["model"]["recall@10"] >= 2.5 * metrics["popularity"]["recall@10"]
     assert as_json("versions", "-C", folder)["versions"][0]["state"] == "stored"
