@@ -96,10 +96,10 @@ def test_the_bundle_is_that_of_the_best_epoch_and_embeds(trained, tiny_data):
 
 
 def item_scores(bundle, tiny, user):
-    """Return the scores of all items for a user as of the test, by item id."""
+    """Return the scores of all items, with their features of now, for a user as of the test, by item id."""
     data = tiny.data
     catalogue = Catalogue.from_table(
-        pq.read_table(data.catalogue, filesystem=tiny.storage.filesystem), bundle.preprocessor.items.shape
+        pq.read_table(data.catalogue_now, filesystem=tiny.storage.filesystem), bundle.preprocessor.items.shape
     )
     table = pq.read_table(data.timelines, filesystem=tiny.storage.filesystem)
     timelines = Timelines.from_table(table, bundle.preprocessor.users.shape)
@@ -112,7 +112,7 @@ def item_scores(bundle, tiny, user):
 
 
 def test_what_is_published_has_learned_from_the_held_out_events_and_what_is_evaluated_has_not(trained, tiny_data):
-    """`late` has no event before the test, where `u0` and `u1` take it; `new` has its features and no event at all."""
+    """`late` has no event before the test, where `u0` and `u1` take it; `new` has the same features and no event."""
     rows = [
         bundle.model.item_tower.ids.weight.detach()[
             [0, int(bundle.preprocessor.encode_item_ids(pa.array(["late"]))[0])]

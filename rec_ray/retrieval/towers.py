@@ -101,6 +101,8 @@ class ItemTower(nn.Module):
         self.id_dropout = 0.0 if shape.is_empty else id_dropout
         self.ids = _table(vocabulary_size, embedding_size)
         self.history_ids = _table(vocabulary_size, embedding_size) if history_rows else None
+        # Without dropout anywhere a step is the same each time.
+        self.history_row_dropout = HISTORY_ROW_DROPOUT if dropout > 0 else 0.0
         with torch.no_grad():
             for table in (self.ids, self.history_ids):
                 if table is not None:
@@ -120,8 +122,8 @@ class ItemTower(nn.Module):
         if self.history_ids is None:
             return vectors
         rows = self.history_ids(self._some_hidden(id_index))
-        if self.training:
-            rows = rows * (torch.rand(len(rows), 1, device=rows.device) >= HISTORY_ROW_DROPOUT)
+        if self.training and self.history_row_dropout > 0:
+            rows = rows * (torch.rand(len(rows), 1, device=rows.device) >= self.history_row_dropout)
         return vectors + rows
 
     def _some_hidden(self, id_index: Tensor) -> Tensor:
