@@ -44,7 +44,7 @@ def list_all(project: Project = None, config: Config = None, overrides: Set = No
 
 def _list(project: Project, config: Config, overrides: Set, as_json: bool) -> None:
     settings = settings_of(project, config, overrides)
-    from rec_ray.answers import list_versions
+    from rec_ray.known_versions import list_versions
 
     found = list_versions(settings)
     if as_json:
@@ -65,7 +65,7 @@ def show(
 ) -> None:
     """Show all that is known of one version: metrics, data range, parent, run, checksum, address."""
     settings = settings_of(project, config, overrides)
-    from rec_ray.answers import show_version
+    from rec_ray.known_versions import show_version
 
     found = show_version(settings, version)
     if as_json:

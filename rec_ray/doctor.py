@@ -19,11 +19,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import ray
-from feast import FeatureStore
-from feast.data_source import PushMode
 
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, FeatureStoreError, RecRayError, UnavailableError, listed
+from rec_ray.feast_api import FeatureStore, PushMode
 from rec_ray.feast_store import find_service, portable_config, require_fields
 from rec_ray.feature_source import read_slice, slice_source
 from rec_ray.load_features import ITEMS, entity_sources, event_source
@@ -32,9 +31,10 @@ from rec_ray.plan import plan_run
 from rec_ray.push_targets import PushTarget, push_frame, read_online
 from rec_ray.schema import INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID
 from rec_ray.side_tables import find_side_tables
+from rec_ray.stores import database_of, storage_of
 from rec_ray.update_features import check_push_targets, find_push_targets
 from rec_ray.vector_index import missing_vector_indexes
-from rec_ray.world import database_of, feature_store_of, open_ray, storage_of
+from rec_ray.world import feature_store_of, open_ray
 
 CANARY = "__rec_ray_canary__"
 CANARY_NUMBER = -(2**53)

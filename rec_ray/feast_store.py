@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import FeatureService, FeatureStore, FeatureView, RepoConfig
-from feast.types import from_feast_to_pyarrow_type
 from pydantic import SecretStr
 
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
+from rec_ray.feast_api import FeatureService, FeatureStore, FeatureView, RepoConfig, from_feast_to_pyarrow_type
 from rec_ray.process_cache import once_a_process
 from rec_ray.schema import EVENT_TIMESTAMP
 

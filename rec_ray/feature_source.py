@@ -20,11 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
-from feast import FileSource, RepoConfig
-from feast.data_format import DeltaFormat
-from feast.infra.passthrough_provider import PassthroughProvider
 
 from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, listed
+from rec_ray.feast_api import DeltaFormat, FileSource, PassthroughProvider, RepoConfig
 from rec_ray.schema import EVENT_TIMESTAMP, TIMESTAMP
 from rec_ray.storage import s3_filesystem
 

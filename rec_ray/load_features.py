@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from feast import FeatureService, FeatureStore, RepoConfig
 
 from rec_ray.config import CandidateSettings, EvaluationSettings, FeastSettings, FeatureSettings, SideTableSettings
 from rec_ray.contracts import ActiveUsers, FeatureTables, RowCounts, SplitTimes
@@ -35,6 +34,7 @@ from rec_ray.event_rows import (
     whole,
     with_query_rows,
 )
+from rec_ray.feast_api import FeatureService, FeatureStore, RepoConfig
 from rec_ray.feast_store import find_service, point_in_time, portable_config, raw_fields, require_fields, views_of
 from rec_ray.feature_source import FeatureSource, SourceSlice, read_slice, slice_source
 from rec_ray.logs import LOGGER

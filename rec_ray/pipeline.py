@@ -38,8 +38,9 @@ from rec_ray.retrieval.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.run_ledger import RunLedger, open_run
 from rec_ray.run_report import RunReport, count_candidates, count_data, count_update, report_again, report_run
 from rec_ray.storage import Storage
+from rec_ray.stores import storage_of
 from rec_ray.update_features import check_push_targets
-from rec_ray.world import World, open_world, storage_of
+from rec_ray.world import World, open_world
 
 
 def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:

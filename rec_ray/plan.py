@@ -10,15 +10,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from feast import FeatureStore
-
 from rec_ray.config import Settings
+from rec_ray.feast_api import FeatureStore
 from rec_ray.feast_store import find_service
 from rec_ray.feature_source import FeatureSource, slice_source
 from rec_ray.load_features import entity_sources, event_source
 from rec_ray.schema import ITEM_ID, USER_ID
+from rec_ray.stores import database_of, storage_of
 from rec_ray.update_features import SINGLE_WRITERS, find_push_targets
-from rec_ray.world import database_of, feature_store_of, storage_of
+from rec_ray.world import feature_store_of
 
 START_SECONDS = 15.0
 TRAIN_START_SECONDS = 20.0

@@ -15,10 +15,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import FeatureStore, FeatureView, FileSource
-from feast.types import from_feast_to_pyarrow_type
 
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
+from rec_ray.feast_api import FeatureStore, FeatureView, FileSource, from_feast_to_pyarrow_type
 from rec_ray.logs import LOGGER
 from rec_ray.schema import EMBEDDING, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES
 

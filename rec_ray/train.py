@@ -7,6 +7,7 @@ raw ids or what is done with the model.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from rec_ray.training_checkpoint import Progress
 from rec_ray.training_loop import CHECK, LEARN, PUBLISH, TrainingPlan, train_loop_per_worker
 
 TRAINING_FOLDER = "training"
+POLL_SECONDS = 0.25
+"""How often Ray Train's controller asks its workers, which wait for it after each epoch; by itself every 2 s."""
 
 
 def train_two_tower(
@@ -83,7 +86,7 @@ def train_two_tower(
         started=time.time(),
         start=_write_start(live, arguments, data, storage, run_id) if live is not None else None,
     )
-    progress = _run(plan, train, storage, run_id, callbacks)
+    progress = _run(plan, train, storage, run_id, callbacks, local=ray_settings.address is None)
 
     def towers(stage: str) -> TwoTower | None:
         if stage not in progress.models:
@@ -127,8 +130,10 @@ def _run(
     storage: Storage,
     run_id: str,
     callbacks: Sequence[ray.train.UserCallback],
+    *,
+    local: bool,
 ) -> Progress:
-    """Run the workers to their end and return their last checkpoint."""
+    """Run the workers to their end and return their last checkpoint. local: on a Ray of one machine, started here."""
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"plan": plan},
@@ -147,6 +152,10 @@ def _run(
             callbacks=list(callbacks),
         ),
     )
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+    if local:
+        # No node can be drained; the process that would ask takes a second to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         result = _fit(trainer)
     except ray.train.TrainingFailedError as error:

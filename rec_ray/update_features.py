@@ -20,14 +20,13 @@ import pandas as pd
 import pyarrow as pa
 import ray
 import ray.data
-from feast import FeatureStore, RepoConfig
-from feast.data_source import PushMode
 from ray.data import TaskPoolStrategy
 
 from rec_ray.candidate_parts import PartSlice, StoredCandidates, check_part, departed_ids, read_slice
 from rec_ray.config import PublishSettings
 from rec_ray.contracts import UpdateReport
 from rec_ray.errors import DataError, PartlyPublishedError, RecRayError
+from rec_ray.feast_api import FeatureStore, PushMode, RepoConfig
 from rec_ray.feast_store import portable_config, store_in_task
 from rec_ray.logs import LOGGER
 from rec_ray.push_targets import (

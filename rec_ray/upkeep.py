@@ -10,9 +10,10 @@ from rec_ray.config import Settings
 from rec_ray.model_store import load_model, model_folder
 from rec_ray.publication import Pruned, prune_versions
 from rec_ray.schema import EMBEDDING
+from rec_ray.stores import database_of, storage_of
 from rec_ray.update_features import find_push_targets
 from rec_ray.vector_index import Kind, drop_vector_index, make_vector_index
-from rec_ray.world import database_of, feature_store_of, owner_of, storage_of
+from rec_ray.world import feature_store_of, owner_of
 from rec_ray.write_report import read_report, store_page
 
 

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from feast import FeatureStore
-from feast.infra.online_stores.helpers import compute_table_id
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from rec_ray.errors import DataError, FeatureStoreError
+from rec_ray.feast_api import FeatureStore, compute_table_id
 from rec_ray.push_targets import PushTarget
 from rec_ray.schema import EMBEDDING
 

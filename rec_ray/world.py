@@ -20,16 +20,17 @@ from pathlib import Path
 
 import ray
 import ray.data
-from feast import FeatureStore
 
 from rec_ray.config import RaySettings, Settings
 from rec_ray.errors import ConfigError, FeatureStoreError, UnavailableError
+from rec_ray.feast_api import FeatureStore
 from rec_ray.feast_store import secrets_in
 from rec_ray.logs import about, hide, step
 from rec_ray.model_version import VersionDatabase
 from rec_ray.run_ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.run_metrics import exported_metrics
-from rec_ray.storage import Storage, open_storage
+from rec_ray.storage import Storage
+from rec_ray.stores import database_of, storage_of
 
 IDLE_WORKERS = 8
 """Worker processes that a local Ray keeps while they have nothing to do."""
@@ -98,25 +99,6 @@ def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[Wor
             ray.shutdown()
 
 
-def storage_of(settings: Settings) -> Storage:
-    """Open the object store of the settings."""
-    given = settings.storage
-    return open_storage(
-        given.url,
-        endpoint=given.endpoint,
-        region=given.region,
-        ca_bundle=given.ca_bundle,
-        access_key=given.access_key.get_secret_value() if given.access_key else None,
-        secret_key=given.secret_key.get_secret_value() if given.secret_key else None,
-    )
-
-
-def database_of(settings: Settings) -> VersionDatabase:
-    """Open the version database of the settings."""
-    password = settings.database.password
-    return VersionDatabase(settings.database.url, password.get_secret_value() if password else None)
-
-
 def feature_store_of(settings: Settings) -> FeatureStore:
     """Open the feature repository of the settings.
 
@@ -145,8 +127,9 @@ def owner_of(run_id: str) -> str:
 @ray.remote(num_cpus=1)
 def _warm_up() -> None:
     """Import what takes seconds, in a worker, while the driver does the same."""
-    import feast  # noqa: F401
     import torch  # noqa: F401
+
+    import rec_ray.feast_api  # noqa: F401
 
 
 def open_ray(settings: RaySettings) -> bool:
@@ -157,6 +140,8 @@ def open_ray(settings: RaySettings) -> bool:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # The newer Parquet reader (2.60) starts up to 32 actors for each dataset to read footers, which takes a second or two.
+    context.use_datasource_v2 = False
     # An error raised in a task arrives as it is; Ray Data's own UserCodeException comes without its cause (2.60).
     context.raise_original_map_exception = True
     # Ray then prints it with a page of its own calls and asks to report it; whatever is raised, `cli` says once.

@@ -55,8 +55,9 @@ def push_in_one_loop(folder: Path) -> dict[str, float]:
     from rec_ray.candidates import read_manifest
     from rec_ray.config_file import load_settings
     from rec_ray.push_targets import push_frame
+    from rec_ray.stores import storage_of
     from rec_ray.update_features import find_push_targets
-    from rec_ray.world import feature_store_of, storage_of
+    from rec_ray.world import feature_store_of
 
     settings = load_settings(folder / "rec_ray.yaml")
     store, storage = feature_store_of(settings), storage_of(settings)
@@ -79,8 +80,9 @@ def push_side_by_side(folder: Path) -> dict[str, float]:
     from rec_ray.candidate_parts import StoredCandidates
     from rec_ray.candidates import read_manifest
     from rec_ray.config_file import load_settings
+    from rec_ray.stores import storage_of
     from rec_ray.update_features import update_feature_store
-    from rec_ray.world import feature_store_of, open_ray, storage_of
+    from rec_ray.world import feature_store_of, open_ray
 
     settings = load_settings(folder / "rec_ray.yaml")
     open_ray(settings.ray)

@@ -182,7 +182,8 @@ def test_a_push_that_breaks_off_is_partly_published_and_goes_on_later(tiny_data,
     """The table of recommendations is away: items and users arrive, nothing is made live; then it is back."""
     from rec_ray.model_store import save_model
     from rec_ray.pipeline import run_publishing
-    from rec_ray.world import database_of, feature_store_of, storage_of
+    from rec_ray.stores import database_of, storage_of
+    from rec_ray.world import feature_store_of
 
     numbers = range(40)
     interactions = {

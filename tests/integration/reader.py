@@ -15,7 +15,7 @@ from rec_ray.candidates import read_manifest
 from rec_ray.config_file import load_settings
 from rec_ray.errors import DataError, UnavailableError
 from rec_ray.model_store import find_model, load_model
-from rec_ray.world import database_of, storage_of
+from rec_ray.stores import database_of, storage_of
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ from servers import PostgreSQL, Redis, SeaweedFS, environment_of
 from rec_ray.config_file import load_settings
 from rec_ray.push_targets import PushTarget, find_push_target, push_frame, read_online
 from rec_ray.schema import ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
-from rec_ray.world import database_of, feature_store_of, storage_of
+from rec_ray.stores import database_of, storage_of
+from rec_ray.world import feature_store_of
 
 # Minutes where nothing else runs; the machine may have much else to do.
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(3600)]

@@ -14,8 +14,9 @@ from stored_versions import write_feast_repo, write_version
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, LockedError, PartlyPublishedError, SchemaError
 from rec_ray.pipeline import run_publishing, run_rollback
+from rec_ray.stores import database_of, storage_of
 from rec_ray.upkeep import run_indexing, run_pruning
-from rec_ray.world import database_of, feature_store_of, storage_of
+from rec_ray.world import feature_store_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 

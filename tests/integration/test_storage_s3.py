@@ -14,7 +14,7 @@ from rec_ray.config_file import load_settings
 from rec_ray.errors import BundleError, StorageError
 from rec_ray.model_store import find_model, load_model, save_model
 from rec_ray.storage import Storage, open_storage
-from rec_ray.world import storage_of
+from rec_ray.stores import storage_of
 
 pytestmark = pytest.mark.integration
 
