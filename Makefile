@@ -96,8 +96,9 @@ browser:
 		chromium fonts-dejavu-core >/dev/null; } \
 		|| echo 'chromium could not be installed: the report is not opened in a browser'
 
+# Two processes, each with its own Ray and servers; the modules in order, as the longest come first.
 test: check browser $(KUBECTL)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 faults: $(TESTS)
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)

@@ -64,6 +64,7 @@ from rec_ray.schema import (
     USER_EMBEDDINGS,
 )
 from rec_ray.storage import Storage
+from rec_ray.stored_rows import read_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -127,7 +128,7 @@ def generate_candidates(
     user_sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY])
     with shown_progress("candidates: users", data.users) as progress:
         (
-            ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
+            read_rows(storage, data.timelines)
             .map_batches(
                 recommend_items,
                 fn_kwargs={"shared": shared, "progress": progress},
@@ -166,7 +167,7 @@ def _facts(sink: PartsSink, k: int) -> dict[str, Any]:
 
 def _embed_catalogue(data: TrainingData, files: ray.ObjectRef, storage: Storage) -> ray.data.Dataset:
     return (
-        ray.data.read_parquet(data.catalogue_now, filesystem=storage.filesystem)
+        read_rows(storage, data.catalogue_now)
         .map_batches(embed_items, fn_kwargs={"files": files}, batch_size=8192, batch_format="pyarrow")
         .materialize()
     )
@@ -194,7 +195,7 @@ def check_recall(data: TrainingData, settings: CandidateSettings, storage: Stora
     Raises:
         GateError: it is below `candidates.recall_floor`.
     """
-    users = ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
+    users = read_rows(storage, data.timelines)
     share = min(1.0, 2 * settings.recall_users / max(1, data.users))
     sample = users if share == 1.0 else users.random_sample(share, seed=0)
     measured = sample.limit(settings.recall_users).map_batches(
@@ -279,10 +280,7 @@ def _popularity(
     """Return a reference to what is popular, in each segment if users have one."""
     if settings.segment is None:
         return _overall_popularity.remote(data.catalogue_now, storage)
-    counted = ray.data.read_parquet(
-        data.timelines,
-        filesystem=storage.filesystem,
-    ).map_batches(
+    counted = read_rows(storage, data.timelines).map_batches(
         _count_block,
         batch_size=None,
         batch_format="pyarrow",

@@ -28,6 +28,7 @@ from rec_ray.retrieval.ranking import LIST_LENGTH
 from rec_ray.retrieval.segment_sums import EVERYONE, SegmentSums
 from rec_ray.retrieval.segments import describe_segment
 from rec_ray.storage import Storage
+from rec_ray.stored_rows import read_rows
 
 USERS = 4096
 """Timelines of one task: the sums that it gives back have the same size for one user and for all of these."""
@@ -55,7 +56,7 @@ def evaluate_model(
         and left out.
     refitted: the model refitted with the validation events, which the baselines count too: what refitting is worth.
     """
-    timelines = ray.data.read_parquet(data.timelines, filesystem=storage.filesystem)
+    timelines = read_rows(storage, data.timelines)
     counted = fit_baselines(timelines, bundle.preprocessor.users.shape, data.items)
 
     def plan(name: str, own: TwoTowerBundle, catalogue: str, baselines: ray.ObjectRef | None) -> RankingPlan:
@@ -80,7 +81,7 @@ def evaluate_model(
             found.sums.add_table(read_sums(row["sums"]))
     if live is not None:
         beside = SegmentSums(settings.ks, counted.bounds, data.items)
-        others = ray.data.read_parquet(live.data.timelines, filesystem=storage.filesystem)
+        others = read_rows(storage, live.data.timelines)
         for row in _rank(others, plan(LIVE, live.bundle, live.data.catalogue, None)):
             beside.add_table(read_sums(row["sums"]))
         if beside.users(LIVE) == users:

@@ -136,11 +136,13 @@ def open_ray(settings: RaySettings) -> bool:
     """Join the cluster or start a local Ray; return whether it is ours to stop."""
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    # `ray.data.dataset` warns that a step may hang whenever the step before still holds the CPUs for a moment.
+    for name in ("_internal.progress", "dataset"):
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # The newer Parquet reader (2.60) starts up to 32 actors for each dataset to read footers, which takes a second or two.
+    # The newer Parquet reader (2.60) starts up to 32 actors a dataset to read footers: a second or two each time.
     context.use_datasource_v2 = False
     # An error raised in a task arrives as it is; Ray Data's own UserCodeException comes without its cause (2.60).
     context.raise_original_map_exception = True
