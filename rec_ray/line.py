@@ -36,6 +36,7 @@ from rec_ray.load_features import load_features
 from rec_ray.logs import LOGGER, step
 from rec_ray.model_store import candidates_folder, load_model, model_folder, save_model
 from rec_ray.publication import publish_version
+from rec_ray.replaced_candidates import note_replaced
 from rec_ray.retrieval.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.run_metrics import EpochMetrics
 from rec_ray.run_report import count_data
@@ -245,6 +246,8 @@ def recommend_items(
     """Compute and store the candidates of a version, or of an increment of it."""
     settings = world.settings
     if increment is None:
+        if version in world.database.pushed_since_live():
+            note_replaced(world.storage, version)
         # They are older than what comes now.
         world.storage.delete_prefix(increments_folder(version))
     with step("candidates", world.seconds, version=version) as log:

@@ -6,6 +6,7 @@ An open world and a version come in; afterwards the feature store holds that ver
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,13 +15,14 @@ from datetime import datetime
 
 from rec_ray.candidate_parts import StoredCandidates
 from rec_ray.contracts import UpdateReport
-from rec_ray.errors import ConfigError, DataError, listed
-from rec_ray.increments import PUBLISHED, find_increment, increments_folder, published_increments
-from rec_ray.logs import LOGGER, step
+from rec_ray.errors import ConfigError, DataError, StorageError, listed
+from rec_ray.increments import PUBLISHED, find_increment, increments_folder
+from rec_ray.logs import step
 from rec_ray.model_store import candidates_folder, find_model, read_metadata, remove_version, stored_versions
 from rec_ray.model_version import VersionDatabase, VersionRow
 from rec_ray.parts_sink import read_manifest
 from rec_ray.publishing_lock import PublishingLock
+from rec_ray.replaced_candidates import pushed_candidates, replaced_folder
 from rec_ray.storage import Storage
 from rec_ray.update_features import update_feature_store
 from rec_ray.world import World, owner_of
@@ -63,6 +65,9 @@ def publish_version(world: World, version: str) -> UpdateReport:
             data_to=_instant(metadata.get("data_to")),
         )
         database.publish(row, lock)
+        # It is live; what is left here is only looked at once more by the next push.
+        with contextlib.suppress(StorageError):
+            storage.delete_prefix(replaced_folder(version))
     return report
 
 
@@ -164,16 +169,8 @@ def _stored_candidates(version: str, storage: Storage) -> StoredCandidates:
 
 def _known_before(database: VersionDatabase, storage: Storage) -> Sequence[StoredCandidates]:
     """Return the candidates of which the feature store may hold rows."""
-    found = []
-    for version in database.pushed_since_live():
-        try:
-            found.append(_stored_candidates(version, storage))
-            increments = increments_folder(version)
-            for name in published_increments(storage, increments):
-                found.append(StoredCandidates(f"{increments}/{name}", read_manifest(storage, f"{increments}/{name}")))
-        except DataError as error:
-            LOGGER.warning("version %s: %s; who left since then stays in the feature store", version, error)
-    return found
+    versions = database.pushed_since_live()
+    return [candidates for version in versions for candidates in pushed_candidates(storage, version)]
 
 
 def _instant(text: object) -> datetime | None:

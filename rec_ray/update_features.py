@@ -248,7 +248,7 @@ class _Writer:
             _push_in_task,
             batch_size=1,
             fn_kwargs=arguments,
-            compute=TaskPoolStrategy(size=self.writers),
+            compute=TaskPoolStrategy(size=min(self.writers, len(work))),
         )
         yield from done.iter_rows()
 

@@ -139,8 +139,11 @@ def test_each_step_alone_gives_the_same_lists(shop: Path, report: Any) -> None:
     as_json("candidates", report["version"], "-C", shop)
     after = {row["user_id"]: row["item_ids"] for row in pq.read_table(folder).to_pylist()}
     assert sum(before[user] == after[user] for user in before) > 0.99 * len(before)
+    replaced = folder.parents[1] / "replaced"
+    assert (replaced / "000000" / "recommendations").is_dir(), "noted until the next push"
     published = as_json("publish", report["version"], "-C", shop)
     assert published["counts"]["rows pushed to user_items_push_source"] == 2000
+    assert not replaced.exists()
 
 
 @pytest.mark.parametrize(("interrupt", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -14,6 +14,7 @@ from stored_versions import write_feast_repo, write_version
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, LockedError, PartlyPublishedError, SchemaError
 from rec_ray.pipeline import run_publishing, run_rollback
+from rec_ray.replaced_candidates import note_replaced, replaced_folder
 from rec_ray.stores import database_of, storage_of
 from rec_ray.upkeep import run_indexing, run_pruning
 from rec_ray.world import feature_store_of
@@ -118,6 +119,27 @@ def test_who_left_is_not_served_and_a_rollback_brings_all_back(shop: Shop) -> No
     assert (live.parent, live.run_id, live.metrics) == ("2", "run-1", {"model": {"recall@10": 0.25}})
     with pytest.raises(ConfigError, match=r"version 3 was never live.* '1', '2'.*rec-ray publish 3"):
         run_rollback(shop.settings, "3")
+
+
+def test_who_left_between_two_computations_of_a_version_is_emptied(tmp_path: Path) -> None:
+    """The everyday case without a new training: the lists of the live version are computed anew and pushed again."""
+    shop = open_shop(tmp_path, {"type": "sqlite", "path": "online_store.db"})
+    users = names("u", range(12))
+    write_version(shop.storage, "1", users, names("i", range(6)))
+    run_publishing(shop.settings, "1")
+    # Computed twice before it is pushed: who was in the first is in the feature store, who was in the second is not.
+    for left in (range(3, 12), range(2, 9)):
+        note_replaced(shop.storage, "1")
+        write_version(shop.storage, "1", names("u", left), names("i", range(1, 6)))
+
+    report = run_publishing(shop.settings, "1")
+
+    assert report.counts["departed, emptied in user_items_push_source"] == 5
+    assert report.counts["departed, emptied in item_embed_push_source"] == 1
+    lists = shop.lists(users)
+    assert [bool(found) for found in lists] == [False] * 2 + [True] * 7 + [False] * 3
+    assert not shop.storage.list(replaced_folder("1"))
+    assert "departed, emptied in user_items_push_source" not in run_publishing(shop.settings, "1").counts
 
 
 def test_who_left_after_a_push_that_failed_is_emptied_too(redis_server: Any, tmp_path: Path) -> None:
