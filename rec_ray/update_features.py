@@ -20,7 +20,6 @@ import pandas as pd
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import TaskPoolStrategy
 
 from rec_ray.candidate_parts import PartSlice, StoredCandidates, check_part, departed_ids, read_slice
 from rec_ray.config import PublishSettings
@@ -41,6 +40,7 @@ from rec_ray.push_targets import (
 )
 from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES, USER_ID
 from rec_ray.storage import Storage
+from rec_ray.stored_rows import submit_at_once
 
 SINGLE_WRITERS = ("sqlite", "faiss")
 """Online stores that one process at a time may write."""
@@ -244,11 +244,11 @@ class _Writer:
             "push": self.push,
             "frames": frames,
         }
-        done = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+        pieces = submit_at_once(ray.data.from_items(work, override_num_blocks=len(work)))
+        done = pieces.map_batches(
             _push_in_task,
             batch_size=1,
             fn_kwargs=arguments,
-            compute=TaskPoolStrategy(size=min(self.writers, len(work))),
         )
         yield from done.iter_rows()
 

@@ -132,23 +132,33 @@ def _warm_up() -> None:
     import rec_ray.feast_api  # noqa: F401
 
 
+def _quieten_ray() -> None:
+    """Let Ray say what a person can act on, and that once."""
+    levels = {
+        **dict.fromkeys(("ray", "ray.data", "ray.train"), logging.WARNING),
+        "ray.data._internal.progress": logging.ERROR,
+        # That a step may hang, whenever the step before still holds the CPUs for a moment.
+        "ray.data.dataset": logging.ERROR,
+        # That a Ray started here wants a token, which it has made itself.
+        "ray._private.authentication.authentication_token_setup": logging.ERROR,
+        # What a task raised, with a page of Ray's own calls and a request to report it; `cli` says it once.
+        "ray.data.exceptions": logging.CRITICAL,
+        "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+    }
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
+
+
 def open_ray(settings: RaySettings) -> bool:
     """Join the cluster or start a local Ray; return whether it is ours to stop."""
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # `ray.data.dataset` warns that a step may hang whenever the step before still holds the CPUs for a moment.
-    for name in ("_internal.progress", "dataset"):
-        logging.getLogger(f"ray.data.{name}").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
+    _quieten_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # The newer Parquet reader (2.60) starts up to 32 actors a dataset to read footers: a second or two each time.
     context.use_datasource_v2 = False
     # An error raised in a task arrives as it is; Ray Data's own UserCodeException comes without its cause (2.60).
     context.raise_original_map_exception = True
-    # Ray then prints it with a page of its own calls and asks to report it; whatever is raised, `cli` says once.
-    for name in ("exceptions", "_internal.execution.streaming_executor_state"):
-        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return False
     on_terminate = signal.getsignal(signal.SIGTERM)
