@@ -108,13 +108,17 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch of training: mean loss, validation NDCG@10 and its speed."""
+    """One epoch of training: mean loss, validation NDCG@10 and its speed.
+
+    averaged: whether that NDCG is of the running average of the weights, which did better than the weights themselves.
+    """
 
     epoch: int
     loss: float
     validation_ndcg: float
     seconds: float
     examples_per_second: float
+    averaged: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ class Progress:
 
     epochs: results of the stage that is watched. best_epoch: the best of them, 0 before the first.
     models: by stage, the weights to use. finished: stages that are done. stage, stage_epochs: the stage at work and how
-    many of its epochs are done. steps: of the finished stages. seconds_to_first_step: what starting the workers and
-    reading their shards took.
+    many of its epochs are done. average: running average of the weights after each of these. steps: of the finished
+    stages. seconds_to_first_step: what starting the workers and reading their shards took.
     """
 
     epochs: list[EpochResult] = field(default_factory=list)
@@ -42,6 +42,7 @@ class Progress:
     finished: list[str] = field(default_factory=list)
     stage: str = ""
     stage_epochs: int = 0
+    average: Tensors = field(default_factory=dict)
     steps: int = 0
     seconds_to_first_step: float | None = None
     state: Tensors = field(default_factory=dict)
@@ -49,7 +50,17 @@ class Progress:
     def begin(self, stage: str) -> None:
         """Begin a stage, unless it is the one at work already."""
         if self.stage != stage:
-            self.stage, self.stage_epochs = stage, 0
+            self.stage, self.stage_epochs, self.average = stage, 0, {}
+
+    def average_in(self, weights: Tensors, share: float) -> None:
+        """Let the running average of the stage move to the weights after one more epoch. share: how far, up to 1."""
+        for name, value in weights.items():
+            if name not in self.average:
+                self.average[name] = value.clone()
+            elif value.is_floating_point():
+                self.average[name].lerp_(value, share)
+            else:
+                self.average[name].copy_(value)
 
     def is_over(self, patience: int) -> bool:
         """Whether the best epoch is `patience` epochs ago."""
@@ -83,7 +94,8 @@ class Progress:
             for stage, weights in self.models.items():
                 save_file(weights, weights_file(folder, stage))
             # A stage that is done is not gone on with: its moments are not needed.
-            save_file({} if ends else _state_of(learner), Path(folder) / STATE)
+            state = {} if ends else _state_of(learner) | {f"average.{name}": w for name, w in self.average.items()}
+            save_file(state, Path(folder) / STATE)
             progress = {
                 "epochs": [asdict(each) for each in self.epochs],
                 "best_epoch": self.best_epoch,
@@ -131,6 +143,7 @@ class Progress:
             stage=plain["stage"],
             stage_epochs=plain["stage_epochs"],
             steps=plain["steps"],
+            average=_below(state, "average."),
             seconds_to_first_step=plain["seconds_to_first_step"],
             state=state,
         )

@@ -8,6 +8,7 @@ It knows nothing of Feast, raw ids, who started it or what is done with the mode
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -185,24 +186,34 @@ class _Worker:
                     progress.seconds_to_first_step = time.time() - self.plan.started
                 positives += int((batch.weight > 0).sum())
             seconds = time.perf_counter() - started
-            ndcg, users = self._validate() if watches else (0.0, 0)
-            ndcg_sum, user_sum, positive_sum = _summed(np.array([ndcg, users, positives], np.float64)).tolist()
+            self._average()
+            plain, averaged, users = self._validate() if watches else (0.0, 0.0, 0)
+            sums = _summed(np.array([plain, averaged, users, positives], np.float64)).tolist()
             result = EpochResult(
                 epoch=epoch,
                 loss=float(np.mean(losses)) if losses else 0.0,
-                validation_ndcg=ndcg_sum / user_sum if user_sum else 0.0,
+                validation_ndcg=max(sums[:2]) / sums[2] if sums[2] else 0.0,
                 seconds=seconds,
-                examples_per_second=positive_sum / seconds,
+                examples_per_second=sums[3] / seconds,
+                averaged=sums[1] > sums[0],
             )
-            improved = progress.add(result, watched=user_sum > 0) if watches else epoch == self.epochs
+            improved = progress.add(result, watched=sums[2] > 0) if watches else epoch == self.epochs
             if improved:
-                progress.models[self.stage.name] = self._weights()
+                progress.models[self.stage.name] = self._weights(averaged=self._takes_average(result))
             over = watches and progress.is_over(self.plan.train.patience)
             progress.report(self.learner, result, self.rank, ends=epoch == self.epochs or over)
 
-    def _weights(self) -> dict[str, torch.Tensor]:
+    def _takes_average(self, result: EpochResult) -> bool:
+        """Whether what this stage gives is the average: where that was better, or was in the stage it repeats."""
+        if self.stage.name == LEARN:
+            return result.averaged
+        best = self.progress.best_epoch
+        return not self.from_best and best > 0 and self.progress.epochs[best - 1].averaged
+
+    def _weights(self, *, averaged: bool) -> dict[str, torch.Tensor]:
         """Return the weights as they will be used: items that nothing was learned about have the unknown one's row."""
-        weights = {name: value.detach().cpu().clone() for name, value in self.learner.model.state_dict().items()}
+        weights = self.progress.average if averaged else self.learner.model.state_dict()
+        weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
         share_unknown_row(weights, self.learner.untrained_rows)
         return weights
 
@@ -225,11 +236,19 @@ class _Worker:
                 return
             yield batch
 
-    def _validate(self) -> tuple[float, int]:
+    def _average(self) -> None:
+        """Count the weights after an epoch into their average, which may be the better model (Izmailov et al. 2018)."""
+        share = self.plan.train.averaging
+        if share < 1 and not self.from_best:
+            self.progress.average_in(self.learner.model.state_dict(), share)
+
+    def _validate(self) -> tuple[float, float, int]:
+        """Return the sums of NDCG@10 by the weights and by their average, and of how many users."""
         watched = self.shard.watched
         if watched is None:
-            return 0.0, 0
-        return self.learner.validation_ndcg(
+            return 0.0, 0.0, 0
+        judged = functools.partial(
+            self.learner.validation_ndcg,
             watched,
             np.arange(len(watched)),
             split=VALIDATION,
@@ -237,6 +256,16 @@ class _Worker:
             history_length=self.plan.history_length,
             exclude_seen=self.plan.exclude_seen,
         )
+        plain, users = judged()
+        # After one epoch the average is what it is an average of.
+        if not self.progress.average or self.progress.stage_epochs == 0:
+            return plain, plain, users
+        model = self.learner.model
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.progress.average)
+        averaged, _ = judged()
+        model.load_state_dict(weights)
+        return plain, averaged, users
 
 
 def _read_catalogue(plan: TrainingPlan, *, now: bool) -> Catalogue:

@@ -46,7 +46,7 @@ SINGLE_WRITERS = ("sqlite", "faiss")
 """Online stores that one process at a time may write."""
 KEEPS_NEWER = ("redis",)
 """Online stores that leave a row as it is, without a word, when its event timestamp is not before that of the push."""
-CHECKED = 4
+CHECKED = 16
 """With those, one in so many rows is read back at once: all of them would take a third of the time of a push."""
 SAMPLE = 20
 """Rows of a folder that are read back."""

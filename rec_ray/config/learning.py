@@ -81,6 +81,11 @@ class TrainSettings(Section):
         True, description="Events of declared negative types join the denominator of the positives of their user."
     )
     label_smoothing: Fraction = Field(0.0, description="Share of a target's mass that is spread over all items.")
+    averaging: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5,
+        description="Share of the newest epoch in a running average of weights, judged beside them; the better of "
+        "the two is kept. 1: no average.",
+    )
     refit: Refit = Field(
         "continue",
         description="What is published has learned from the held-out events too: continue from the best epoch, full "
