@@ -1,0 +1,31 @@
+"""The progress of a training: when it is over, which epoch is the best, and the average of the weights."""
+
+import torch
+
+from rec_ray.contracts import EpochResult
+from rec_ray.training_checkpoint import Progress
+
+
+def test_the_average_moves_by_its_share_and_begins_anew_with_a_stage() -> None:
+    progress = Progress()
+    progress.begin("learn")
+    for value in (0.0, 4.0, 8.0):
+        weights = {"table": torch.full((2, 3), value), "steps": torch.tensor(int(value))}
+        progress.average_in(weights, 0.5)
+        weights["table"].fill_(99.0)
+    assert progress.average["table"].tolist() == [[5.0] * 3] * 2
+    assert progress.average["steps"] == 8, "a count is not averaged"
+    progress.begin("learn")
+    assert progress.average
+    progress.begin("check")
+    assert not progress.average
+
+
+def test_training_is_over_when_the_best_epoch_is_long_ago() -> None:
+    progress = Progress()
+    improved = [
+        progress.add(EpochResult(number, 1.0, ndcg, 1.0, 1.0), watched=True)
+        for number, ndcg in enumerate([0.1, 0.3, 0.2, 0.3], start=1)
+    ]
+    assert improved == [True, True, False, False]
+    assert progress.best_epoch == 2 and progress.is_over(2) and not progress.is_over(3)
