@@ -37,8 +37,8 @@ from rec_ray.training_checkpoint import Progress
 from rec_ray.training_shard import Shard
 
 REFIT_RATE = 0.5
-"""Peak learning rate of `refit: continue`, as a share of that of the training. Beauty, four passes: test Recall@10 .1033
-at a third, .1046 at a half, .1042 at the whole of it (one run each, from the same weights)."""
+"""Peak learning rate of `refit: continue`, as a share of that of the training. Beauty, four passes: test Recall@10
+.1033 at a third, .1046 at a half, .1042 at the whole of it (one run each, from the same weights)."""
 
 LEARN, CHECK, PUBLISH = "learn", "check", "publish"
 """The stages of a training, in this order: what is evaluated; the same refitted with the validation events, to measure
