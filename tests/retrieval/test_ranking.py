@@ -16,7 +16,7 @@ from rec_ray.retrieval.feature_batch import FeatureBatch, FeatureShape
 from rec_ray.retrieval.metrics import bootstrap_weights
 from rec_ray.retrieval.preprocessing import FeaturePreprocessor, Preprocessor
 from rec_ray.retrieval.questions import HeldOut, ask, users_with_targets
-from rec_ray.retrieval.ranking import CountingMethod, TowerMethod
+from rec_ray.retrieval.ranking import CountingMethod, TowerMethod, best_items
 from rec_ray.retrieval.segment_sums import EVERYONE, SegmentSums
 from rec_ray.retrieval.timelines import TIMELINES, Timelines
 from rec_ray.retrieval.towers import build_two_tower
@@ -209,3 +209,14 @@ def test_sums_of_blocks_add_up_through_tables():
 def test_a_bundle_without_a_refit_is_judged_as_it_is():
     bundle = bundle_of([[1.0, 0.0]])
     assert as_evaluated(bundle) is bundle
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 50])
+def test_the_best_items_are_those_of_a_sort_with_ties_by_index(count: int) -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.integers(4, size=(200, 40)).astype(np.float64)
+    scores[generator.random(scores.shape) < 0.5] = -np.inf
+    scores[:3] = -np.inf
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    expected = np.where(np.take_along_axis(scores, expected, axis=1) > -np.inf, expected, -1)
+    np.testing.assert_array_equal(best_items(scores, count), expected)
