@@ -91,7 +91,7 @@ class TrainSettings(Section):
         description="What is published has learned from the held-out events too: continue from the best epoch, full "
         "training anew, or off. Metrics are of the model before.",
     )
-    refit_epochs: Positive = Field(3, description="Passes of refit: continue over all events.")
+    refit_epochs: Positive = Field(4, description="Passes of refit: continue over all events.")
     refit_check: bool = Field(
         True, description="Also evaluate a model refitted with the validation events alone: what a refit is worth."
     )
