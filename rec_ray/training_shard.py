@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -48,6 +49,9 @@ class Shard:
     ) -> None:
         """Read the shard once: count, keep `watched_users` of all workers to validate on, and all of it if it fits.
 
+        Who is watched is a random sample, the same in every attempt: files may begin with the oldest users, who are not
+        like the others. Ten thousand first sessions of one data set had twice the NDCG@10 of all.
+
         items: of the catalogue. cache_bytes: size up to which the shard stays in memory.
         """
         self.filesystem, self.user_shape, self.history_length = filesystem, user_shape, history_length
@@ -57,14 +61,12 @@ class Shard:
         self.events = dict.fromkeys((VALIDATION, TEST, TEST + 1), 0)
         self.positives: Array = np.zeros((3, items + 1), np.int64)
         kept: list[pa.Table] | None = []
-        size, watched, wanted = 0, [], -(-watched_users // world)
+        size, watched = 0, _Sample(-(-watched_users // world))
         for table in self._tables():
             timelines = Timelines.from_table(table, user_shape)
             self._count(timelines)
-            users = np.flatnonzero(np.diff(timelines.positives(VALIDATION)[1]) > 0)[:wanted]
-            if len(users):
-                watched.append(table.take(pa.array(users)))
-                wanted -= len(users)
+            users = np.flatnonzero(np.diff(timelines.positives(VALIDATION)[1]) > 0)
+            watched.add(table, users)
             size += table.nbytes
             if size > cache_bytes:
                 kept = None
@@ -72,8 +74,9 @@ class Shard:
                 kept.append(table)
         if kept:
             self.cached = Timelines.from_table(pa.concat_tables(kept), user_shape)
-        if watched:
-            self.watched = Timelines.from_table(pa.concat_tables(watched), user_shape)
+        sample = watched.rows()
+        if sample is not None:
+            self.watched = Timelines.from_table(sample, user_shape)
 
     def batches(self, below: int, batch_size: int, seed: int) -> Iterator[TimelineBatch]:
         """Yield the batches of an epoch, whose order `seed` decides.
@@ -103,6 +106,40 @@ class Shard:
         items = self.positives.shape[1]
         cell = timelines.split[chosen].astype(np.int64) * items + timelines.item_index[chosen]
         self.positives += np.bincount(cell, minlength=3 * items).reshape(3, items)
+
+
+class _Sample:
+    """The rows whose users have the smallest hashes: a random sample, whatever the order in which the rows come."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._bound = np.uint64(2**64 - 1)
+        self._tables: list[pa.Table] = []
+        self._hashes: Array = np.zeros(0, np.uint64)
+
+    def add(self, table: pa.Table, rows: Array) -> None:
+        """Look at some rows of a table of timelines. rows: [r] places."""
+        user_ids = table["user_id"].take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        hashes = pd.util.hash_array(user_ids.astype(object), categorize=False)
+        near = hashes <= self._bound
+        self._tables.append(table.take(pa.array(rows[near])))
+        self._hashes = np.concatenate([self._hashes, hashes[near]])
+        if len(self._hashes) > 2 * self.size:
+            self._shrink()
+
+    def rows(self) -> pa.Table | None:
+        """Return the sample in the order of the hashes, or None when there is none."""
+        self._shrink()
+        return self._tables[0] if self._tables and self._tables[0].num_rows else None
+
+    def _shrink(self) -> None:
+        if not self._tables:
+            return
+        smallest = np.argsort(self._hashes, kind="stable")[: self.size]
+        self._tables = [pa.concat_tables(self._tables).take(pa.array(smallest))]
+        self._hashes = self._hashes[smallest]
+        if len(smallest) == self.size:
+            self._bound = self._hashes[-1]
 
 
 def own_rows(folder: str, filesystem: pyarrow.fs.FileSystem, rank: int, world: int) -> list[tuple[str, int, int]]:

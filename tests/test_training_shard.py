@@ -94,6 +94,20 @@ def test_a_few_users_are_watched_and_all_workers_together_count_everything(tmp_p
     assert sum(part.events[VALIDATION] for part in parts) == whole.events[VALIDATION]
 
 
+def test_who_is_watched_does_not_depend_on_the_order_of_the_rows_and_is_spread_over_all(tmp_path: Path) -> None:
+    write_timelines(tmp_path, [400, 400, 200])
+    found = shard(tmp_path, watched=100).watched
+    assert found is not None and len(found) == 100
+    numbers = np.array([int(user.as_py()[1:]) for user in found.user_ids])
+    assert 350 < numbers.mean() < 650 and numbers.max() > 900
+    whole = pq.read_table(tmp_path)
+    backwards = tmp_path / "backwards"
+    backwards.mkdir()
+    pq.write_table(whole.take(np.arange(whole.num_rows)[::-1]), backwards / "part.parquet", row_group_size=7)
+    again = shard(backwards, watched=100).watched
+    assert again is not None and again.user_ids.equals(found.user_ids)
+
+
 def items_of(found: Shard, seed: int) -> list[list[int]]:
     return [batch.target.reshape(-1).tolist() for batch in found.batches(VALIDATION, 8, seed)]
 
