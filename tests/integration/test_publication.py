@@ -172,7 +172,6 @@ def test_a_stale_row_with_a_later_time_is_noticed(redis_server: Any, tmp_path: P
     """Redis keeps it and says nothing; so does Feast."""
     redis_server.client().flushall()
     shop = open_shop(tmp_path, redis_server.online_store())
-    # Not among those that are read back as a sample.
     users = names("u", range(100))
     write_version(shop.storage, "1", users, names("i", range(6)), part_rows=50)
     from rec_ray.push_targets import find_push_target, push_frame
@@ -181,12 +180,13 @@ def test_a_stale_row_with_a_later_time_is_noticed(redis_server: Any, tmp_path: P
     target = find_push_target(shop.store, "user_items_push_source", "user_id", [ITEM_IDS, SCORES])
     import pyarrow as pa
 
+    # Not among those that are read back at the end: the first row of a task's slice of 13 is read back at once.
     ids = names("u", range(32, 40))
     columns = [ids, [["i1"]] * len(ids), [[0.5]] * len(ids), ["model"] * len(ids)]
     stale = pa.table(columns, schema=RECOMMENDATIONS)
     shop.store.push(target.source, push_frame(stale, target, "0", datetime.now(UTC) + timedelta(days=2)))
     with pytest.raises(
-        PartlyPublishedError, match=r"'user_items' answers otherwise .* kept [12] of 2 rows.*clock is ahead"
+        PartlyPublishedError, match=r"'user_items' answers otherwise .* kept 1 of 1 rows.*clock is ahead"
     ):
         run_publishing(shop.settings, "1")
     assert shop.database.live() is None
