@@ -53,12 +53,15 @@ class Progress:
             self.stage, self.stage_epochs, self.average = stage, 0, {}
 
     def average_in(self, weights: Tensors, share: float) -> None:
-        """Let the running average of the stage move to the weights after one more epoch. share: how far, up to 1."""
+        """Let the running average of the stage move to the weights after one more epoch. share: how far, up to 1.
+
+        The average stays in main memory, where a checkpoint brings it back to, whatever device the weights are on.
+        """
         for name, value in weights.items():
             if name not in self.average:
-                self.average[name] = value.clone()
+                self.average[name] = value.detach().cpu().clone()
             elif value.is_floating_point():
-                self.average[name].lerp_(value, share)
+                self.average[name].lerp_(value.detach().cpu(), share)
             else:
                 self.average[name].copy_(value)
 
