@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -235,6 +240,15 @@ def test_bytes_equal_brute_force_over_shapes(query_count, item_count, size):
     expected = brute_force(queries, items, 100)
     for k in (1, 10, 100):
         agree(by_bytes(items, queries, k), tuple(part[:, :k] for part in expected))
+
+
+@needs_bytes
+def test_nothing_is_read_that_was_freed():
+    """With freed memory overwritten at once; numba frees an array after the last line that names it."""
+    shapes = [(1, 4096, 7), (97, 6001, 64), (7, 4161, 33)]
+    program = f"import test_top_k as t; [t.test_bytes_equal_brute_force_over_shapes(*shape) for shape in {shapes}]"
+    environment = {**os.environ, "MALLOC_PERTURB_": "165"}
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, env=environment, check=True)
 
 
 @needs_bytes

@@ -203,19 +203,20 @@ def _score(row, start, stop, state, item_of, items, queries, memory, keys):  # t
 
 
 @_compiled
-def survivors(packed, groups, item_of, allow, items, queries, exclude, k, guesses, memory, keys):  # type: ignore[no-untyped-def]
+def survivors(packed, groups, item_of, allow, items, queries, query_bytes, exclude, k, guesses, memory, keys):  # type: ignore[no-untyped-def]
     """Write the sort keys of each query's survivors to `keys` [q, room]; return their counts [q], 0 without a proof.
 
     packed: [groups, steps, 64, 4] bytes.  groups: scale, error, norm per group.  item_of: item index per place.
     allow: bits of the items that may be returned, per group.  items: [n, d] float32.  queries: [q, d] float32.
+    query_bytes: [blocks, steps, 6, 4] zeros, which the caller holds: numba frees an array of its own after the last line
+    that names it, whatever still reads at its address.
     exclude: values and offsets, and [n] and [1] int32 of memory that is kept between calls.  memory: `Workspace`.
     """
     found, scores, slacks, scratch = memory
     room = found.shape[1]
     query_count = len(queries)
-    steps, blocks = packed.shape[1], (query_count + GROUP_QUERIES - 1) // GROUP_QUERIES
+    steps, blocks = packed.shape[1], len(query_bytes)
     width = blocks * GROUP_QUERIES
-    query_bytes = np.zeros((blocks, steps, GROUP_QUERIES, 4), np.int8)
     scale, norm, error = np.ones(width), np.zeros(width), np.zeros(width)
     offset = np.zeros(width, np.int64)
     _quantise(queries, query_bytes, scale, norm, error, offset)
@@ -364,7 +365,8 @@ class ByteSearch:
         items, bounds = self.quantised, (self.quantised.scale, self.quantised.error, self.quantised.norm)
         excluded = (exclude.values.astype(np.int64), exclude.offsets, self.stamps, self.stamp)
         queries = queries if queries.flags.writeable else queries.copy()
-        searched = (items.packed, bounds, items.item_of, self.allow, self.items, queries)
+        query_bytes = np.zeros((width // GROUP_QUERIES, items.packed.shape[1], GROUP_QUERIES, 4), np.int8)
+        searched = (items.packed, bounds, items.item_of, self.allow, self.items, queries, query_bytes)
         counts = survivors(*searched, excluded, k, self.guesses, self.memory, self.keys)
         longest = max(int(counts.max(initial=0)), k)
         keys = self.keys[: len(queries), :longest]
