@@ -7,6 +7,7 @@ was encoded or which tower reads it: the preprocessor decides that, and `Feature
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,10 +108,8 @@ class FeatureBatch:
 
         rows: [m] int64 in [0, n).
         """
-        counts = self.token_counts[rows]
-        row_tokens = self.token_counts.sum(1)
-        first = row_tokens.cumsum(0) - row_tokens
-        length = row_tokens[rows]
+        first, row_tokens = self._bags
+        counts, length = self.token_counts[rows], row_tokens[rows]
         # The i-th token of a chosen row lies i places after the first of that row.
         total = int(length.sum())
         within = torch.arange(total, device=rows.device) - torch.repeat_interleave(
@@ -118,6 +117,12 @@ class FeatureBatch:
         )
         source = torch.repeat_interleave(first[rows], length, output_size=total) + within
         return FeatureBatch(self.numeric[rows], self.tokens[source], counts, self.vector[rows])
+
+    @functools.cached_property
+    def _bags(self) -> tuple[Tensor, Tensor]:
+        """Where in `tokens` each row's begin and how many they are, [n] each: counted once, not for each selection."""
+        row_tokens = self.token_counts.sum(1)
+        return row_tokens.cumsum(0) - row_tokens, row_tokens
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FeatureBatch:
         """The same batch on `device`."""

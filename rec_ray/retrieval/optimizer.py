@@ -84,7 +84,8 @@ def rows_and_values(table: Tensor) -> tuple[Tensor, Tensor]:
     gradient = table.grad
     assert gradient is not None
     if not gradient.is_sparse:
-        rows = gradient.any(dim=1).nonzero()[:, 0]
+        # As `any(dim=1)`, which is eight times slower.
+        rows = (gradient.abs().amax(1) != 0).nonzero()[:, 0]
         return rows, gradient[rows]
     gradient = gradient.coalesce()
     return gradient.indices()[0], gradient.values()
