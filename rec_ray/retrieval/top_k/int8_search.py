@@ -208,7 +208,7 @@ def survivors(packed, groups, item_of, allow, items, queries, query_bytes, exclu
 
     packed: [groups, steps, 64, 4] bytes.  groups: scale, error, norm per group.  item_of: item index per place.
     allow: bits of the items that may be returned, per group.  items: [n, d] float32.  queries: [q, d] float32.
-    query_bytes: [blocks, steps, 6, 4] zeros, which the caller holds: numba frees an array of its own after the last line
+    query_bytes: [blocks, steps, 6, 4] zeros that the caller holds: numba frees an array of its own after the last line
     that names it, whatever still reads at its address.
     exclude: values and offsets, and [n] and [1] int32 of memory that is kept between calls.  memory: `Workspace`.
     """
