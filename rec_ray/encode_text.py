@@ -25,6 +25,7 @@ from rec_ray.config import FeatureSettings
 from rec_ray.contracts import FeatureTables
 from rec_ray.errors import SchemaError, listed
 from rec_ray.logs import LOGGER
+from rec_ray.process_cache import shared_value
 from rec_ray.retrieval.text_encoder import TextEncoder, fingerprint
 from rec_ray.schema import FeatureDeclaration
 from rec_ray.storage import Storage
@@ -179,7 +180,7 @@ def _missing_texts(items: pa.Table, fields: Sequence[str], known: ray.ObjectRef)
     table = pa.table({_HASH: _hashes(texts), _TEXT: texts}).filter(pc.is_valid(texts))
     table = table.group_by(_HASH).aggregate([(_TEXT, "min")]).rename_columns([_HASH, _TEXT])
     hashes = table[_HASH].combine_chunks()
-    there = pc.is_in(hashes, value_set=ray.get(known))
+    there = pc.is_in(hashes, value_set=shared_value(known))
     text = pc.if_else(there, pa.scalar(None, pa.string()), table[_TEXT].combine_chunks())
     return pa.table({_HASH: hashes, _TEXT: text})
 

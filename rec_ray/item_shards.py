@@ -20,7 +20,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from rec_ray.process_cache import once_a_process
+from rec_ray.process_cache import once_a_process, shared_value
 from rec_ray.retrieval.top_k import ExactTopK, Exclusions, QuantisedItems, TopKSearch, quantise_items, search_shards
 from rec_ray.retrieval.top_k.approximate import FaissTopK, build_faiss_index
 from rec_ray.retrieval.top_k.float_search import as_tensor
@@ -94,7 +94,7 @@ class ItemShards:
         for place, ref in enumerate(self.refs):
 
             def load(ref: ray.ObjectRef = ref) -> TopKSearch:
-                shard: ItemShard = ray.get(ref)
+                shard: ItemShard = shared_value(ref)
                 if exactly or shard.index is None:
                     return shard.search_exactly() if self.device == "cpu" else DeviceTopK(shard.matrix[1:], self.device)
                 return FaissTopK(shard.matrix[1:], shard.index, probes=self.probes)
@@ -108,14 +108,14 @@ class ItemShards:
         item_index: catalogue indices 1 on; 0 is no item, its vector zeros.
         """
         if len(self.refs) == 1:
-            shard: ItemShard = once_a_process(f"shard {self.key}", lambda: ray.get(self.refs[0]))
+            shard: ItemShard = once_a_process(f"shard {self.key}", lambda: shared_value(self.refs[0]))
             return as_tensor(shard.history), item_index
         used, places = np.unique(np.append(0, item_index.numpy()), return_inverse=True)
         vectors = np.zeros((len(used), self.embedding_size), np.float32)
         for ref, start, end in self._ranges():
             begin, stop = np.searchsorted(used, [start + 1, end + 1])
             if begin < stop:
-                vectors[begin:stop] = ray.get(ref).history[used[begin:stop] - start]
+                vectors[begin:stop] = shared_value(ref).history[used[begin:stop] - start]
         return torch.from_numpy(vectors), torch.from_numpy(places[1:].reshape(item_index.shape))
 
     def vectors(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -124,7 +124,7 @@ class ItemShards:
         for ref, start, end in self._ranges():
             inside = np.flatnonzero((indices >= start) & (indices < end))
             if len(inside):
-                found[inside] = ray.get(ref).matrix[indices[inside] - start + 1]
+                found[inside] = shared_value(ref).matrix[indices[inside] - start + 1]
         return found
 
     def ids(self, indices: NDArray[np.int64]) -> pa.Array:
@@ -133,7 +133,7 @@ class ItemShards:
         for ref, start, end in self._ranges():
             inside = np.flatnonzero((indices >= start) & (indices < end))
             if len(inside):
-                parts.append(ray.get(ref).item_ids.take(pa.array(indices[inside] - start)))
+                parts.append(shared_value(ref).item_ids.take(pa.array(indices[inside] - start)))
                 order.append(inside)
         if len(parts) < 2:
             return parts[0] if parts else pa.array([], pa.string())

@@ -38,6 +38,7 @@ from rec_ray.feast_api import FeatureService, FeatureStore, RepoConfig
 from rec_ray.feast_store import find_service, point_in_time, portable_config, raw_fields, require_fields, views_of
 from rec_ray.feature_source import FeatureSource, SourceSlice, read_slice, slice_source
 from rec_ray.logs import LOGGER
+from rec_ray.process_cache import shared_value
 from rec_ray.retrieval.filters import try_filters
 from rec_ray.schema import (
     AS_OF,
@@ -204,7 +205,7 @@ def _read(config: RepoConfig, slices: Sequence[SourceSlice], shape: Any) -> ray.
     shared = ray.put(list(slices))
 
     def read(batch: dict[str, Any]) -> pa.Table:
-        parts = [ray.get(shared)[number] for number in batch["id"]]
+        parts = [shared_value(shared)[number] for number in batch["id"]]
         return pa.concat_tables([shape(read_slice(config, part), part.first_row) for part in parts])
 
     slots = _keep_blocks_whole(ray.data.range(len(slices), override_num_blocks=max(1, len(slices))))
@@ -242,7 +243,7 @@ def _without_sign_up(rows: pa.Table) -> pa.Table:
 
 
 def _of_users(block: pa.Table, users: ray.ObjectRef) -> pa.Table:
-    return block.filter(pc.is_in(block[USER_ID], value_set=ray.get(users))) if block.num_rows else block
+    return block.filter(pc.is_in(block[USER_ID], value_set=shared_value(users))) if block.num_rows else block
 
 
 @ray.remote(num_cpus=1, num_returns=2)

@@ -1,4 +1,4 @@
-"""What a Ray worker process loads once and keeps: a model, an item matrix, a feature store.
+"""What a Ray worker process loads once and keeps: a model, an item matrix, a feature store; and what all tasks share.
 
 A key and a function that makes the value come in, the value goes out, made on the first call of this process. Tasks of
 several steps then run in the same warm processes, where an actor would need a new one and its imports (seconds each).
@@ -10,7 +10,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import ray
+
 Value = TypeVar("Value")
+ASKED_AGAIN_SECONDS = 5.0
 
 KEPT = 6
 """Values that a process keeps; the one that was not asked for longest goes first."""
@@ -29,3 +32,17 @@ def once_a_process(key: str, make: Callable[[], Value]) -> Value:
     _VALUES.move_to_end(key)
     value: Value = _VALUES[key]
     return value
+
+
+def shared_value(reference: ray.ObjectRef) -> Any:
+    """Return, in a task, what a reference stands for.
+
+    It is asked for again every few seconds. When a node is lost with an object, tasks that wait for it give their CPUs
+    to the task that makes it anew; those that began to wait before the loss do not (Ray 2.60), and where they hold all
+    CPUs, all wait for ever: seen in half of the runs of `candidates` that lost one of two nodes.
+    """
+    while True:
+        try:
+            return ray.get(reference, timeout=ASKED_AGAIN_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            continue

@@ -21,7 +21,7 @@ import ray
 import torch
 
 from rec_ray.config import CandidateSettings
-from rec_ray.process_cache import once_a_process
+from rec_ray.process_cache import once_a_process, shared_value
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue
 from rec_ray.retrieval.learning import take_ragged
@@ -100,13 +100,13 @@ class TargetRanker:
     def __init__(self, plan: RankingPlan) -> None:
         torch.set_num_threads(1)
         self.plan = plan
-        bundle = TwoTowerBundle.from_files(ray.get(plan.files))
+        bundle = TwoTowerBundle.from_files(shared_value(plan.files))
         table = pq.read_table(plan.catalogue, filesystem=plan.storage.filesystem)
         self.user_shape = bundle.preprocessor.users.shape
         self.catalogue = Catalogue.from_table(table, bundle.preprocessor.items.shape)
         self.methods: dict[str, Method] = {plan.name: TowerMethod(bundle, self.catalogue)}
         if plan.baselines is not None:
-            counted = ray.get(plan.baselines)
+            counted = shared_value(plan.baselines)
             self.methods |= {name: CountingMethod(one, self.catalogue) for name, one in counted.items()}
         self.recommended: AsRecommended | None = None
         if plan.candidates is not None and plan.now is not None:

@@ -19,7 +19,7 @@ import torch
 
 from rec_ray.config import CandidateSettings
 from rec_ray.item_shards import AS_HISTORY, ItemShards
-from rec_ray.process_cache import once_a_process
+from rec_ray.process_cache import once_a_process, shared_value
 from rec_ray.progress import report_rows
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue, flat_values, lists_of
@@ -79,7 +79,7 @@ def _bundle(files: ray.ObjectRef) -> TwoTowerBundle:
     def load() -> TwoTowerBundle:
         # Tasks run side by side; threads inside a product would wait for each other.
         torch.set_num_threads(1)
-        return TwoTowerBundle.from_files(ray.get(files))
+        return TwoTowerBundle.from_files(shared_value(files))
 
     return once_a_process(f"bundle {files.hex()}", load)
 
@@ -140,7 +140,7 @@ class Recommender:
             items,
             items.vectors,
             items.vectors,
-            ray.get(shared.filters),
+            shared_value(shared.filters),
             settings.diversity,
             settings.fresh_share,
             bundle.similarity == "cosine",
@@ -196,7 +196,7 @@ class Recommender:
     def _most_popular(self, users: Array, exclude: tuple[Array, Array] | None, raw: dict[str, pa.Array]) -> Any:
         """Return item indices and scores of what is popular in the segment of some users and fits the filters."""
         if not self._popular:
-            popular: SegmentPopularity = ray.get(self.shared.popularity)
+            popular: SegmentPopularity = shared_value(self.shared.popularity)
             index = ExactTopK(popular.matrix, threads=1)
             rows = popular.matrix.__getitem__
             lists = dataclasses.replace(self.lists, index=index, vectors=rows, scores_are_cosines=False, _subsets={})
@@ -240,7 +240,7 @@ def list_similar_items(batch: pa.Table, shared: Sharing) -> pa.Table:
     own = batch["item_index"].to_numpy().astype(np.int64) - 1
     itself = Exclusions(own, np.arange(len(own) + 1))
     vectors = flat_values(batch[EMBEDDING]).reshape(len(own), -1)
-    allowed = once_a_process(f"allowed {shared.filters.hex()}", lambda: ray.get(shared.filters).allowed)
+    allowed = once_a_process(f"allowed {shared.filters.hex()}", lambda: shared_value(shared.filters).allowed)
     found, scores = shared.items.search(vectors, shared.settings.similar_items, itself, allowed)
     kept = found >= 0
     lengths = kept.sum(axis=1)

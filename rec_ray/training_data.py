@@ -23,6 +23,7 @@ from rec_ray.config import FeatureSettings
 from rec_ray.contracts import FeatureTables, SplitTimes, TrainingData
 from rec_ray.errors import DataError, EmptyDataError
 from rec_ray.logs import LOGGER
+from rec_ray.process_cache import shared_value
 from rec_ray.retrieval.catalogue import CATALOGUE, catalogue_rows
 from rec_ray.retrieval.encoding import Labelling, encode_timelines, label_events
 from rec_ray.retrieval.feature_columns import index_of
@@ -309,7 +310,7 @@ def _with_raw(encoded: pa.Table, beginning: str, raw: pa.Schema, rows: pa.Table,
 
 
 def _of_items(block: pa.Table, item_ids: ray.ObjectRef) -> pa.Table:
-    return block.filter(pc.is_in(block[ITEM_ID], value_set=ray.get(item_ids))) if block.num_rows else block
+    return block.filter(pc.is_in(block[ITEM_ID], value_set=shared_value(item_ids))) if block.num_rows else block
 
 
 def _encode_items(
@@ -339,4 +340,4 @@ def _encode_items(
 
 
 def _get(value: Any) -> Any:
-    return ray.get(value) if isinstance(value, ray.ObjectRef) else value
+    return shared_value(value) if isinstance(value, ray.ObjectRef) else value
