@@ -135,12 +135,13 @@ def _steps(settings: Settings, events: int, users: int, items: int, cores: int, 
     block = min(events + 3 * users, settings.feast.join_rows) * (ROW_BYTES + fields * FIELD_BYTES)
     whole = (events + 3 * users) * (ROW_BYTES + fields * FIELD_BYTES)
     processes = cores * PROCESS_BYTES
-    epochs = train.epochs
-    workers = train.num_workers * train.cpus_per_worker
+    again = {"continue": train.refit_epochs, "full": train.epochs, "off": 0}[train.refit]
+    epochs = train.epochs + again * (2 if train.refit_check else 1)
+    workers = train.least_workers * train.cpus_per_worker
     table = items * size * 4
     # Weights, their gradients' squares and the best epoch's copy; scores of a batch with their gradients.
     towers = 3 * table + 3 * train.batch_size * (train.batch_size + train.uniform_negatives) * 4
-    cache = min(events * EVENT_BYTES, train.cache_bytes * train.num_workers)
+    cache = min(events * EVENT_BYTES, train.cache_bytes * train.most_workers)
     scoring = table + cores * (table + settings.candidates.batch_size * items // 50 * 4)
     products = users * items * size / 64
     pushed = items + 2 * users
@@ -160,9 +161,9 @@ def _steps(settings: Settings, events: int, users: int, items: int, cores: int, 
         ),
         PlannedStep(
             "train",
-            f"{model.history} history, {size} dimensions, up to {epochs} epochs on {train.num_workers} worker(s)",
+            f"{model.history} history, {size} dimensions, up to {epochs} passes on {train.least_workers} worker(s)",
             TRAIN_START_SECONDS + epochs * events / LEARNED_EVENTS / workers,
-            train.num_workers * (PROCESS_BYTES + towers) + processes + cache,
+            train.most_workers * (PROCESS_BYTES + towers) + processes + cache,
         ),
         PlannedStep(
             "evaluate",

@@ -54,7 +54,8 @@ def render_manifests(kind: str, settings: Settings, wishes: Wishes) -> str:
     """
     if kind not in KINDS:
         raise ConfigError(f"cannot render {kind!r}; known are {listed(KINDS)}")
-    if wishes.queue and (kind not in ("rayjob", "cronjob") or wishes.grow_to):
+    grows = wishes.grow_to is not None or settings.train.least_workers < settings.train.most_workers
+    if wishes.queue and (kind not in ("rayjob", "cronjob") or grows):
         raise ConfigError("--queue is for a rayjob or a cronjob of fixed size: Kueue counts a cluster once")
     if wishes.schedule and kind not in ("cronjob", "raycronjob"):
         raise ConfigError(f"--schedule is for a cronjob or a raycronjob, not for a {kind}")
@@ -77,15 +78,16 @@ def _cluster(settings: Settings, wishes: Wishes) -> tuple[Manifest, list[Manifes
     (workers,) = cluster["spec"]["workerGroupSpecs"]
     extra: list[Manifest] = []
     # A pod for each training worker, with a CPU more than it computes with, for the data that feeds it.
-    workers["replicas"] = workers["minReplicas"] = workers["maxReplicas"] = train.num_workers
+    workers["replicas"] = workers["minReplicas"] = train.least_workers
+    workers["maxReplicas"] = train.most_workers
     resources = workers["template"]["spec"]["containers"][0]["resources"]
     cpus = max(int(resources["requests"]["cpu"]), train.cpus_per_worker + 1)
     resources["requests"]["cpu"] = resources["limits"]["cpu"] = str(cpus)
-    if wishes.grow_to is not None:
-        if wishes.grow_to < train.num_workers:
-            raise ConfigError(f"--grow-to {wishes.grow_to} is less than train.num_workers {train.num_workers}")
+    if wishes.grow_to is not None and wishes.grow_to < train.most_workers:
+        raise ConfigError(f"--grow-to {wishes.grow_to} is less than train.num_workers {train.most_workers}")
+    if train.least_workers < train.most_workers or wishes.grow_to is not None:
         _patch(cluster, "components/autoscaling/raycluster.yaml")
-        workers["maxReplicas"] = wishes.grow_to
+        workers["maxReplicas"] = wishes.grow_to or train.most_workers
         extra = _templates("components/autoscaling/serviceaccount.yaml")
     if train.use_gpu:
         _patch(cluster, "components/gpu/raycluster.yaml")

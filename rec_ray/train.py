@@ -139,6 +139,7 @@ def _run(
         train_loop_config={"plan": plan},
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
+            elastic_resize_monitor_interval_s=train.resize_seconds,
             use_gpu=train.use_gpu,
             resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
         ),

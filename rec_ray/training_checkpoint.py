@@ -112,8 +112,11 @@ class Progress:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def restore(self, learner: Learner) -> None:
-        """Give a fresh learner the weights, the moments and the number of steps of the checkpoint."""
-        learner.steps = int(self.state["steps"])
+        """Give a fresh learner the weights, the moments and the number of steps of the checkpoint.
+
+        Other workers than before have more or fewer steps before them; the share that is done stays.
+        """
+        learner.steps = round(int(self.state["steps"]) * learner.total_steps / int(self.state["total_steps"]))
         learner.model.load_state_dict(_below(self.state, "model."))
         for kind, optimizer in (("dense", learner.dense), ("tables", learner.tables)):
             entries: dict[int, Tensors] = {}
@@ -162,7 +165,7 @@ def _state_of(learner: Learner) -> Tensors:
     for kind, optimizer in (("dense", learner.dense), ("tables", learner.tables)):
         for index, entries in optimizer.state_dict()["state"].items():
             state |= {f"{kind}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
-    return state | {"steps": torch.tensor(learner.steps)}
+    return state | {"steps": torch.tensor(learner.steps), "total_steps": torch.tensor(learner.total_steps)}
 
 
 def _below(state: Mapping[str, Any], prefix: str) -> Tensors:

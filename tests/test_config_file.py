@@ -49,6 +49,14 @@ def test_the_command_line_overrides_the_environment_which_overrides_the_file(tmp
     assert not settings.candidates.exclude_seen
 
 
+def test_the_number_of_training_workers_may_have_bounds(tmp_path: Path) -> None:
+    fixed, grows = load(tmp_path, "", "train.num_workers=3").train, load(tmp_path, "train: {num_workers: [1, 4]}").train
+    assert (fixed.least_workers, fixed.most_workers) == (3, 3)
+    assert (grows.least_workers, grows.most_workers) == (1, 4)
+    assert load(tmp_path, REC_RAY__TRAIN__NUM_WORKERS="[2, 4]").train.num_workers == (2, 4)
+    assert "the least is above the most" in refusal(tmp_path, "train: {num_workers: [4, 1]}")
+
+
 def test_values_of_overrides_are_yaml(tmp_path: Path) -> None:
     settings = load(
         tmp_path,

@@ -106,6 +106,16 @@ def test_settings_become_pods_and_a_configmap(project: Path) -> None:
     assert there.feast.repo == str(project / "there" / "feature_repo")
 
 
+def test_a_training_that_grows_has_a_cluster_that_grows(project: Path) -> None:
+    found = {each["kind"]: each for each in render("raycluster", project, "train.num_workers=[2, 5]")}
+    spec = found["RayCluster"]["spec"]
+    (group,) = spec["workerGroupSpecs"]
+
+    assert spec["enableInTreeAutoscaling"] is True
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 5)
+    assert yaml.safe_load(found["ConfigMap"]["data"]["rec_ray.yaml"])["train"]["num_workers"] == [2, 5]
+
+
 def test_certificates_travel_along(project: Path) -> None:
     (project / "our.crt").write_text("a certificate")
     found = {each["kind"]: each for each in render("raycluster", project, "storage.ca_bundle=our.crt")}
@@ -131,6 +141,8 @@ def test_a_rayjob_without_a_name_has_a_new_one(project: Path) -> None:
         ("rayjob", [], {"queue": "q", "grow_to": 4}, "--queue"),
         ("rayjob", [], {"schedule": "0 1 * * *"}, "--schedule"),
         ("rayjob", [], {"grow_to": 1}, "train.num_workers 2"),
+        ("rayjob", ["train.num_workers=[1, 4]"], {"queue": "q"}, "--queue"),
+        ("rayjob", ["train.num_workers=[1, 4]"], {"grow_to": 3}, "train.num_workers 4"),
         ("rayjob", ["storage.url=store"], {}, "storage.url"),
         ("rayjob", ["database.url=sqlite:///versions.db"], {}, "database.url"),
         ("rayjob", ["side_tables.url=sqlite:///shop.db"], {}, "side_tables.url"),

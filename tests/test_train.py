@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 # Everything that can be drawn is: dropout, hidden ids, negatives, the order of batches.
 MODEL = ModelSettings(history="mean", embedding_size=16, dropout=0.1, id_dropout=0.1)
 TRAINING = TrainSettings(
-    epochs=3, learning_rate=0.03, batch_size=64, uniform_negatives=20, refit_epochs=2, max_failures=0
+    epochs=3, learning_rate=0.03, batch_size=64, uniform_negatives=20, refit="continue", refit_epochs=2, max_failures=0
 )
 
 
@@ -128,6 +128,21 @@ def test_what_is_published_has_learned_from_the_held_out_events_and_what_is_eval
     weights = [bundle.model.state_dict() for bundle in (trained.bundle, trained.checked, trained.published)]
     assert not torch.equal(weights[0]["item_tower.ids.weight"], weights[1]["item_tower.ids.weight"])
     assert trained.published.metadata["refit"] == "continue"
+
+
+def test_a_full_refit_begins_anew_and_ends_at_the_best_epoch(trained, tiny_data, tmp_path):
+    full = train(tiny_data, tmp_path, "full", refit="full", averaging=1.0)
+
+    assert full.published.metadata["refit"] == "full"
+    assert full.bundle.metadata["epochs"][0]["loss"] == trained.bundle.metadata["epochs"][0]["loss"]
+    # Each stage has about the steps of its epochs: three, and twice those up to the best.
+    of_an_epoch = trained.facts["steps"] / (3 + 2 * 2)
+    assert full.facts["steps"] == pytest.approx(of_an_epoch * (3 + 2 * full.best_epoch), rel=0.1)
+    scores = item_scores(full.published, tiny_data, "u0")
+    assert abs(scores["late"] - scores["new"]) > 1e-3
+    in_group = [score for item, score in scores.items() if item.startswith("i") and int(item[1:]) % 4 == 0]
+    others = [score for item, score in scores.items() if item.startswith("i") and int(item[1:]) % 4]
+    assert np.mean(in_group) > np.mean(others) + 0.2
 
 
 DEATHS = (("learn", 2), ("publish", 1))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from rec_ray.config.section import Fraction, Positive, Section
 from rec_ray.schema import FeatureDeclaration
@@ -87,9 +87,9 @@ class TrainSettings(Section):
         "the two is kept. 1: no average.",
     )
     refit: Refit = Field(
-        "continue",
-        description="What is published has learned from the held-out events too: continue from the best epoch, full "
-        "training anew, or off. Metrics are of the model before.",
+        "full",
+        description="What is published has learned from the held-out events too: full training anew up to the best "
+        "epoch, continue from it for refit_epochs, or off. Metrics are of the model before.",
     )
     refit_epochs: Positive = Field(4, description="Passes of refit: continue over all events.")
     refit_check: bool = Field(
@@ -103,10 +103,33 @@ class TrainSettings(Section):
         2_000_000_000, ge=0, description="Timelines of one worker up to this size stay in memory; larger ones stream."
     )
     seed: int = Field(0, ge=0, description="Repeats a run on one worker.")
-    num_workers: Positive = Field(1, description="Training processes.")
+    num_workers: Positive | tuple[Positive, Positive] = Field(
+        1, description="Training processes; [least, most]: as many as there is room for, looked at again and again."
+    )
+    resize_seconds: Positive = Field(
+        60,
+        description="With [least, most]: seconds until room for other workers is looked for again. Changing their "
+        "number costs what was learned since the last epoch.",
+    )
     cpus_per_worker: Positive = Field(1, description="CPUs, and compute threads, of a training process.")
     use_gpu: bool = Field(False, description="One GPU for each training process.")
     max_failures: int = Field(2, ge=0, description="Times a lost training worker is replaced.")
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> TrainSettings:
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"num_workers [{self.least_workers}, {self.most_workers}]: the least is above the most")
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """Training processes without which nothing is learned."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Training processes at most."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class EvaluationSettings(Section):
