@@ -441,22 +441,23 @@ class Redis(Server):
 
     name = "redis"
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = HOST) -> None:
+        """host: address of this machine to listen on."""
         super().__init__()
-        self.password = secrets.token_hex(16)
+        self.host, self.password = host, secrets.token_hex(16)
 
     def client(self) -> redis.Redis:
         """Return a client."""
         once = Retry(NoBackoff(), 0)
-        return redis.Redis(HOST, self.port, password=self.password, socket_timeout=10, retry=once)
+        return redis.Redis(self.host, self.port, password=self.password, socket_timeout=10, retry=once)
 
     def online_store(self) -> dict[str, Any]:
         """Return what Feast's Redis online store needs."""
-        return {"type": "redis", "connection_string": f"{HOST}:{self.port},password={self.password}"}
+        return {"type": "redis", "connection_string": f"{self.host}:{self.port},password={self.password}"}
 
     def prepare(self) -> None:
         """Write the settings: on the command line everybody could read the password."""
-        lines = [f"bind {HOST}", f"port {self.port}", f"dir {self.folder}", f"requirepass {self.password}"]
+        lines = [f"bind {self.host}", f"port {self.port}", f"dir {self.folder}", f"requirepass {self.password}"]
         lines += ["appendonly yes", 'save ""']
         (self.folder / "redis.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What the log lines of a run become as metrics."""
+"""What the log lines of a run become as metrics; that Prometheus sees them, a test of a real head asks."""
 
 import json
 import re

@@ -1,8 +1,9 @@
-"""A real Ray head with token authentication takes jobs from `entrypoint.sh` and from `ray job submit`."""
+"""A real Ray head with token authentication takes jobs from `entrypoint.sh`, `ray job submit` and Kubeflow."""
 
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -29,10 +30,11 @@ pytestmark = pytest.mark.integration
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: the environment that reaches it, and the folder that it was started in."""
+    """A running head: the environment that reaches it, the folder it was started in, and where Prometheus asks it."""
 
     environment: dict[str, str]
     folder: Path
+    prometheus: str
 
     def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a program as a client of the cluster, with more environment."""
@@ -55,7 +57,7 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: paths of Unix sockets end at 107 characters
-    ports = free_ports(4)
+    ports = free_ports(5)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "REC_RAY_"))}
     environment |= {
         "PATH": f"{BIN}:{environment['PATH']}",
@@ -71,6 +73,7 @@ def head() -> Iterator[Head]:
         "dashboard-port": ports[1],
         "ray-client-server-port": ports[2],
         "dashboard-agent-listen-port": ports[3],
+        "metrics-export-port": ports[4],
         "num-cpus": 4,
         "object-store-memory": 300_000_000,
     }
@@ -80,7 +83,7 @@ def head() -> Iterator[Head]:
     try:
         address = f"http://127.0.0.1:{ports[1]}"
         wait_for_head(address, process, folder / "head.log")
-        yield Head({**environment, "RAY_ADDRESS": address, "MODE": "submit"}, folder)
+        yield Head({**environment, "RAY_ADDRESS": address, "MODE": "submit"}, folder, f"http://127.0.0.1:{ports[4]}")
     finally:
         stop(process)
         shutil.rmtree(folder, ignore_errors=True)
@@ -166,14 +169,71 @@ def test_a_misspelt_setting_arrives_at_the_caller_as_exit_code_2(head: Head, tin
     assert "did you mean 'epochs'?" in ran.stdout
 
 
-def test_the_pipeline_runs_as_a_job(head: Head, tiny_project: Path) -> None:
-    config = ["--config", str(tiny_project / "rec_ray.yaml")]
-    ran = head.run(
-        *(str(BIN / "ray"), "job", "submit", "--submission-id", "pipeline", "--"),
-        *("python", str(ROOT / "jobs" / "run_pipeline.py"), *config, "--set", "train.epochs=1"),
-    )
+def metrics_of(head: Head) -> dict[str, float]:
+    """Return the program's metrics as the head shows them to Prometheus; `name{tag}` -> value."""
+    found = {}
+    for line in requests.get(f"{head.prometheus}/metrics", timeout=60).text.splitlines():
+        if parts := re.match(r"ray_rec_ray_(\w+)\{(.*)\} (\S+)$", line):
+            tags = dict(re.findall(r'(\w+)="([^"]*)"', parts[2]))
+            told = [tags[name] for name in ("step", "k", "source") if name in tags]
+            found[parts[1] + (f"{{{told[0]}}}" if told else "")] = float(parts[3])
+    return found
 
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+def test_the_pipeline_runs_as_a_job_and_shows_its_figures(head: Head, tiny_project: Path) -> None:
+    config = ["--config", str(tiny_project / "rec_ray.yaml")]
+    command = [str(BIN / "ray"), "job", "submit", "--submission-id", "pipeline", "--"]
+    command += ["python", str(ROOT / "jobs" / "run_pipeline.py"), *config, "--set", "train.epochs=1"]
+    seen: dict[str, float] = {}
+    with (head.folder / "job.log").open("w") as log:
+        process = subprocess.Popen(command, env=head.environment, stdout=log, stderr=log, cwd=head.folder)
+    try:
+        # Ray sends metrics every few seconds, and forgets those of a process some time after it is gone.
+        while process.poll() is None:
+            with contextlib.suppress(requests.RequestException):  # a busy machine
+                seen |= metrics_of(head)
+            time.sleep(2)
+    finally:
+        process.kill()
+    seen |= metrics_of(head)
+
+    said = (head.folder / "job.log").read_text()
+    assert process.returncode == 0, said
     versions = head.run(str(BIN / "rec-ray"), "versions", "--json", *config)
     assert versions.returncode == 0, versions.stderr
     assert json.loads(versions.stdout)["versions"], "the run left a version"
+    assert seen["rows_read_total"] == 4000, seen
+    assert seen["users_scored_total"] == 200
+    assert 0 < seen["recall{10}"] <= seen["recall{20}"] < 1
+    assert seen["train_epoch"] == 1 and seen["train_loss"] > 0
+    assert seen["train_steps_total"] > 0
+    assert seen["step_seconds{train}"] > 0
+    assert seen["push_rows_total{user_items_push_source}"] == 200
+
+
+def test_kubeflow_runs_a_job_for_each_step(head: Head, tiny_project: Path, tmp_path: Path) -> None:
+    """With kfp's own runner for this machine; a component is a process that the runner starts."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "cluster" / "kubeflow")!r})
+from kfp import local
+from train_workflow import train_workflow
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root={str(tmp_path / "outputs")!r})
+task = train_workflow(
+    ray_address={head.environment["RAY_ADDRESS"]!r},
+    config={str(tiny_project / "rec_ray.yaml")!r},
+    settings=["train.epochs=1"],
+    jobs={str(ROOT / "jobs")!r},
+)
+print("VERSION", task.outputs["version"])
+print("NDCG", task.outputs["metrics"].metadata["ndcg@10"])
+"""
+    ran = head.run(sys.executable, "-c", program)
+
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-3000:]
+    said = dict(line.split(maxsplit=1) for line in ran.stdout.splitlines() if line.startswith(("VERSION ", "NDCG ")))
+    listed = head.run(str(BIN / "rec-ray"), "versions", "--json", "--config", str(tiny_project / "rec_ray.yaml"))
+    versions = {row["version"]: row for row in json.loads(listed.stdout)["versions"]}
+    assert versions[said["VERSION"]]["state"] == "live"
+    assert 0 < float(said["NDCG"]) < 1
+    assert head.environment["RAY_AUTH_TOKEN"] not in ran.stdout + ran.stderr
