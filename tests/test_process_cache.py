@@ -1,7 +1,10 @@
+import time
+
 import pytest
+import ray
 
 from rec_ray import process_cache
-from rec_ray.process_cache import once_a_process
+from rec_ray.process_cache import once_a_process, shared_value
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +43,25 @@ def test_what_failed_to_be_made_is_tried_again():
     with pytest.raises(ZeroDivisionError):
         once_a_process("x", lambda: 1 // 0)
     assert once_a_process("x", lambda: 7) == 7
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_task_waits_for_what_is_not_made_yet_and_asks_more_than_once(monkeypatch):
+    monkeypatch.setattr(process_cache, "ASKED_AGAIN_SECONDS", 0.05)
+    asked = []
+    get = ray.get
+    monkeypatch.setattr(ray, "get", lambda reference, **how: (asked.append(how), get(reference, **how))[1])
+
+    @ray.remote
+    def made_slowly():
+        time.sleep(0.5)
+        return "made"
+
+    @ray.remote
+    def broken():
+        raise ZeroDivisionError
+
+    assert shared_value(made_slowly.remote()) == "made"
+    assert len(asked) > 2
+    with pytest.raises(ZeroDivisionError):
+        shared_value(broken.remote())
