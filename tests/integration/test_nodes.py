@@ -62,7 +62,7 @@ def project(tmp_path: Path, make_project: Callable[..., Path], tiny_tables: dict
     change_settings(
         folder,
         {
-            "train": {"num_workers": 2, "cpus_per_worker": 2, "epochs": EPOCHS, "patience": EPOCHS},
+            "train": {"num_workers": 2, "cpus_per_worker": 2, "epochs": EPOCHS, "patience": EPOCHS, "refit": "off"},
             "candidates": {"k": 20},
             "ray": {"threads": 1},
         },
