@@ -64,7 +64,7 @@ def main() -> None:
     """Print a line of JSON for each."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=["demo", "memory"])
-    parser.add_argument("--interactions", type=int, nargs="+", default=[1_000_000, 5_000_000])
+    parser.add_argument("--interactions", type=int, nargs="+", default=[1_000_000, 5_000_000, 20_000_000])
     parser.add_argument("--load-encode-train", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load_encode_train:
