@@ -55,6 +55,9 @@ def test_the_number_of_training_workers_may_have_bounds(tmp_path: Path) -> None:
     assert (grows.least_workers, grows.most_workers) == (1, 4)
     assert load(tmp_path, REC_RAY__TRAIN__NUM_WORKERS="[2, 4]").train.num_workers == (2, 4)
     assert "the least is above the most" in refusal(tmp_path, "train: {num_workers: [4, 1]}")
+    for wrong in ("0", "[1, 2, 3]", "two"):
+        said = refusal(tmp_path, f"train: {{num_workers: {wrong}}}")
+        assert "1 wrong setting(s)" in said and "train.num_workers: expected a number from 1 on" in said
 
 
 def test_values_of_overrides_are_yaml(tmp_path: Path) -> None:

@@ -5,9 +5,16 @@ Plain values go in and frozen sections come out. They know neither where data li
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from rec_ray.config.section import Fraction, Positive, Section
 from rec_ray.schema import FeatureDeclaration
@@ -16,6 +23,17 @@ from rec_ray.schema import FeatureDeclaration
 Refit = Annotated[Literal["continue", "full", "off"], BeforeValidator(lambda refit: "off" if refit is False else refit)]
 WarmStart = Annotated[Literal["live", "off"], BeforeValidator(lambda start: "off" if start is False else start)]
 Gate = Annotated[Literal["warn", "refuse", "off"], BeforeValidator(lambda gate: "off" if gate is False else gate)]
+
+
+def _said_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Refuse with one message what is neither of two kinds; pydantic has one for each."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("expected a number from 1 on, or [least, most]") from None
+
+
+Workers = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_said_once)]
 
 
 class InteractionSettings(Section):
@@ -103,7 +121,7 @@ class TrainSettings(Section):
         2_000_000_000, ge=0, description="Timelines of one worker up to this size stay in memory; larger ones stream."
     )
     seed: int = Field(0, ge=0, description="Repeats a run on one worker.")
-    num_workers: Positive | tuple[Positive, Positive] = Field(
+    num_workers: Workers = Field(
         1, description="Training processes; [least, most]: as many as there is room for, looked at again and again."
     )
     resize_seconds: Positive = Field(
