@@ -148,7 +148,9 @@ def run_step(users: int, items: int, k: int, history: str, threads: int) -> dict
         vectors = {}
         for name in ("item", "user"):
             parts = sorted((folder / "store" / "bench" / "timelines" / f"{name}_embeddings").glob("*.parquet"))
-            lists = pq.read_table(parts[0], columns=["embedding"])["embedding"].combine_chunks()
+            some = parts if name == "item" else parts[:1]
+            tables = [pq.read_table(part, columns=["embedding"]) for part in some]
+            lists = pa.concat_tables(tables)["embedding"].combine_chunks()
             vectors[name] = lists.flatten().to_numpy().reshape(len(lists), -1)
         written = sum(path.stat().st_size for path in (folder / "store").rglob("*.parquet"))
     every = vectors["item"]
