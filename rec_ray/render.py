@@ -54,8 +54,7 @@ def render_manifests(kind: str, settings: Settings, wishes: Wishes) -> str:
     """
     if kind not in KINDS:
         raise ConfigError(f"cannot render {kind!r}; known are {listed(KINDS)}")
-    grows = wishes.grow_to is not None or settings.train.least_workers < settings.train.most_workers
-    if wishes.queue and (kind not in ("rayjob", "cronjob") or grows):
+    if wishes.queue and (kind not in ("rayjob", "cronjob") or _grows(settings, wishes)):
         raise ConfigError("--queue is for a rayjob or a cronjob of fixed size: Kueue counts a cluster once")
     if wishes.schedule and kind not in ("cronjob", "raycronjob"):
         raise ConfigError(f"--schedule is for a cronjob or a raycronjob, not for a {kind}")
@@ -68,6 +67,11 @@ def render_manifests(kind: str, settings: Settings, wishes: Wishes) -> str:
         for subject in found.get("subjects", []):
             subject["namespace"] = wishes.namespace
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=1000)
+
+
+def _grows(settings: Settings, wishes: Wishes) -> bool:
+    """Whether the number of pods follows the work."""
+    return wishes.grow_to is not None or settings.train.least_workers < settings.train.most_workers
 
 
 def _cluster(settings: Settings, wishes: Wishes) -> tuple[Manifest, list[Manifest]]:
@@ -85,7 +89,7 @@ def _cluster(settings: Settings, wishes: Wishes) -> tuple[Manifest, list[Manifes
     resources["requests"]["cpu"] = resources["limits"]["cpu"] = str(cpus)
     if wishes.grow_to is not None and wishes.grow_to < train.most_workers:
         raise ConfigError(f"--grow-to {wishes.grow_to} is less than train.num_workers {train.most_workers}")
-    if train.least_workers < train.most_workers or wishes.grow_to is not None:
+    if _grows(settings, wishes):
         _patch(cluster, "components/autoscaling/raycluster.yaml")
         workers["maxReplicas"] = wishes.grow_to or train.most_workers
         extra = _templates("components/autoscaling/serviceaccount.yaml")

@@ -175,8 +175,8 @@ class Learner:
         vectors = self.catalogue.embed(self.model, needed)
         of_candidates, of_history, of_explicit = where.split([len(candidates), batch.item_index.numel(), len(explicit)])
         candidate = vectors[of_candidates]
-        known, of_history = torch.unique(of_history, return_inverse=True)
-        read = self.catalogue.as_history(self.model, needed[known], vectors[known])
+        past, of_history = torch.unique(of_history, return_inverse=True)
+        read = self.catalogue.as_history(self.model, needed[past], vectors[past])
         history = read[of_history].view(*batch.item_index.shape, vectors.shape[1])
         query = self.model.embed_timelines(
             history, batch.event_type, batch.gap_seconds, batch.length, batch.user_features, batch.feature_row
