@@ -77,7 +77,8 @@ def by_hand(tiny_data):
             gaps = np.diff([seconds[0], *seconds])[-len(newest) :] if newest else []
             own = timelines.user_features.select(torch.tensor([timelines.query_row(2)[place]]))
             users[row["user_id"]] = model.embed_users(
-                read[torch.tensor(newest, dtype=torch.long)][None],
+                read,
+                torch.tensor(newest, dtype=torch.long)[None],
                 torch.tensor(row["event_type"][-length:], dtype=torch.long)[None],
                 torch.tensor(np.asarray(gaps), dtype=torch.float32)[None],
                 torch.tensor([len(newest)]),

@@ -16,6 +16,10 @@ from torch.nn import functional as F
 
 GAP_BUCKETS = 33
 """Time gaps fall into powers of two of a second: bucket 32 begins at 2**31 s, 68 years."""
+CACHED_TIMELINES = 64
+"""Timelines that go through a transformer at once where only their end is wanted: what lies between two of its layers
+then stays in the cache of a core. 1,024 at once took 1.6 times as long, 8 at once 1.4 times (20 or 50 events).
+"""
 
 
 class EventEmbedding(nn.Module):
@@ -38,9 +42,34 @@ class EventEmbedding(nn.Module):
         if self.event_type is not None:
             events = events + self.event_type(event_type)
         if self.gap is not None:
-            bucket = gap_seconds.float().clamp(min=0).add(1).log2().long().clamp(max=GAP_BUCKETS - 1)
-            events = events + self.gap(bucket)
+            events = events + self.gap(_bucket(gap_seconds))
         return events
+
+    def summed(
+        self, item_vectors: Tensor, item_index: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor
+    ) -> Tensor:
+        """Return the sum of a timeline's first `length` events without making any of them.
+
+        item_vectors: [n, d]; item_index, event_type, gap_seconds: [b, L]; length: [b] -> [b, d].
+        """
+        if item_index.shape[1] == 0:
+            return item_vectors.new_zeros(len(length), item_vectors.shape[1])
+        counted = torch.arange(item_index.shape[1], device=length.device) < length[:, None]
+        counted = counted.to(item_vectors.dtype)
+
+        def total(table: Tensor, rows: Tensor) -> Tensor:
+            return F.embedding_bag(rows, table, per_sample_weights=counted, mode="sum")
+
+        summed = total(item_vectors, item_index) * self.scale
+        if self.event_type is not None:
+            summed = summed + total(self.event_type.weight, event_type)
+        if self.gap is not None:
+            summed = summed + total(self.gap.weight, _bucket(gap_seconds))
+        return summed
+
+
+def _bucket(gap_seconds: Tensor) -> Tensor:
+    return gap_seconds.float().clamp(min=0).add(1).log2().long().clamp(max=GAP_BUCKETS - 1)
 
 
 class MeanHistory(nn.Module):
@@ -66,11 +95,14 @@ class MeanHistory(nn.Module):
         mean = slots.cumsum(1) / seen[..., None]
         return self.output(self.dropout(self.norm(mean)))
 
-    def at_end(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
-        """Arguments as in `forward` -> [b, d]: position `length` alone, without the work for all others."""
-        events = self.events(vectors, event_type, gap_seconds)
-        padded = torch.arange(events.shape[1], device=length.device) >= length[:, None]
-        total = events.masked_fill_(padded[..., None], 0.0).sum(1) + self.begin
+    def at_end(
+        self, item_vectors: Tensor, item_index: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor
+    ) -> Tensor:
+        """Return `forward` at position `length` alone, [b, d], without the work for all others.
+
+        item_vectors: [n, d]; item_index: [b, L], the rows of it that `forward` would get; others as there.
+        """
+        total = self.events.summed(item_vectors, item_index, event_type, gap_seconds, length) + self.begin
         return self.output(self.dropout(self.norm(total / (length + 1)[:, None])))
 
 
@@ -120,8 +152,16 @@ class TransformerHistory(nn.Module):
             x = block(x, seen[:, None])
         return self.output_norm(x)
 
-    def at_end(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
-        """Arguments as in `forward` -> [b, d]: position `length` alone; the last block works for no other."""
+    def at_end(
+        self, item_vectors: Tensor, item_index: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor
+    ) -> Tensor:
+        """As `MeanHistory.at_end`; the last block works for no other position."""
+        timelines = (item_index, event_type, gap_seconds, length)
+        rows = CACHED_TIMELINES if item_vectors.device.type == "cpu" else max(1, len(length))
+        parts = zip(*(values.split(rows) for values in timelines), strict=True)
+        return torch.cat([self._at_end(item_vectors[part[0]], *part[1:]) for part in parts])
+
+    def _at_end(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
         x, seen = self._slots(vectors, event_type, gap_seconds, length)
         blocks = cast(list[_Block], list(self.blocks))
         for block in blocks[:-1]:

@@ -322,7 +322,8 @@ def embed_queries(model: TwoTower, batch: TimelineBatch, history: Tensor) -> Ten
     """Return the vector of each user of a query batch, [b, d]. history: [n + 1, d], as from `embed_as_history`."""
     model.eval()
     return model.embed_users(
-        history[batch.item_index],
+        history,
+        batch.item_index,
         batch.event_type,
         batch.gap_seconds,
         batch.length,

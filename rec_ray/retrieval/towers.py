@@ -207,16 +207,20 @@ class UserTower(nn.Module):
 
     def at_end(
         self,
-        history_vectors: Tensor,
+        item_vectors: Tensor,
+        item_index: Tensor,
         event_type: Tensor,
         gap_seconds: Tensor,
         length: Tensor,
         user_features: FeatureBatch,
         feature_row: Tensor,
     ) -> Tensor:
-        """Arguments as in `forward` -> [b, d]: position `length` alone, in evaluation; a fraction of the work."""
+        """Return `forward` at position `length` alone, [b, d], in evaluation; a fraction of the work.
+
+        item_vectors: [n, d]; item_index: [b, L], the rows of it that are the `history_vectors` of `forward`.
+        """
         if self.history is not None:
-            state = self.history.at_end(history_vectors, event_type, gap_seconds, length)
+            state = self.history.at_end(item_vectors, item_index, event_type, gap_seconds, length)
         else:
             assert self.begin is not None
             state = self.begin.expand(len(length), -1)
@@ -260,18 +264,20 @@ class TwoTower(nn.Module):
 
     def embed_users(
         self,
-        history_vectors: Tensor,
+        item_vectors: Tensor,
+        item_index: Tensor,
         event_type: Tensor,
         gap_seconds: Tensor,
         length: Tensor,
         user_features: FeatureBatch,
         feature_row: Tensor,
     ) -> Tensor:
-        """Arguments as in `UserTower.forward` -> [b, d]: the user after all `length` events."""
+        """Arguments as in `UserTower.at_end` -> [b, d]: the user after all `length` events."""
         if not self.training:
-            end = self.user_tower.at_end(history_vectors, event_type, gap_seconds, length, user_features, feature_row)
-            return self._finish(end)
-        timelines = self.embed_timelines(history_vectors, event_type, gap_seconds, length, user_features, feature_row)
+            read = (item_vectors, item_index, event_type, gap_seconds, length)
+            return self._finish(self.user_tower.at_end(*read, user_features, feature_row))
+        history = (item_vectors[item_index], event_type, gap_seconds, length)
+        timelines = self.embed_timelines(*history, user_features, feature_row)
         return timelines[torch.arange(len(length), device=length.device), length]
 
     def sparse_parameters(self) -> list[nn.Parameter]:

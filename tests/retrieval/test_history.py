@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rec_ray.retrieval.history import MeanHistory, TransformerHistory
+from rec_ray.retrieval.history import CACHED_TIMELINES, MeanHistory, TransformerHistory
 
 SIZE, LENGTH = 8, 6
 
@@ -100,11 +100,26 @@ def test_impossible_settings_are_refused() -> None:
         TransformerHistory(8, 4, norm="batch")
 
 
+@pytest.mark.parametrize("kind", ["mean", "post"])
+def test_many_timelines_end_as_each_does_alone(kind: str) -> None:
+    made, count = encoder(kind), 2 * CACHED_TIMELINES + 1
+    vectors, event_type, gap, _ = timelines(count)
+    length = torch.arange(count) % (LENGTH + 1)
+    table, rows = vectors.flatten(0, 1), torch.arange(count * LENGTH).view(count, LENGTH)
+    every = made.at_end(table, rows, event_type, gap, length)
+    assert len(every) == count
+    for place in (0, CACHED_TIMELINES - 1, CACHED_TIMELINES, count - 1):
+        one = slice(place, place + 1)
+        torch.testing.assert_close(every[one], made.at_end(table, rows[one], event_type[one], gap[one], length[one]))
+    assert made.at_end(table, rows[:0], event_type[:0], gap[:0], length[:0]).shape == (0, every.shape[1])
+
+
 @pytest.mark.parametrize("kind", ["mean", "post", "pre"])
 def test_the_end_alone_is_the_last_position_of_the_whole(kind: str) -> None:
     made, (vectors, event_type, gap, _) = encoder(kind), timelines(4)
     length = torch.tensor([0, 1, 4, LENGTH])
     whole = made(vectors, event_type, gap, length)
-    torch.testing.assert_close(made.at_end(vectors, event_type, gap, length), whole[torch.arange(4), length])
-    nothing = made.at_end(vectors[:, :0], event_type[:, :0], gap[:, :0], torch.zeros(4, dtype=torch.long))
+    table, rows = vectors.flatten(0, 1), torch.arange(4 * LENGTH).view(4, LENGTH)
+    torch.testing.assert_close(made.at_end(table, rows, event_type, gap, length), whole[torch.arange(4), length])
+    nothing = made.at_end(table, rows[:, :0], event_type[:, :0], gap[:, :0], torch.zeros(4, dtype=torch.long))
     torch.testing.assert_close(nothing, whole[:1, 0].expand(4, -1))

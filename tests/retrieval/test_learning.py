@@ -392,7 +392,8 @@ def looped_loss(
             index = torch.arange(0, ITEMS + 1)
             every = learner.catalogue.embed(learner.model, index)
             vector = learner.model.embed_users(
-                learner.catalogue.as_history(learner.model, index, every)[query.item_index],
+                learner.catalogue.as_history(learner.model, index, every),
+                query.item_index,
                 query.event_type,
                 query.gap_seconds,
                 query.length,

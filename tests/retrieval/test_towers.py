@@ -118,7 +118,9 @@ def test_each_position_reads_the_user_features_of_its_row(history: str) -> None:
     for row in range(3):
         same = model.embed_timelines(*arguments, users, torch.full_like(rows, row))  # type: ignore[arg-type]
         torch.testing.assert_close(mixed[rows == row], same[rows == row])
-    embedded = model.embed_users(*arguments, users, rows)  # type: ignore[arg-type]
+    vectors, *others = arguments
+    rows_of_vectors = torch.arange(vectors.shape[0] * vectors.shape[1]).view(vectors.shape[:2])
+    embedded = model.embed_users(vectors.flatten(0, 1), rows_of_vectors, *others, users, rows)  # type: ignore[arg-type]
     torch.testing.assert_close(embedded, torch.stack([mixed[0, 4], mixed[1, 1]]))
 
 
