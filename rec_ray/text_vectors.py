@@ -76,7 +76,7 @@ def encode_texts(
     Raises:
         SchemaError: as `joined_texts`.
     """
-    known = _known.remote(cache)
+    known = known_hashes.remote(cache)
     texts = items.map_batches(
         _missing_texts, batch_size=None, batch_format="pyarrow", fn_kwargs={"fields": fields, "known": known}
     ).materialize()
@@ -114,7 +114,8 @@ def room_for_actors() -> tuple[int, float]:
 
 
 @ray.remote(num_cpus=0.5)
-def _known(cache: VectorCache) -> pa.Array:
+def known_hashes(cache: VectorCache) -> pa.Array:
+    """Return the hashes that have a vector."""
     return cache.hashes()
 
 

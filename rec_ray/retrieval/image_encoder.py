@@ -1,6 +1,6 @@
 """Images and texts into one space, by a pretrained model of two towers such as CLIP: vectors of unit length.
 
-Bytes of image files or strings come in and a matrix goes out (Radford et al. 2021). It needs the packages
+Images, decoded here, or strings come in and a matrix goes out (Radford et al. 2021). It needs the packages
 `transformers` and `pillow`, loads weights as safetensors only, and knows nothing of items, addresses, caches or
 processes.
 """
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from rec_ray.errors import ConfigError, DataError
 
 BATCH = 32
-MOST_PIXELS = 50_000_000
-"""An image of more is not decoded: it would take hundreds of megabytes, whatever the size of its file."""
+MOST_PIXELS = 25_000_000
+"""An image of more is not decoded: it would take a hundred megabytes, whatever the size of its file."""
 NEEDED = "an image encoder needs transformers and pillow: {}; install them with `pip install 'rec_ray[text]'`"
 
 
@@ -56,16 +56,10 @@ class ImageEncoder:
         return int(self.model.config.projection_dim)
 
     @torch.inference_mode()
-    def encode_images(self, images: Sequence[bytes]) -> NDArray[np.float32]:
-        """images: n files that `decode_image` can read -> [n, dimensions] float32, each of unit length.
-
-        Raises:
-            DataError: one cannot be read.
-        """
+    def encode_images(self, images: Sequence[Any]) -> NDArray[np.float32]:
+        """images: n images as `decode_image` gives them -> [n, dimensions] float32, each of unit length."""
         found = [
-            self.model.get_image_features(
-                **self.processor([decode_image(data) for data in images[start : start + BATCH]], return_tensors="pt")
-            )
+            self.model.get_image_features(**self.processor(list(images[start : start + BATCH]), return_tensors="pt"))
             for start in range(0, len(images), BATCH)
         ]
         return _unit(found, self.dimensions)

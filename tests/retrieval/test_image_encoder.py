@@ -12,6 +12,10 @@ from rec_ray.errors import ConfigError, DataError
 from rec_ray.retrieval.image_encoder import ImageEncoder, decode_image, image_dimensions
 
 
+def image(colour, size=(16, 16)):
+    return decode_image(png(colour, size))
+
+
 def png(colour, size=(16, 16)):
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
@@ -24,7 +28,7 @@ def encoder(image_model):
 
 
 def test_vectors_are_the_features_of_the_model_at_unit_length(encoder, image_model):
-    vectors = encoder.encode_images([png("red"), png("blue")])
+    vectors = encoder.encode_images([image("red"), image("blue")])
     assert vectors.shape == (2, encoder.dimensions) == (2, image_dimensions(image_model)) == (2, 12)
     assert vectors.dtype == np.float32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
@@ -37,7 +41,7 @@ def test_vectors_are_the_features_of_the_model_at_unit_length(encoder, image_mod
 
 
 def test_an_image_has_the_same_vector_alone_and_among_others(encoder):
-    images = [png("red"), png("blue", (40, 20)), png("green"), png("red")] * 10
+    images = [image("red"), image("blue", (40, 20)), image("green"), image("red")] * 10
     together = encoder.encode_images(images)
     assert np.allclose(together[::-1], encoder.encode_images(images[::-1]), atol=1e-5)
     assert np.allclose(together[0], together[3], atol=1e-6)
