@@ -178,14 +178,19 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
         # Only what differs: what a copy was told counts as set, and the rest is left out where settings are shown.
         return section.model_copy(update={name: at for name, at in paths.items() if at != getattr(section, name)})
 
-    storage, side_tables = settings.storage, settings.side_tables
-    encoder = settings.features.text_encoder
-    kind, _, model = encoder.partition(":")
-    if model.startswith(("./", "../")):
-        encoder = f"{kind}:{path(model)}"
+    def model(encoder: str) -> str:
+        kind, _, name = encoder.partition(":")
+        return f"{kind}:{path(name)}" if name.startswith(("./", "../")) else encoder
+
+    storage, side_tables, search = settings.storage, settings.side_tables, settings.search
     return settings.model_copy(
         update={
-            "features": changed(settings.features, text_encoder=encoder),
+            "features": changed(settings.features, text_encoder=model(settings.features.text_encoder)),
+            "search": changed(
+                search,
+                text_encoder=search.text_encoder and model(search.text_encoder),
+                image_encoder=search.image_encoder and model(search.image_encoder),
+            ),
             "feast": changed(settings.feast, repo=path(settings.feast.repo)),
             "storage": changed(storage, url=path(storage.url), ca_bundle=storage.ca_bundle and path(storage.ca_bundle)),
             "database": changed(settings.database, url=address(settings.database.url)),

@@ -49,7 +49,7 @@ def _render(
             continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             lines += [f"{indent}{key}:", *_render(field.annotation, value, depth + 1, full, notes)]
-        elif isinstance(value, dict) and value:
+        elif isinstance(value, dict) and value and not field.get_default(call_default_factory=True):
             lines.append(f"{indent}{key}:")
             lines += [f"{indent}  {_flow(name)}: {_flow(_without_nulls(entry))}" for name, entry in value.items()]
         else:

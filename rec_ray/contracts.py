@@ -224,6 +224,21 @@ class Candidates:
 
 
 @dataclass(frozen=True)
+class SearchVectors:
+    """Vectors of what items say and show, as Parquet beside the candidates of a version and listed in their manifest.
+
+    rows: push source -> items that have a vector. encoded, kept: texts and images that were encoded now, and those
+    whose vectors were there. unreadable: addresses of images that gave none.
+    """
+
+    version: str
+    rows: dict[str, int] = field(default_factory=dict)
+    encoded: int = 0
+    kept: int = 0
+    unreadable: int = 0
+
+
+@dataclass(frozen=True)
 class UpdateReport:
     """Rows that reached the feature store, by push source.
 

@@ -30,6 +30,8 @@ from rec_ray.parts_sink import RECOMMENDATION_FOLDER
 from rec_ray.plan import plan_run
 from rec_ray.push_targets import PushTarget, push_frame, read_online
 from rec_ray.schema import INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID
+from rec_ray.search_targets import check_search_targets, find_search_targets, unfed_views
+from rec_ray.search_vectors import search_dimensions
 from rec_ray.side_tables import find_side_tables
 from rec_ray.stores import database_of, storage_of
 from rec_ray.update_features import check_push_targets, find_push_targets
@@ -147,7 +149,10 @@ def _offline(store: FeatureStore, settings: Settings) -> str:
 
 def _targets(store: FeatureStore, settings: Settings) -> list[PushTarget]:
     model = settings.model
-    return list(check_push_targets(store, settings.publish, model.similarity, model.embedding_size).values())
+    towers = check_push_targets(store, settings.publish, model.similarity, model.embedding_size)
+    searched = find_search_targets(store, settings.search)
+    check_search_targets(store, settings.search, search_dimensions(settings.search))
+    return [*towers.values(), *searched.values()]
 
 
 def _push_sources(store: FeatureStore, settings: Settings) -> str:
@@ -155,7 +160,8 @@ def _push_sources(store: FeatureStore, settings: Settings) -> str:
     said = [f"{target.source} ({', '.join(target.fields.values())})" for target in targets]
     slow = missing_vector_indexes(store, targets)
     hint = f"; no index over the vectors of {listed(slow)}: `rec-ray vector-index` makes it" if slow else ""
-    return f"found {'; '.join(said)}{hint}"
+    unfed = "".join(f"; {note}" for note in unfed_views(store, settings.search))
+    return f"found {'; '.join(said)}{hint}{unfed}"
 
 
 def _canary(store: FeatureStore, settings: Settings) -> str:

@@ -21,6 +21,7 @@ from rec_ray.contracts import (
     Evaluation,
     FeatureTables,
     LiveVersion,
+    SearchVectors,
     StoredModel,
     TrainedModel,
     TrainingData,
@@ -40,10 +41,25 @@ from rec_ray.replaced_candidates import note_replaced
 from rec_ray.retrieval.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.run_metrics import EpochMetrics
 from rec_ray.run_report import count_data
+from rec_ray.search_targets import check_search_targets, find_search_targets, unfed_views
+from rec_ray.search_vectors import ask_search_dimensions, make_search_vectors
 from rec_ray.train import train_two_tower
 from rec_ray.training_data import encode_tables, prepare_training_data
 from rec_ray.world import World
 from rec_ray.write_report import RunFigures, write_report
+
+
+def check_search(world: World) -> None:
+    """Check the views that are searched, before hours of training, and say once which of them nothing feeds.
+
+    Raises:
+        ConfigError, SchemaError: a model or a push source is missing, or a view does not fit.
+    """
+    search = world.settings.search
+    for note in unfed_views(world.store, search):
+        LOGGER.warning("%s", note)
+    find_search_targets(world.store, search)
+    check_search_targets(world.store, search, ask_search_dimensions(search))
 
 
 def reserve_version(world: World) -> str:
@@ -140,6 +156,7 @@ def _load(world: World, text_encoder: str, active: ActiveUsers | None = None) ->
             as_of=world.as_of,
             side_tables=settings.side_tables,
             candidates=settings.candidates,
+            raw_of_items=settings.search.item_fields if active is None else None,
             active=active,
         )
         log.add(rows=tables.rows.kept, read=tables.rows.read)
@@ -262,6 +279,24 @@ def recommend_items(
         )
         log.add(users=candidates.users, items=candidates.items, k=candidates.k, **candidates.facts)
     return candidates
+
+
+def encode_search(world: World, data: TrainingData, version: str) -> SearchVectors:
+    """Store the vectors of search views with the candidates of a version; without an encoder there are none."""
+    search = world.settings.search
+    if not search.vectors:
+        return SearchVectors(version)
+    with step("search_vectors", world.seconds, version=version) as log:
+        made = make_search_vectors(
+            data,
+            search,
+            world.storage,
+            version=version,
+            prefix=candidates_folder(version),
+            repo=str(world.store.repo_path),
+        )
+        log.add(**made.rows, encoded=made.encoded, kept=made.kept, unreadable=made.unreadable)
+    return made
 
 
 def publish_once(world: World, version: str) -> UpdateReport:

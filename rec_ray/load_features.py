@@ -8,7 +8,7 @@ models or what events and fields are used for, beyond the instants at which the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -69,15 +69,16 @@ def load_features(
     side_tables: SideTableSettings | None = None,
     *,
     candidates: CandidateSettings | None = None,
+    raw_of_items: Mapping[str, str] | None = None,
     active: ActiveUsers | None = None,
 ) -> FeatureTables:
     """Read all events, users and items that Feast knows up to `as_of`, with their features point in time.
 
-    side_tables: tables of the shop whose rows are added: users that signed up, and events. candidates: the fields that
-    its filters name are read, too. active: only these users are read, and nothing is held out.
+    side_tables: tables of the shop whose rows are added. candidates: the fields that its filters name are read, too;
+    raw_of_items: so are these of items -> the setting that names each. active: only these users, and nothing held out.
 
     Raises:
-        ConfigError: a feature service does not exist, or a filter names a field that there is not.
+        ConfigError: a feature service does not exist, or a setting names a field that there is not.
         SchemaError: a service lacks a declared feature, or a source lacks a column or has it with a wrong type.
         DataError: a file is damaged.
         EmptyDataError: no usable event, or no item, is there.
@@ -90,7 +91,7 @@ def load_features(
     item_fields = set(features.item) | ({features.item_name} if features.item_name else set())
     require_fields(item_service, item_fields, feast.item_key, ITEMS.names)
     candidates = candidates or CandidateSettings()
-    raw_items = raw_fields(item_service, candidates.item_fields, ITEMS.names)
+    raw_items = raw_fields(item_service, {**(raw_of_items or {}), **candidates.item_fields}, ITEMS.names)
     raw_users = raw_fields(user_service, candidates.user_fields, INTERACTIONS.names)
     try_filters(candidates.filters, raw_items, raw_users, features.item, features.user)
     item_fields |= set(raw_items.names)

@@ -24,9 +24,16 @@ from rec_ray.storage import Storage
 
 ITEM_FOLDER, USER_FOLDER, RECOMMENDATION_FOLDER = "item_embeddings", "user_embeddings", "recommendations"
 SIMILAR_FOLDER = "similar_items"
+SEARCH = "search"
+"""Folder of the vectors of search views, one folder a push source, and what the manifest says of them."""
 MANIFEST = "manifest.json"
 ROW_GROUP = 20_000
 LENGTH = "length of a list"
+
+
+def search_folder(source: str) -> str:
+    """Return the folder of the vectors of a search view. source: its push source."""
+    return f"{SEARCH}/{source}"
 
 
 def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:

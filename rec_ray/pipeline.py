@@ -13,6 +13,7 @@ from rec_ray.config import Settings
 from rec_ray.contracts import (
     Candidates,
     Evaluation,
+    SearchVectors,
     StoredModel,
     TrainedModel,
     TrainingData,
@@ -21,7 +22,9 @@ from rec_ray.contracts import (
 from rec_ray.errors import DataError
 from rec_ray.increments import begin_increment, find_active
 from rec_ray.line import (
+    check_search,
     encode_data,
+    encode_search,
     evaluate_version,
     judge_model,
     prepare_data,
@@ -36,7 +39,15 @@ from rec_ray.model_store import find_model, load_model
 from rec_ray.publication import publish_increment, publish_version, roll_back
 from rec_ray.retrieval.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.run_ledger import RunLedger, open_run
-from rec_ray.run_report import RunReport, count_candidates, count_data, count_update, report_again, report_run
+from rec_ray.run_report import (
+    RunReport,
+    count_candidates,
+    count_data,
+    count_search,
+    count_update,
+    report_again,
+    report_run,
+)
 from rec_ray.storage import Storage
 from rec_ray.stores import storage_of
 from rec_ray.update_features import check_push_targets
@@ -57,12 +68,14 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
             return report_again(run)
         with open_world(settings, run) as world:
             check_push_targets(world.store, settings.publish, settings.model.similarity, settings.model.embedding_size)
+            check_search(world)
             data, bundle, evaluation, stored = _learn(world, run)
             verdict = judge_model(world, data, bundle, stored.version, evaluation)
             candidates = run.once(
                 "candidates", Candidates, lambda: recommend_items(world, data, bundle, stored.version)
             )
-            counts = count_data(data) | count_candidates(candidates)
+            search = run.once("search_vectors", SearchVectors, lambda: encode_search(world, data, stored.version))
+            counts = count_data(data) | count_candidates(candidates) | count_search(search)
             page = write_page(world, data, bundle, evaluation, stored.version, counts, verdict)
             update = run.once("update_features", UpdateReport, lambda: publish_once(world, stored.version))
             report = report_run(world, "run", stored, evaluation, counts | count_update(update), verdict, page)
@@ -102,6 +115,7 @@ def run_candidates(settings: Settings, version: str | None = None, *, publish: b
         bundle = load_model(version, world.storage)
         data = encode_data(world, bundle)
         counts = count_data(data) | count_candidates(recommend_items(world, data, bundle, version))
+        counts |= count_search(encode_search(world, data, version))
         counts |= count_update(publish_version(world, version)) if publish else {}
         return report_run(world, "candidates", find_model(version, world.storage), None, counts)
 

@@ -16,6 +16,7 @@ from rec_ray.feast_store import find_service
 from rec_ray.feature_source import FeatureSource, slice_source
 from rec_ray.load_features import entity_sources, event_source
 from rec_ray.schema import ITEM_ID, USER_ID
+from rec_ray.search_targets import find_search_targets, unfed_views
 from rec_ray.stores import database_of, storage_of
 from rec_ray.update_features import SINGLE_WRITERS, find_push_targets
 from rec_ray.world import feature_store_of
@@ -111,7 +112,11 @@ def plan_run(settings: Settings) -> Plan:
         disk_bytes=events * EVENT_BYTES + lists + 4 * items * settings.model.embedding_size * 4,
         publishes=_publishes(store, settings),
         where={"store": storage_of(settings).uri(), "versions": database.url, "feature repository": feast.repo},
-        notes=[*notes, "the version may be a later one: other runs may have reserved numbers"],
+        notes=[
+            *notes,
+            *unfed_views(store, settings.search),
+            "the version may be a later one: other runs may have reserved numbers",
+        ],
     )
 
 
@@ -188,5 +193,8 @@ def _steps(settings: Settings, events: int, users: int, items: int, cores: int, 
 
 
 def _publishes(store: FeatureStore, settings: Settings) -> dict[str, str]:
-    targets = find_push_targets(store, settings.publish).values()
+    targets = [
+        *find_push_targets(store, settings.publish).values(),
+        *find_search_targets(store, settings.search).values(),
+    ]
     return {target.source: f"{target.view}: {', '.join(target.fields.values())}" for target in targets}

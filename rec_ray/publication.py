@@ -51,6 +51,7 @@ def publish_version(world: World, version: str) -> UpdateReport:
             settings.publish,
             published_at=database.begin_push(version, lock),
             before=before,
+            search=settings.search,
             check=lock.check,
         )
         log.add(**report.rows, departed=sum(report.departed.values()))

@@ -8,7 +8,7 @@ read, spread or counted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -29,8 +29,16 @@ FIELD_NAMES: Mapping[str, Sequence[str]] = {
     SIMILAR_SCORES: (SIMILAR_SCORES,),
     MODEL_VERSION: (MODEL_VERSION,),
 }
-"""What a candidate column may be called in a feature view, the usual name first."""
+"""What a candidate column may be called in a feature view, the usual name first; others are called as their field."""
 REQUIRED = (EMBEDDING, ITEM_IDS, SIMILAR_IDS)
+
+
+@dataclass(frozen=True)
+class VectorField:
+    """What a view says of one of its vectors, where it says something."""
+
+    metric: str | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class PushTarget:
 
     fields: our column -> the view's field. key: the view's join key; entity: our column with its values.
     types: the type that the view has the key and each field as. times: columns that take the time of the push.
-    metric, vector_length: what the view says of its vectors, where it says something.
+    vectors: our columns that hold one vector each -> what the view says of it.
     offline_is_file: whether what goes to the offline store is appended to a file.
     keeps_empty_numbers: whether the online store holds an empty list of numbers; pgvector knows no empty vector.
     """
@@ -51,8 +59,7 @@ class PushTarget:
     fields: Mapping[str, str]
     types: Mapping[str, pa.DataType]
     times: Sequence[str]
-    metric: str | None = None
-    vector_length: int | None = None
+    vectors: Mapping[str, VectorField] = field(default_factory=dict)
     keeps_empty_numbers: bool = True
     offline_is_file: bool = False
 
@@ -66,38 +73,45 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
     """
     views = [view for view in store.list_feature_views() if _push_source_of(view) == source]
     if not views:
-        known = sorted({name for view in store.list_feature_views() if (name := _push_source_of(view))})
         raise ConfigError(
             f"no feature view of project {store.project!r} is fed by a push source {source!r}; push sources are "
-            f"{listed(known)}. Correct section `publish` or run `feast apply`"
+            f"{listed(push_sources(store))}. Correct section `publish` or run `feast apply`"
         )
     view = views[0]
-    have = [field.name for field in view.features]
+    have = [each.name for each in view.features]
     fields: dict[str, str] = {}
     for column in [*columns, MODEL_VERSION]:
-        name = next((name for name in FIELD_NAMES[column] if name in have), None)
+        known = FIELD_NAMES.get(column, (column,))
+        name = next((name for name in known if name in have), None)
         if name is not None:
             fields[column] = name
-        elif column in REQUIRED:
-            raise SchemaError(
-                f"feature view {view.name!r} has no field {FIELD_NAMES[column][0]!r}; it has {listed(have)}"
-            )
+        elif column in REQUIRED or column not in FIELD_NAMES:
+            raise SchemaError(f"feature view {view.name!r} has no field {known[0]!r}; it has {listed(have)}")
         else:
-            LOGGER.info("feature view %s has no field %s: not pushed", view.name, FIELD_NAMES[column][0])
+            LOGGER.info("feature view %s has no field %s: not pushed", view.name, known[0])
     further = sorted(set(have) - set(fields.values()))
     if further:
         raise SchemaError(
             f"feature view {view.name!r} has the fields {listed(further)}, which candidates do not have; Feast pushes "
-            "whole rows only, so move them to another view"
+            "whole rows only, so move them to another view, or, where they are vectors of a view that is searched, "
+            "declare them in section `search`"
         )
     if len(view.join_keys) != 1:
         raise SchemaError(f"feature view {view.name!r} has the join keys {listed(view.join_keys)}; expected one")
     key = view.join_keys[0]
-    kinds = {field.name: from_feast_to_pyarrow_type(field.dtype) for field in [*view.features, *view.entity_columns]}
+    kinds = {each.name: from_feast_to_pyarrow_type(each.dtype) for each in [*view.features, *view.entity_columns]}
     types = {name: kinds[name] for name in (key, *fields.values()) if name in kinds}
     batch = view.batch_source
     times = [batch.timestamp_field, batch.created_timestamp_column] if batch else []
-    vector = next((field for field in view.features if field.name == fields.get(EMBEDDING)), None)
+    declared = {each.name: each for each in view.features}
+    vectors = {
+        column: VectorField(
+            declared[name].vector_search_metric or None,
+            declared[name].vector_length or None,
+        )
+        for column, name in fields.items()
+        if column == EMBEDDING or column not in FIELD_NAMES
+    }
     online = store.config.online_store
     return PushTarget(
         source,
@@ -107,8 +121,7 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
         fields,
         types,
         [name for name in times if name],
-        metric=(vector.vector_search_metric or None) if vector is not None else None,
-        vector_length=(vector.vector_length or None) if vector is not None else None,
+        vectors=vectors,
         keeps_empty_numbers=not getattr(online, "vector_enabled", False),
         offline_is_file=isinstance(batch, FileSource),
     )
@@ -127,17 +140,23 @@ def require_same_space(target: PushTarget, similarity: str, embedding_size: int)
     Raises:
         SchemaError: the view names another metric, or another length of its vectors.
     """
-    if target.metric is not None and target.metric.lower() not in METRICS[similarity]:
-        raise SchemaError(
-            f"feature view {target.view!r} has the vector metric {target.metric!r}, but the model compares by "
-            f"{similarity!r}: neighbours would be wrong. Set vector_search_metric of the view to {similarity!r} and "
-            f"run `feast apply`, or train with model.similarity: {target.metric}"
-        )
-    if target.vector_length is not None and target.vector_length != embedding_size:
-        raise SchemaError(
-            f"feature view {target.view!r} takes vectors of {target.vector_length} numbers, the model makes "
-            f"{embedding_size}; set vector_length of the view or model.embedding_size"
-        )
+    for vector in target.vectors.values():
+        if vector.metric is not None and vector.metric.lower() not in METRICS[similarity]:
+            raise SchemaError(
+                f"feature view {target.view!r} has the vector metric {vector.metric!r}, but the model compares by "
+                f"{similarity!r}: neighbours would be wrong. Set vector_search_metric of the view to {similarity!r} "
+                f"and run `feast apply`, or train with model.similarity: {vector.metric}"
+            )
+        if vector.length is not None and vector.length != embedding_size:
+            raise SchemaError(
+                f"feature view {target.view!r} takes vectors of {vector.length} numbers, the model makes "
+                f"{embedding_size}; set vector_length of the view or model.embedding_size"
+            )
+
+
+def push_sources(store: FeatureStore) -> list[str]:
+    """Return the push sources that feed a view."""
+    return sorted({name for view in store.list_feature_views() if (name := _push_source_of(view))})
 
 
 def _push_source_of(view: FeatureView) -> str | None:
@@ -152,7 +171,7 @@ def require_offline_types(target: PushTarget) -> None:
         SchemaError: it is a file and the view has lists of texts, which Feast (0.67) appends to no file.
     """
     texts = pa.list_(pa.string())
-    names = [field for field in target.fields.values() if target.types.get(field) == texts]
+    names = [name for name in target.fields.values() if target.types.get(name) == texts]
     if target.offline_is_file and names:
         raise SchemaError(
             f"view {target.view!r} has lists of texts in {listed(names)}, which Feast appends to no file; set "
@@ -167,34 +186,36 @@ def push_frame(batch: pa.Table, target: PushTarget, version: str, published_at: 
         SchemaError: the view has a whole number as key or as item ids, and an id is none.
     """
     columns = {target.key: batch[target.entity]}
-    for column, field in target.fields.items():
-        columns[field] = pa.array([version] * batch.num_rows) if column == MODEL_VERSION else batch[column]
+    for column, name in target.fields.items():
+        columns[name] = pa.array([version] * batch.num_rows) if column == MODEL_VERSION else batch[column]
     return _frame({name: as_type_of(target, name, values) for name, values in columns.items()}, target, published_at)
 
 
 def tombstone_frame(
-    ids: pa.Array, target: PushTarget, version: str, published_at: datetime, embedding_size: int
+    ids: pa.Array, target: PushTarget, version: str, published_at: datetime, sizes: Mapping[str, int]
 ) -> pd.DataFrame:
     """Return the frame that says of entities that they are no more: empty lists, no vector.
 
-    ids: [n] strings. Where nothing else would be in the row, a vector of zeros stands for none: Feast leaves rows out
-    in which every field is null (0.67), and no search by cosine finds zeros.
+    ids: [n] strings. sizes: numbers of each vector, by our column. Where nothing else would be in the row, vectors of
+    zeros stand for none: Feast leaves rows out in which every field is null (0.67), and no search by cosine finds
+    zeros.
 
     Raises:
         SchemaError: the view has a whole number as key, and an id is none.
     """
     n = len(ids)
-    only_vectors = set(target.fields) == {EMBEDDING}
-    nothing = pa.array([[0.0] * embedding_size if only_vectors else None] * n, pa.list_(pa.float64()))
+    only_vectors = set(target.fields) == set(target.vectors)
     values: dict[str, pa.Array] = {
-        EMBEDDING: nothing,
         ITEM_IDS: pa.array([[]] * n, pa.list_(pa.string())),
         SCORES: pa.array([[]] * n, pa.list_(pa.float32())),
         SIMILAR_IDS: pa.array([[]] * n, pa.list_(pa.string())),
         SIMILAR_SCORES: pa.array([[]] * n, pa.list_(pa.float32())),
         MODEL_VERSION: pa.array([version] * n, pa.string()),
     }
-    columns = {target.key: ids} | {field: values[column] for column, field in target.fields.items()}
+    for column in target.vectors:
+        nothing = [0.0] * sizes[column] if only_vectors else None
+        values[column] = pa.array([nothing] * n, pa.list_(pa.float64()))
+    columns = {target.key: ids} | {name: values[column] for column, name in target.fields.items()}
     return _frame({name: as_type_of(target, name, each) for name, each in columns.items()}, target, published_at)
 
 
@@ -247,7 +268,7 @@ def read_online(
         FeatureStoreError: the online store does not answer.
         SchemaError: the view has a whole number as key, and an id is none.
     """
-    features = [f"{target.view}:{field}" for field in fields or target.fields.values()]
+    features = [f"{target.view}:{name}" for name in fields or target.fields.values()]
     keys = {target.key: as_type_of(target, target.key, pa.array(ids, pa.string())).to_pylist()}
     try:
         answer: dict[str, list[Any]] = store.get_online_features(features=features, entity_rows=keys).to_dict()

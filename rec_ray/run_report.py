@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
-from rec_ray.contracts import Candidates, Evaluation, StoredModel, TrainingData, UpdateReport
+from rec_ray.contracts import Candidates, Evaluation, SearchVectors, StoredModel, TrainingData, UpdateReport
 from rec_ray.model_store import candidates_folder
 from rec_ray.run_ledger import RunLedger
 from rec_ray.world import World
@@ -53,6 +53,14 @@ def count_candidates(candidates: Candidates) -> dict[str, int]:
         "users_without_items": "users for whom the filters leave nothing",
     }
     return counts | {what: candidates.facts[name] for name, what in said.items() if candidates.facts.get(name)}
+
+
+def count_search(vectors: SearchVectors) -> dict[str, int]:
+    """Return what was encoded for views that are searched; nothing where there are none."""
+    if not vectors.rows:
+        return {}
+    counts = {"texts and images encoded": vectors.encoded, "texts and images kept": vectors.kept}
+    return counts | ({"images that cannot be read": vectors.unreadable} if vectors.unreadable else {})
 
 
 def count_update(update: UpdateReport) -> dict[str, int]:

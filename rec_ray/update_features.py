@@ -22,12 +22,13 @@ import ray
 import ray.data
 
 from rec_ray.candidate_parts import PartSlice, StoredCandidates, check_part, departed_ids, read_slice
-from rec_ray.config import PublishSettings
+from rec_ray.config import PublishSettings, SearchSettings
 from rec_ray.contracts import UpdateReport
 from rec_ray.errors import DataError, PartlyPublishedError, RecRayError
 from rec_ray.feast_api import FeatureStore, PushMode, RepoConfig
 from rec_ray.feast_store import portable_config, store_in_task
 from rec_ray.logs import LOGGER
+from rec_ray.parts_sink import search_folder
 from rec_ray.push_targets import (
     PushTarget,
     as_type_of,
@@ -39,6 +40,7 @@ from rec_ray.push_targets import (
     tombstone_frame,
 )
 from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES, USER_ID
+from rec_ray.search_targets import stored_dimensions, stored_search_targets
 from rec_ray.storage import Storage
 from rec_ray.stored_rows import submit_at_once
 
@@ -59,14 +61,14 @@ MODES = {"online": PushMode.ONLINE, "online_and_offline": PushMode.ONLINE_AND_OF
 
 @dataclass(frozen=True)
 class Push:
-    """What all rows of one push source have in common."""
+    """What all rows of one push source have in common. sizes: numbers of each vector, by our column."""
 
     target: PushTarget
     version: str
     published_at: datetime
     batch_rows: int
     mode: str
-    embedding_size: int
+    sizes: Mapping[str, int]
 
 
 def find_push_targets(store: FeatureStore, settings: PublishSettings) -> dict[str, PushTarget]:
@@ -108,14 +110,16 @@ def update_feature_store(
     *,
     published_at: datetime,
     before: Sequence[StoredCandidates] = (),
+    search: SearchSettings | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> UpdateReport:
-    """Push candidates: order items, similar items, users, lists; those that left get an empty row.
+    """Push candidates: order items, similar items, search vectors, users, lists; those that left get an empty row.
 
     Of an increment, whose manifest lists no items, only users and their lists are pushed.
 
     published_at: event timestamp of all rows; later than that of any push before.
     before: candidates of which the online store may hold rows; who is in them and not in `candidates` has left.
+    search: which search views must be there.
     check: called now and then; raises when this process may not go on.
 
     Raises:
@@ -127,6 +131,11 @@ def update_feature_store(
     size = int(manifest.get("embedding_size", 0))
     targets = check_push_targets(store, settings, str(manifest.get("similarity", "cosine")), size) if size else None
     targets = _wanted(targets or find_push_targets(store, settings), candidates)
+    sizes: dict[str, Mapping[str, int]] = {folder: {EMBEDDING: size} for folder in targets}
+    if not manifest.get("is_increment"):
+        searched = stored_search_targets(store, search or SearchSettings(), manifest)
+        sizes |= {search_folder(source): fields for source, fields in stored_dimensions(manifest).items()}
+        targets = {name: target for name, target in targets.items() if target.entity == ITEM_ID} | searched | targets
     if settings.push_mode != "online":
         for target in targets.values():
             require_offline_types(target)
@@ -136,7 +145,7 @@ def update_feature_store(
     rows: dict[str, int] = {}
     departed: dict[str, int] = {}
     for folder, target in targets.items():
-        push = Push(target, version, published_at, settings.batch_rows, settings.push_mode, size)
+        push = Push(target, version, published_at, settings.batch_rows, settings.push_mode, sizes[folder])
         writer = _Writer(store, storage, push, writers, check)
         expected = candidates.rows(folder)
         rows[target.source] = writer.push_slices(candidates.slices(storage, folder, SLICE_ROWS), expected)
@@ -273,7 +282,7 @@ def _departed_frames(
     ids = departed_ids(storage, list(before), list(after), target.entity, int(bucket), int(buckets))
     for start in range(0, len(ids), push.batch_rows):
         some = ids.slice(start, push.batch_rows)
-        yield tombstone_frame(some, target, push.version, push.published_at, push.embedding_size)
+        yield tombstone_frame(some, target, push.version, push.published_at, push.sizes)
 
 
 def _push_piece(store: FeatureStore, storage: Storage, push: Push, frames: Iterable[pd.DataFrame]) -> dict[str, Any]:
@@ -338,20 +347,24 @@ def _read_back(store: FeatureStore, storage: Storage, paths: list[str], target: 
 
 
 def _compare(store: FeatureStore, sample: pa.Table, target: PushTarget, version: str) -> None:
-    column = next(column for column in target.fields if column != MODEL_VERSION)
+    columns = list(target.vectors) or [next(column for column in target.fields if column != MODEL_VERSION)]
     found = read_online(store, target, sample[target.entity].to_pylist())
     stamps = found[target.fields[MODEL_VERSION]] if MODEL_VERSION in target.fields else [version] * sample.num_rows
-    pushed = as_type_of(target, target.fields[column], sample[column]).to_pylist()
-    for expected, answer, stamp in zip(pushed, found[target.fields[column]], stamps, strict=True):
-        # An empty list of numbers may be null (`push_targets.PushTarget.keeps_empty_numbers`).
-        got = [] if answer is None and not expected else answer
-        same = got is not None and len(got) == len(expected) and stamp == version
-        if same and column in (ITEM_IDS, SIMILAR_IDS):
-            same = list(got) == expected
-        elif same:
-            same = np.allclose(got, expected, rtol=1e-5, atol=1e-6)
-        if not same:
-            raise PartlyPublishedError(
-                f"view {target.view!r} answers otherwise than was pushed for version {version}; is another publisher "
-                "writing to the same online store, or one whose clock is ahead? Run `rec-ray publish` again"
-            )
+    for column in columns:
+        pushed = as_type_of(target, target.fields[column], sample[column]).to_pylist()
+        for expected, answer, stamp in zip(pushed, found[target.fields[column]], stamps, strict=True):
+            if stamp != version or not _same(expected, answer, as_ids=column in (ITEM_IDS, SIMILAR_IDS)):
+                raise PartlyPublishedError(
+                    f"view {target.view!r} answers otherwise than was pushed for version {version}; is another "
+                    "publisher writing to the same online store, or one whose clock is ahead? Run `rec-ray publish` "
+                    "again"
+                )
+
+
+def _same(expected: list[Any] | None, answer: list[Any] | None, *, as_ids: bool) -> bool:
+    """Compare two lists; an empty list of numbers may be null (`push_targets.PushTarget.keeps_empty_numbers`)."""
+    if not expected or not answer:
+        return not expected and not answer
+    if len(expected) != len(answer):
+        return False
+    return list(answer) == expected if as_ids else bool(np.allclose(answer, expected, rtol=1e-5, atol=1e-6))

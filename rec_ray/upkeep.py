@@ -9,7 +9,7 @@ from __future__ import annotations
 from rec_ray.config import Settings
 from rec_ray.model_store import load_model, model_folder
 from rec_ray.publication import Pruned, prune_versions
-from rec_ray.schema import EMBEDDING
+from rec_ray.search_targets import find_search_targets
 from rec_ray.stores import database_of, storage_of
 from rec_ray.update_features import find_push_targets
 from rec_ray.vector_index import Kind, drop_vector_index, make_vector_index
@@ -28,14 +28,16 @@ def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[
     """Make the indexes over vectors that Feast leaves out of PostgreSQL, or drop them; say what became of each view."""
     store = feature_store_of(settings)
     done = {}
-    for target in find_push_targets(store, settings.publish).values():
-        if EMBEDDING not in target.fields:
+    searched = find_search_targets(store, settings.search)
+    for folder, target in {**find_push_targets(store, settings.publish), **searched}.items():
+        if not target.vectors:
             continue
         if drop:
             drop_vector_index(store, target)
             done[target.view] = "dropped"
         else:
-            made = make_vector_index(store, target, settings.model.similarity, kind)
+            similarity = "cosine" if folder in searched else settings.model.similarity
+            made = make_vector_index(store, target, similarity, kind)
             done[target.view] = f"{kind} made" if made else "there already"
     return done
 

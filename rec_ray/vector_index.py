@@ -17,7 +17,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from rec_ray.errors import DataError, FeatureStoreError
 from rec_ray.feast_api import FeatureStore, compute_table_id
 from rec_ray.push_targets import PushTarget
-from rec_ray.schema import EMBEDDING
 
 Kind = Literal["hnsw", "ivfflat"]
 OPERATORS = {"cosine": "vector_cosine_ops", "dot": "vector_ip_ops"}
@@ -40,7 +39,7 @@ def missing_vector_indexes(store: FeatureStore, targets: Iterable[PushTarget]) -
     Raises:
         FeatureStoreError: the online store does not answer.
     """
-    with_vectors = [target for target in targets if EMBEDDING in target.fields]
+    with_vectors = [target for target in targets if target.vectors]
     if not has_vectors_in_postgres(store) or not with_vectors:
         return []
     with _connected(store) as connection:

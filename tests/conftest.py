@@ -98,6 +98,39 @@ def text_model() -> str:
 
 
 @pytest.fixture(scope="session")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a model of the kind of CLIP with random weights, that knows nine words and images of 16 x 16."""
+    import json
+
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("clip")
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    text = {**tower, **marks, "vocab_size": 9, "max_position_embeddings": 16}
+    config = CLIPConfig(text_config=text, vision_config={**tower, "image_size": 16, "patch_size": 8}, projection_dim=12)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPModel(config).save_pretrained(folder)
+    words = ["<pad>", "<s>", "</s>", "<unk>", "red", "blue", "cup", "hammer", "steel"]
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    steps = {f"do_{step}": True for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")}
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "rescale_factor": 1 / 255}
+    scale = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3}
+    prepared = {"image_processor_type": "CLIPImageProcessor", **steps, **size, **scale}
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared), encoding="utf-8")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def make_repo() -> Callable[..., Any]:
     """Give `make_repo(folder, objects, offline="duckdb")`: an applied Feast repository as an open `FeatureStore`."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rec_ray.candidate_parts import StoredCandidates
 from rec_ray.schema import ITEM_EMBEDDINGS, RECOMMENDATIONS, USER_EMBEDDINGS
 from rec_ray.storage import Storage
 
+VECTORS = pa.list_(pa.float32())
 NO_WEIGHTS = b"these are no weights"
 
 
@@ -76,6 +77,53 @@ def write_version(
     for name, data in files.items():
         storage.write_bytes(f"two-tower/{version}/{name}", data)
     return StoredCandidates(prefix, manifest)
+
+
+def write_search(
+    storage: Storage, version: str, source: str, fields: Sequence[str], rows: Mapping[str, Sequence[list[float] | None]]
+) -> None:
+    """Add vectors of a search view to a stored version. rows: item -> its vector for each field, or null."""
+    prefix = f"two-tower/{version}/candidates"
+    vectors = {name: pa.array([row[place] for row in rows.values()], VECTORS) for place, name in enumerate(fields)}
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"item_id": pa.array(list(rows)), **vectors}), buffer)
+    storage.write_bytes(f"{prefix}/search/{source}/part-000000-000.parquet", buffer.getvalue().to_pybytes())
+    manifest = json.loads(storage.read_bytes(f"{prefix}/manifest.json"))
+    manifest["parts"][f"search/{source}"] = [{"name": "part-000000-000.parquet", "rows": len(rows)}]
+    sizes = {name: next(len(row[place]) for row in rows.values() if row[place]) for place, name in enumerate(fields)}
+    manifest.setdefault("search", {})[source] = {"vectors": sizes, "encoder": "transformers:some"}
+    storage.write_bytes(f"{prefix}/manifest.json", json.dumps(manifest).encode())
+
+
+def search_view(folder: Path, source: str, fields: Sequence[str], *, stamped: bool = True, **vector: Any) -> Any:
+    """Return a view of items that is searched, of the name of its push source; Feast makes one field an index.
+
+    stamped: it has `model_version`.
+    """
+    from datetime import timedelta
+
+    from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
+    from feast.types import Array, Float32, String
+
+    stamp = {"model_version": pa.string()} if stamped else {}
+    kinds = {"item_id": pa.string(), **dict.fromkeys(fields, VECTORS), **stamp}
+    path = folder / f"{source}.parquet"
+    pq.write_table(pa.schema([*kinds.items(), ("event_timestamp", pa.timestamp("us", "UTC"))]).empty_table(), path)
+    vector = {"vector_index": True, "vector_search_metric": "cosine", **vector}
+    return FeatureView(
+        name=source,
+        entities=[Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING)],
+        ttl=timedelta(0),
+        schema=[
+            Field(name="item_id", dtype=String),
+            *(Field(name=name, dtype=Array(Float32), **(vector if name == fields[0] else {})) for name in fields),
+            *(Field(name=name, dtype=String) for name in stamp),
+        ],
+        source=PushSource(
+            name=source,
+            batch_source=FileSource(name=f"{source}_file", path=str(path), timestamp_field="event_timestamp"),
+        ),
+    )
 
 
 def write_feast_repo(folder: Path, online_store: dict[str, Any], *, metric: str = "cosine") -> None:

@@ -171,6 +171,16 @@ def test_what_is_no_yaml_is_refused_with_the_line_number_only(tmp_path: Path) ->
             "candidates.filters.rules.0.missing: no such setting; known are 'item', 'must_be', 'user'",
         ),
         ("candidates: {diversity: 1}", "candidates.diversity: Input should be less than 1"),
+        ("search: {text_encoder: bge}", "search.text_encoder: String should match pattern"),
+        ("search: {text_veiws: {}}", "search.text_veiws: no such setting; did you mean 'text_views'?"),
+        (
+            "search: {image_views: {a: {v: {image: x, texts: [y]}}}}",
+            "search.image_views.a.v.texts: no such setting; did you mean 'text'?",
+        ),
+        ("search: {text_views: {a: {}}}", "text_views.a names no field of its view"),
+        ("search: {text_views: {a: {v: []}}}", "search.text_views.a.v: List should have at least 1 item"),
+        ("search: {text_views: {a: {v: [x]}}, image_views: {a: {v: {image: x}}}}", "a is among text_views and image_"),
+        ("search: {image_encoder: 'transformers:clip', image_views: {}}", "says nothing without image_views"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(tmp_path: Path, text: str, said: str) -> None:
@@ -179,6 +189,22 @@ def test_a_wrong_setting_is_named_with_what_was_expected(tmp_path: Path, text: s
 
 def test_a_multiple_of_heads_is_only_asked_of_a_transformer(tmp_path: Path) -> None:
     assert load(tmp_path, "model: {embedding_size: 9, history: mean}").model.embedding_size == 9
+
+
+def test_only_views_with_an_encoder_are_searched_and_their_fields_read(tmp_path: Path) -> None:
+    search = load(tmp_path, "").search
+    assert (search.vectors, search.item_fields) == ({}, {})
+    assert set(search.without_encoder.values()) == {"search.text_encoder", "search.image_encoder"}
+    search = load(
+        tmp_path, "search: {text_encoder: 'transformers:./bge', image_encoder: 'transformers:some/clip'}"
+    ).search
+    assert search.text_model == str((tmp_path / "bge").resolve())
+    assert search.image_model == "some/clip"
+    assert search.vectors == {
+        "item_textual_features_embed": ["about_product_embedding"],
+        "item_clip_features_embed": ["clip_latent_space_embedding"],
+    }
+    assert set(search.item_fields) == {"about_product", "img_link"}
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ NAMES = ["red cup", "blue cup", "red cup", None, "  ", "steel hammer"]
 
 
 def test_fields_are_joined_and_nothing_but_blanks_is_no_text():
-    from rec_ray.encode_text import joined_texts
+    from rec_ray.text_vectors import joined_texts
 
     items = pa.table({"name": NAMES[:5], "note": ["warm", None, "cold", "kept", ""]})
     assert joined_texts(items, ["name", "note"]).to_pylist() == [

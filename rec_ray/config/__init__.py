@@ -28,6 +28,7 @@ from rec_ray.config.places import (
     SideTableSettings,
     StorageSettings,
 )
+from rec_ray.config.search import ImageVector, SearchSettings
 from rec_ray.config.section import ENV_PREFIX, Section
 
 __all__ = [
@@ -41,10 +42,12 @@ __all__ = [
     "FeastSettings",
     "FeatureSettings",
     "FilterSettings",
+    "ImageVector",
     "InteractionSettings",
     "ModelSettings",
     "PublishSettings",
     "RaySettings",
+    "SearchSettings",
     "Section",
     "Settings",
     "SideTableSettings",
@@ -81,6 +84,7 @@ class Settings(Section):
     train: TrainSettings = Field(default_factory=TrainSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     candidates: CandidateSettings = Field(default_factory=CandidateSettings)
+    search: SearchSettings = Field(default_factory=SearchSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
 
     @model_validator(mode="after")

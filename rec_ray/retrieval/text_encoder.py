@@ -1,12 +1,14 @@
-"""Texts into vectors by a pretrained language model: the mean of its last hidden states, of unit length.
+"""Texts into vectors by a pretrained language model: the mean of its last hidden states or the first, of unit length.
 
-Strings come in and a matrix goes out, after the recipe of Sentence-BERT (Reimers & Gurevych 2019). It needs the package
-`transformers`, loads weights as safetensors only, and knows nothing of items, caches or processes.
+Strings come in and a matrix goes out, after the recipe of Sentence-BERT (Reimers & Gurevych 2019); which of the two is
+what the makers of the model declare. It needs the package `transformers`, loads weights as safetensors only, and knows
+nothing of items, caches or processes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from rec_ray.errors import ConfigError
+from rec_ray.errors import ConfigError, listed
 
 LONGEST = 256
 """Tokens of a text that are read; what lies behind is cut off."""
 BATCH = 64
+POOLING = "1_Pooling/config.json"
+"""Where a model says how its hidden states become one vector; one that says nothing has their mean."""
+MEAN, FIRST = "pooling_mode_mean_tokens", "pooling_mode_cls_token"
+NEEDED = "a text encoder needs transformers: {}; install it with `pip install 'rec_ray[text]'`"
 
 
 class TextEncoder:
@@ -35,16 +41,15 @@ class TextEncoder:
         try:
             from transformers import AutoModel, AutoTokenizer
         except ImportError as error:
-            raise ConfigError(
-                f"features.text_encoder needs transformers: {error}; install it with `pip install 'rec_ray[text]'`"
-            ) from error
+            raise ConfigError(NEEDED.format(error)) from error
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
             self.model: Any = AutoModel.from_pretrained(name, use_safetensors=True).eval()
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"features.text_encoder: transformers has no model {name!r} with weights as safetensors: {error}"
+                f"transformers has no model {name!r} for texts, with weights as safetensors: {error}"
             ) from error
+        self.pooling = declared_pooling(name)
 
     @property
     def dimensions(self) -> int:
@@ -71,13 +76,50 @@ class TextEncoder:
             hidden = self.model(**tokens).last_hidden_state
             counted = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
             mean = (hidden * counted).sum(1) / counted.sum(1).clamp(min=1)
-            vectors[places] = F.normalize(mean, dim=-1).numpy()
+            vectors[places] = F.normalize(hidden[:, 0] if self.pooling == FIRST else mean, dim=-1).numpy()
         return vectors
 
 
-def fingerprint(name: str) -> str:
+def text_dimensions(name: str) -> int:
+    """Return the numbers of a vector of a model, whose weights are not read.
+
+    Raises:
+        ConfigError: transformers is not installed, or has no such model, or it says no `hidden_size`.
+    """
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise ConfigError(NEEDED.format(error)) from error
+    try:
+        return int(AutoConfig.from_pretrained(name).hidden_size)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"transformers has no model {name!r} for texts: {error}") from error
+
+
+def declared_pooling(name: str) -> str:
+    """Return how a model makes one vector of its hidden states, `MEAN` or `FIRST`, as its file `POOLING` says.
+
+    Raises:
+        ConfigError: in another way.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        with Path(cached_file(name, POOLING)).open(encoding="utf-8") as file:
+            declared = json.load(file)
+    except (OSError, ValueError):
+        return MEAN
+    modes = [mode for mode, chosen in declared.items() if mode.startswith("pooling_mode_") and chosen is True]
+    if isinstance(declared.get("pooling_mode"), str):
+        modes = [{"mean": MEAN, "cls": FIRST}.get(declared["pooling_mode"], declared["pooling_mode"])]
+    if modes not in ([MEAN], [FIRST]):
+        raise ConfigError(f"the model {name!r} declares {listed(modes)}; known are {MEAN} and {FIRST}, one of them")
+    return modes[0]
+
+
+def fingerprint(name: str, pooling: str = MEAN) -> str:
     """Return a name for the vectors of a model: of a folder by the content of its files, else by the model's name."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if pooling == MEAN else pooling.encode())
     folder = Path(name)
     if not folder.is_dir():
         digest.update(name.encode())

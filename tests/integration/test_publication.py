@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stored_versions import write_feast_repo, write_version
+from stored_versions import search_view, write_feast_repo, write_search, write_version
 
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, LockedError, PartlyPublishedError, SchemaError
@@ -119,6 +119,66 @@ def test_who_left_is_not_served_and_a_rollback_brings_all_back(shop: Shop) -> No
     assert (live.parent, live.run_id, live.metrics) == ("2", "run-1", {"model": {"recall@10": 0.25}})
     with pytest.raises(ConfigError, match=r"version 3 was never live.* '1', '2'.*rec-ray publish 3"):
         run_rollback(shop.settings, "3")
+
+
+def test_search_vectors_come_and_go_with_their_version(
+    shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two vectors an item, of which one may be missing; and a view of nothing but one vector, as older ones are."""
+    views = {"texts": ["name_vector", "about_vector"], "images": ["image_vector"]}
+    stamped = {"texts": True, "images": False}
+    shop.store.apply([search_view(tmp_path, name, views[name], stamped=stamped[name]) for name in views])
+    for version in ("1", "2", "3"):
+        write_version(shop.storage, version, ["u1"], names("i", range(4)))
+    write_search(
+        shop.storage,
+        "1",
+        "texts",
+        views["texts"],
+        {"i0": [[1, 0, 0], [0, 1]], "i1": [None, [1, 0]], "i2": [[0, 0, 1], None]},
+    )
+    write_search(shop.storage, "1", "images", views["images"], {"i0": [[0.6, 0.8]], "i1": [[0.8, 0.6]]})
+    write_search(shop.storage, "2", "texts", views["texts"], {"i0": [None, [1, 0]], "i3": [[1, 0, 0], [0, 1]]})
+    write_search(shop.storage, "2", "images", views["images"], {"i1": [[1, 0]]})
+
+    def found(view: str, name: str) -> list[Any]:
+        answers = shop.answers(view, name, "item_id", names("i", range(4)))
+        return [None if answer is None else pytest.approx(answer) for answer in answers]
+
+    report = run_publishing(shop.settings, "1")
+    assert list(report.counts) == [
+        f"rows pushed to {source}"
+        for source in ("item_embed_push_source", "texts", "images", "user_embed_push_source", "user_items_push_source")
+    ]
+    first = {
+        ("texts", "name_vector"): [[1, 0, 0], None, [0, 0, 1], None],
+        ("texts", "about_vector"): [[0, 1], [1, 0], None, None],
+        ("images", "image_vector"): [[0.6, 0.8], [0.8, 0.6], None, None],
+    }
+    assert {each: found(*each) for each in first} == first
+    report = run_publishing(shop.settings, "2")
+    assert report.counts["departed, emptied in texts"] == 2
+    assert report.counts["departed, emptied in images"] == 1
+    second = {
+        ("texts", "name_vector"): [None, None, None, [1, 0, 0]],
+        ("texts", "about_vector"): [[1, 0], None, None, [0, 1]],
+        ("images", "image_vector"): [[0, 0], [1, 0], None, None],
+    }
+    assert {each: found(*each) for each in second} == second
+    run_rollback(shop.settings, "1")
+    first["texts", "about_vector"] = [[0, 1], [1, 0], None, None]
+    assert {each: found(*each) for each in first} == first
+    wanted = {
+        "search": {
+            "text_encoder": "transformers:some",
+            "text_views": {"texts": {"name_vector": ["name"], "about_vector": ["about"]}},
+        }
+    }
+    run_publishing(Settings.model_validate({**shop.settings.model_dump(), **wanted}), "3")
+    assert "version 3 has no vectors to push to texts; run `rec-ray candidates`" in caplog.text
+    shop.store.delete_feature_view("images")
+    run_rollback(shop.settings, "2")
+    assert "the vectors of version 2 for images are not pushed: no view is fed by it" in caplog.text
 
 
 def test_who_left_between_two_computations_of_a_version_is_emptied(tmp_path: Path) -> None:

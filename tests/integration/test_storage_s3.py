@@ -11,7 +11,7 @@ from servers import SeaweedFS
 from test_model_store import make_bundle
 
 from rec_ray.config_file import load_settings
-from rec_ray.errors import BundleError, StorageError
+from rec_ray.errors import BundleError, DataError, StorageError
 from rec_ray.model_store import find_model, load_model, save_model
 from rec_ray.storage import Storage, open_storage
 from rec_ray.stores import storage_of
@@ -57,6 +57,19 @@ def test_the_settings_open_the_bucket(seaweedfs: SeaweedFS, tmp_path: Path) -> N
     settings = load_settings(file, [], environ=seaweedfs.settings())
     storage_of(settings).write_bytes("from-settings", b"x")
     assert open_bucket(seaweedfs, "").read_bytes("from-settings") == b"x"
+
+
+def test_images_are_read_with_the_keys_of_the_store(seaweedfs: SeaweedFS, tmp_path: Path) -> None:
+    from rec_ray.image_files import ImageFiles
+
+    storage = open_bucket(seaweedfs, "shop")
+    storage.write_bytes("a b.png", b"x" * 100)
+    files = ImageFiles(storage, str(tmp_path), 5, 99)
+    assert ImageFiles(storage, str(tmp_path), 5, 100).read(storage.uri("a b.png")) == b"x" * 100
+    with pytest.raises(DataError, match="more than 99 bytes"):
+        files.read(storage.uri("a b.png"))
+    with pytest.raises(DataError):
+        files.read(storage.uri("none.png"))
 
 
 def test_wrong_keys_and_a_missing_bucket_are_named(seaweedfs: SeaweedFS) -> None:

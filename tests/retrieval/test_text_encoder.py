@@ -1,5 +1,7 @@
 """A real language model, from a wheel and without network: its vectors are those of its makers' recipe."""
 
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from rec_ray.errors import ConfigError
-from rec_ray.retrieval.text_encoder import TextEncoder, fingerprint
+from rec_ray.retrieval.text_encoder import FIRST, MEAN, TextEncoder, declared_pooling, fingerprint, text_dimensions
 
 TEXTS = ["a red ceramic cup", "a mug for coffee, red", "", "the annual report of the central bank"]
 
@@ -37,6 +39,34 @@ def test_a_text_has_the_same_vector_alone_and_among_longer_ones(encoder):
         hidden = encoder.model(**tokens).last_hidden_state[0].mean(0)
     assert np.allclose(alone[0], (hidden / hidden.norm()).numpy(), atol=1e-5)
     assert encoder.encode([]).shape == (0, 384)
+
+
+def test_the_makers_of_a_model_say_what_its_vector_is(tmp_path, encoder, text_model):
+    """As of those of the family of BGE: the hidden state of the first token, not the mean."""
+    folder = tmp_path / "first"
+    shutil.copytree(text_model, folder)
+    declared = {MEAN: False, FIRST: True, "word_embedding_dimension": 384}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(declared))
+    first = TextEncoder(str(folder)).encode([TEXTS[0]])[0]
+    tokens = encoder.tokenizer([TEXTS[0]], return_tensors="pt")
+    with torch.inference_mode():
+        hidden = encoder.model(**tokens).last_hidden_state[0, 0]
+    assert np.allclose(first, (hidden / hidden.norm()).numpy(), atol=1e-5)
+    assert encoder.pooling == MEAN
+    assert fingerprint(text_model, FIRST) != fingerprint(text_model)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    assert declared_pooling(str(folder)) == FIRST
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({MEAN: False, "pooling_mode_max_tokens": True}))
+    with pytest.raises(ConfigError, match="declares 'pooling_mode_max_tokens'"):
+        declared_pooling(str(folder))
+    shutil.rmtree(folder / "1_Pooling")
+    assert declared_pooling(str(folder)) == MEAN
+
+
+def test_the_length_of_a_vector_is_known_without_weights(tmp_path, text_model):
+    assert text_dimensions(text_model) == 384
+    with pytest.raises(ConfigError, match="no model"):
+        text_dimensions(str(tmp_path))
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
