@@ -124,8 +124,10 @@ def check_published(cluster: RayNodes, project: Path, run_id: str, undisturbed: 
     outcome = outcome_of(cluster, project, run_id, epochs)
     assert outcome.lengths == undisturbed.lengths
     assert outcome.popularity == undisturbed.popularity, "the same users were asked about the same items"
-    # Two workers that begin an epoch again do not sum in the same order.
-    assert abs(outcome.recall - undisturbed.recall) < TOLERANCE
+    if epochs == EPOCHS:
+        assert abs(outcome.recall - undisturbed.recall) < TOLERANCE
+    else:
+        assert outcome.recall > undisturbed.recall, "it learned longer, from one worker or two"
     # Nine of ten events stay within one of four groups: what has learned anything is far above chance.
     assert outcome.recall > 2 * outcome.popularity
 
