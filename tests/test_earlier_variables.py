@@ -144,8 +144,10 @@ def test_a_wrong_one_is_named_and_not_shown(variables: dict[str, str], says: str
 def test_the_page_on_upgrading_names_every_variable_and_its_settings_are_settings(tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "upgrading.md").read_text()
     known = [*OLD, "uri", "DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"]
-    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
-    settings = load(tmp_path, example, **OLD)
+    first, *others = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    settings = load(tmp_path, first, **OLD)
+    for example in others:
+        load(tmp_path, example, **OLD)
 
     assert [name for name in known if f"`{name}`" not in page] == []
     assert settings.feast.repo == "/app/feature_repo"

@@ -33,7 +33,7 @@ MUST_RUN = "TESTS_OF_NODES_MUST_RUN" in os.environ
 REASON = None if MUST_RUN else why_not()
 CPUS = 3
 """Of a worker: two for a training worker, one for the data that feeds it."""
-EPOCHS, MORE_EPOCHS = 12, 40
+EPOCHS, MORE_EPOCHS = 12, 120
 """Of a training; the larger number takes longer than a node to start."""
 MANY = 20_000
 """Users of the project whose candidates several nodes compute."""
