@@ -153,7 +153,7 @@ def test_a_new_node_takes_part_and_a_killed_driver_is_followed_by_another(
     job.finish("FAILED")
 
     again = Job(cluster, project, "growing", "bbbbb")
-    log = again.finish()
+    log = again.finish(seconds=900)
     # Only now: the undisturbed run has two nodes from the start.
     check_published(cluster, project, "growing", request.getfixturevalue("undisturbed"), MORE_EPOCHS)
     assert "training_data was finished by an earlier attempt" in log
