@@ -96,10 +96,12 @@ def run_on_nodes(cluster: RayNodes, project: Path) -> dict[str, Any]:
     """Do the whole line as a job; seconds from submitting to the first step of training, too."""
     job = Job(cluster, project, "bench-run", "aaaaa")
     begun = job.wait(lambda: "train ..." in job.log(), "training", every=0.2)
+    job.wait(lambda: bool(job.checkpoints()), "the first epoch", every=0.05)
+    # They are gone when the run has ended.
+    progress = json.loads((job.trained / max(job.checkpoints()) / "progress.json").read_text(encoding="utf-8"))
+    to_first_step = begun + progress["seconds_to_first_step"]
     took = job.wait(lambda: bool(job.ended()), "the end", every=0.5)
     log = job.finish()
-    newest = max(job.trained.glob("checkpoint_*/progress.json"), key=lambda path: path.parent.name)
-    to_first_step = begun + json.loads(newest.read_text())["seconds_to_first_step"]
     steps = {name: float(took) for name, took in re.findall(r"\b(\w+) done in ([0-9.]+) s", log)}
     return {"seconds": round(took, 1), "submit_to_first_step": round(to_first_step, 1), "steps": steps}
 
