@@ -131,8 +131,8 @@ def as_evaluated(bundle: TwoTowerBundle) -> TwoTowerBundle:
 
 def _build(arguments: dict[str, Any]) -> TwoTower:
     try:
-        # The fresh weights are random and thrown away: they must not move the caller's random numbers.
-        with torch.random.fork_rng(devices=[]):
+        # Weights that only say what is expected: no memory, no random numbers, half the time of loading.
+        with torch.device("meta"):
             return build_two_tower(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"{MODEL} holds arguments that the towers do not take: {error}") from error
@@ -189,7 +189,7 @@ def _load_weights(model: TwoTower, data: bytes, file: str) -> None:
                 f"{found.dtype}, expected {list(tensor.shape)} of {tensor.dtype}"
             )
     _check_finite(weights)
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
