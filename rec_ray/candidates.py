@@ -7,6 +7,7 @@ nothing of Feast, of versions beyond their name, or of how the model was trained
 
 from __future__ import annotations
 
+import functools
 import json
 from datetime import datetime
 from typing import Any
@@ -36,12 +37,14 @@ from rec_ray.parts_sink import (
 )
 from rec_ray.progress import shown_progress
 from rec_ray.recommender import (
+    INDICES,
     POPULARITY,
     Sharing,
     add_history,
     embed_items,
     list_similar_items,
     measure_recall,
+    name_items,
     recommend_items,
 )
 from rec_ray.retrieval.bundle import TwoTowerBundle
@@ -56,10 +59,12 @@ from rec_ray.schema import (
     FIRST_SEEN,
     ITEM_EMBEDDINGS,
     ITEM_ID,
+    ITEM_IDS,
     METHOD,
     RAW_ITEM,
     RAW_NOW,
     RECOMMENDATIONS,
+    SIMILAR_IDS,
     SIMILAR_ITEMS,
     USER_EMBEDDINGS,
 )
@@ -95,8 +100,11 @@ def generate_candidates(
     storage.delete_prefix(prefix)
     files = ray.put(bundle.to_files())
     items = None if items_of is not None else _embed_catalogue(data, files, storage)
-    blocks = items.to_arrow_refs() if items else [_stored_items.remote(storage, items_of, [files])]
-    item_count = sum(ray.get([_rows.remote(block) for block in blocks]))
+    if items is not None:
+        blocks, item_count = items.to_arrow_refs(), items.count()
+    else:
+        stored, rows = _stored_items.remote(storage, items_of, [files])
+        blocks, item_count = [stored], ray.get(rows)
     if not item_count:
         raise DataError("the catalogue is empty: there is nothing to recommend")
     shards = make_shards(
@@ -120,19 +128,24 @@ def generate_candidates(
         items.write_datasink(item_sink)
         parts |= item_sink.parts
         if settings.similar_items:
-            similar_sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS})
+            named = functools.partial(name_items, column=SIMILAR_IDS, items=shards)
+            similar_sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named)
             similar = items.map_batches(list_similar_items, fn_kwargs={"shared": shared}, batch_format="pyarrow")
             similar.write_datasink(similar_sink)
             parts |= similar_sink.parts
     folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
-    user_sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY])
+    named = functools.partial(name_items, column=ITEM_IDS, items=shards)
+    user_sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY], lists=INDICES, prepare=named)
+    # A task that waits for a shard gives its CPU back, and Ray starts a process more to make the shard.
+    ray.wait(list(shards.refs), num_returns=len(shards.refs), fetch_local=False)
     with shown_progress("candidates: users", data.users) as progress:
         (
             read_rows(storage, data.timelines)
             .map_batches(
                 recommend_items,
                 fn_kwargs={"shared": shared, "progress": progress},
-                batch_size=settings.batch_size,
+                # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing.
+                batch_size=None,
                 batch_format="pyarrow",
                 num_gpus=1 if settings.use_gpu else None,
             )
@@ -173,20 +186,17 @@ def _embed_catalogue(data: TrainingData, files: ray.ObjectRef, storage: Storage)
     )
 
 
-@ray.remote(num_cpus=0)
-def _rows(block: pa.Table) -> int:
-    return int(block.num_rows)
+@ray.remote(num_cpus=1, num_returns=2)
+def _stored_items(storage: Storage, prefix: str, files: ray.ObjectRef) -> tuple[pa.Table, int]:
+    """Return the items of complete candidates, as `embed_items` returns them, and their number.
 
-
-@ray.remote(num_cpus=1)
-def _stored_items(storage: Storage, prefix: str, files: ray.ObjectRef) -> pa.Table:
-    """Return the items of complete candidates, as `embed_items` returns them; their index is the order of their ids.
+    Their index is the order of their ids.
 
     files: the reference to the files of the bundle, in a list: Ray hands over what a bare argument refers to.
     """
     table = read_parts(storage, prefix, read_manifest(storage, prefix), ITEM_FOLDER).sort_by(ITEM_ID)
     table = table.append_column("item_index", pa.array(np.arange(1, table.num_rows + 1), pa.int32()))
-    return add_history(table, files[0])
+    return add_history(table, files[0]), table.num_rows
 
 
 def check_recall(data: TrainingData, settings: CandidateSettings, storage: Storage, shared: Sharing) -> float:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from numpy.typing import NDArray
@@ -127,17 +128,25 @@ class ItemShards:
                 found[inside] = shared_value(ref).matrix[indices[inside] - start + 1]
         return found
 
-    def ids(self, indices: NDArray[np.int64]) -> pa.Array:
-        """Return the ids of items at catalogue indices [m], 0 on."""
-        parts, order = [], []
+    def id_lists(self, lists: pa.ListArray) -> pa.ListArray:
+        """Return lists of item ids for lists of catalogue indices, 0 on; a dictionary holds each id once."""
+        indices = lists.flatten().to_numpy()
+        occurs = np.zeros(self.item_count, bool)
+        occurs[indices] = True
+        chosen = np.flatnonzero(occurs)
+        place = np.zeros(self.item_count, np.int32)
+        place[chosen] = np.arange(len(chosen), dtype=np.int32)
+        names = pa.concat_arrays([pa.array([], pa.string()), *self._ids(chosen)])
+        ids = pa.DictionaryArray.from_arrays(pa.array(place[indices]), names)
+        first = lists.offsets[0].as_py() if len(lists) else 0
+        return pa.ListArray.from_arrays(pc.subtract(lists.offsets, pa.scalar(first, pa.int32())), ids)
+
+    def _ids(self, indices: NDArray[np.int64]) -> Iterator[pa.Array]:
+        """Yield the ids of items at ascending catalogue indices, shard by shard."""
         for ref, start, end in self._ranges():
-            inside = np.flatnonzero((indices >= start) & (indices < end))
+            inside = indices[np.searchsorted(indices, start) : np.searchsorted(indices, end)]
             if len(inside):
-                parts.append(shared_value(ref).item_ids.take(pa.array(indices[inside] - start)))
-                order.append(inside)
-        if len(parts) < 2:
-            return parts[0] if parts else pa.array([], pa.string())
-        return pa.concat_arrays(parts).take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
+                yield shared_value(ref).item_ids.take(pa.array(inside - start))
 
     def _ranges(self) -> Iterator[tuple[ray.ObjectRef, int, int]]:
         ends = np.cumsum(self.counts)

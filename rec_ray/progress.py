@@ -8,6 +8,7 @@ them; a task that is run again begins at zero. It knows no step and no rows.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -27,17 +28,24 @@ LINE_SECONDS = 60.0
 """Between two lines of a log."""
 _LOOK_SECONDS = 1.0
 _NAMESPACE = b"rec_ray_progress"
-_DONE: dict[str, int] = {}
-"""Rows that the task of this process has done, by its key; only the newest task is kept."""
+_REPORT_SECONDS = 0.5
+_DONE: dict[str, tuple[int, float]] = {}
+"""Rows that the task of this process has done and when it last said so, by its key; only the newest task is kept."""
 
 
-def report_rows(name: str, rows: int) -> None:
-    """Say, in a task, that it has done so many more rows. name: of the progress, as `shown_progress` gives it."""
+def report_rows(name: str, rows: int, *, more: bool = False) -> None:
+    """Say, in a task, that it has done so many more rows.
+
+    name: of the progress, as `shown_progress` gives it. more: the task goes on, and a few rows may be said with others.
+    """
     key = f"{name}/{ray.get_runtime_context().get_task_id()}"
-    done = _DONE.get(key, 0) + rows
+    done, said = _DONE.get(key, (0, -math.inf))
+    done, now = done + rows, time.monotonic()
+    if not more or now - said >= _REPORT_SECONDS:
+        said = now
+        internal_kv._internal_kv_put(key.encode(), str(done).encode(), overwrite=True, namespace=_NAMESPACE)
     _DONE.clear()
-    _DONE[key] = done
-    internal_kv._internal_kv_put(key.encode(), str(done).encode(), overwrite=True, namespace=_NAMESPACE)
+    _DONE[key] = done, said
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ and lists go out, in Arrow columns. It knows no file, no bucket and no order of 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -35,12 +36,10 @@ from rec_ray.schema import (
     EMBEDDING,
     EMPTIED_BY,
     ITEM_ID,
-    ITEM_IDS,
     METHOD,
     RAW_NOW,
     RECOMMENDATIONS,
     SCORES,
-    SIMILAR_IDS,
     SIMILAR_SCORES,
     USER_EMBEDDINGS,
     USER_ID,
@@ -51,7 +50,17 @@ Array = np.ndarray[Any, Any]
 NOW, EVERYTHING = 2, 3
 """The query row as of now, and a split label above all others: every event is history."""
 MODEL, POPULARITY = "model", "popularity"
-_RECOMMENDED = pa.schema([*USER_EMBEDDINGS, *list(RECOMMENDATIONS)[1:], pa.field(EMPTIED_BY, pa.string())])
+INDICES = "indices"
+"""Column of lists of catalogue indices, 0 on: ids take five times the room and are put in their place where a list is
+written (`name_items`)."""
+_RECOMMENDED = pa.schema(
+    [
+        *USER_EMBEDDINGS,
+        pa.field(INDICES, pa.list_(pa.int32())),
+        *(RECOMMENDATIONS.field(name) for name in (SCORES, METHOD)),
+        pa.field(EMPTIED_BY, pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,7 @@ class Recommender:
 
     @torch.inference_mode()
     def recommend(self, batch: pa.Table) -> pa.Table:
-        """Return `user_id`, `embedding`, `item_ids`, `scores`, `method` and `emptied_by` for rows of `TIMELINES`."""
+        """Return `user_id`, `embedding`, `indices`, `scores`, `method` and `emptied_by` for rows of `TIMELINES`."""
         features = self.bundle.preprocessor.users
         timelines = Timelines.from_table(batch, features.shape)
         unknown = unknown_users(timelines, features, self.shared.settings.segment)
@@ -180,13 +189,11 @@ class Recommender:
             found[chosen], scores[chosen] = self._most_popular(chosen, exclude, raw)
         kept = found >= 0
         lengths = kept.sum(axis=1)
-        ids = self.shared.items.ids(found[kept])
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
         return pa.table(
             {
                 USER_ID: timelines.user_ids,
                 EMBEDDING: lists_of(np.full(len(vectors), vectors.shape[1]), vectors.reshape(-1), pa.float32()),
-                ITEM_IDS: pa.ListArray.from_arrays(offsets, ids),
+                INDICES: lists_of(lengths, found[kept].astype(np.int32), pa.int32()),
                 SCORES: lists_of(lengths, scores[kept], pa.float32()),
                 METHOD: pa.array([MODEL, POPULARITY]).take(pa.array(unknown.astype(np.int8))),
                 EMPTIED_BY: lists.emptied_by,
@@ -214,11 +221,14 @@ def _recommender(shared: Sharing) -> Recommender:
     return once_a_process(f"recommender {shared.key}", lambda: Recommender.load(shared))
 
 
-def recommend_items(batch: pa.Table, shared: Sharing, progress: str) -> pa.Table:
-    """Return `Recommender.recommend` of a batch; the recommender is loaded once a process."""
-    recommended = _recommender(shared).recommend(batch)
-    report_rows(progress, batch.num_rows)
-    return recommended
+def recommend_items(rows: pa.Table, shared: Sharing, progress: str) -> Iterator[pa.Table]:
+    """Yield `Recommender.recommend` of some rows after others; the recommender is loaded once a process."""
+    recommender = _recommender(shared)
+    size = shared.settings.batch_size
+    for start in range(0, rows.num_rows, size):
+        batch = rows.slice(start, size)
+        yield recommender.recommend(batch)
+        report_rows(progress, batch.num_rows, more=start + size < rows.num_rows)
 
 
 @torch.inference_mode()
@@ -233,7 +243,8 @@ def measure_recall(batch: pa.Table, shared: Sharing) -> pa.Table:
 
 
 def list_similar_items(batch: pa.Table, shared: Sharing) -> pa.Table:
-    """Return `item_id` with the items whose vectors are nearest, of those that may be recommended to anybody.
+    """Return `item_id`, `indices` and `similar_scores` of the items whose vectors are nearest, of those that may be
+    recommended to anybody.
 
     batch: rows of `embed_items`.
     """
@@ -244,11 +255,16 @@ def list_similar_items(batch: pa.Table, shared: Sharing) -> pa.Table:
     found, scores = shared.items.search(vectors, shared.settings.similar_items, itself, allowed)
     kept = found >= 0
     lengths = kept.sum(axis=1)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     return pa.table(
         {
             ITEM_ID: batch[ITEM_ID],
-            SIMILAR_IDS: pa.ListArray.from_arrays(offsets, shared.items.ids(found[kept])),
+            INDICES: lists_of(lengths, found[kept].astype(np.int32), pa.int32()),
             SIMILAR_SCORES: lists_of(lengths, scores[kept], pa.float32()),
         }
     )
+
+
+def name_items(rows: pa.Table, column: str, items: ItemShards) -> pa.Table:
+    """Put the ids of items in the place of their `indices`. column: what the lists of ids are called."""
+    lists = rows[INDICES].combine_chunks()
+    return rows.set_column(rows.column_names.index(INDICES), column, items.id_lists(lists))

@@ -278,7 +278,7 @@ def test_only_parts_of_tasks_that_succeeded_are_listed(tmp_path):
     from rec_ray.schema import RECOMMENDATIONS
 
     storage = open_storage(str(tmp_path))
-    sink = PartsSink(storage, "x", {"recommendations": RECOMMENDATIONS})
+    sink = PartsSink(storage, "x", {"recommendations": RECOMMENDATIONS}, lists="item_ids")
     block = pa.table(
         {"user_id": ["a", "b"], "item_ids": [["x", "y"], []], "scores": [[1.0, 0.5], []], "method": ["model"] * 2}
     )

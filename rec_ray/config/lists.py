@@ -75,7 +75,7 @@ class CandidateSettings(Section):
 
     k: Positive = Field(100, description="Items in the list of a user.")
     exclude_seen: bool = Field(True, description="Leave out items that the user already interacted with.")
-    batch_size: Positive = Field(1024, description="Users scored at a time by one actor.")
+    batch_size: Positive = Field(2048, description="Users scored at a time by one actor.")
     engine: Literal["exact", "faiss_ivf"] = Field(
         "exact", description="Exact search, or an inverted file of faiss for catalogues of millions (rec_ray[faiss])."
     )

@@ -320,7 +320,8 @@ def embed_as_history(model: TwoTower, catalogue: Catalogue, items: Tensor) -> Te
 @torch.no_grad()
 def embed_queries(model: TwoTower, batch: TimelineBatch, history: Tensor) -> Tensor:
     """Return the vector of each user of a query batch, [b, d]. history: [n + 1, d], as from `embed_as_history`."""
-    model.eval()
+    if model.training:  # asked first: telling every part of the model takes as long as ten users
+        model.eval()
     return model.embed_users(
         history,
         batch.item_index,

@@ -50,6 +50,8 @@ def search_shards(
         starts.append(start)
         start = end
         del shard
+    if len(lists) == 1:
+        return lists[0]
     return merge_top_k(lists, starts, min(k, start))
 
 
