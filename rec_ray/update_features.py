@@ -200,7 +200,7 @@ class _Writer:
         # No more than what keeps all writers busy to the end: small tasks where there are few rows.
         work = [{"path": piece.path, "start": piece.start, "stop": piece.stop} for piece in slices]
         if self.writers > 1 and len(work) < 4 * self.writers and expected:
-            work = _cut(work, math.ceil(expected / (4 * self.writers)))
+            work = _cut(work, _piece_rows(expected, self.writers, self.push.batch_rows))
         return self._run(work, _slice_frames, expected)
 
     def push_departed(self, after: StoredCandidates, before: Sequence[StoredCandidates], folder: str) -> int:
@@ -262,6 +262,12 @@ class _Writer:
             fn_kwargs=arguments,
         )
         yield from done.iter_rows()
+
+
+def _piece_rows(rows: int, writers: int, batch_rows: int) -> int:
+    """Return the rows of a piece when each writer gets four, in whole batches where a piece has more than one."""
+    wanted = math.ceil(rows / (4 * writers))
+    return wanted if wanted <= batch_rows else math.ceil(wanted / batch_rows) * batch_rows
 
 
 def _cut(work: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:

@@ -48,14 +48,14 @@ def make_items(folder: Path, items: int) -> None:
     pq.write_table(table.cast(CATALOGUE), folder / "part.parquet")
 
 
-def make_users(folder: Path, users: int, items: int) -> None:
+def make_users(folder: Path, users: int, items: int, part_users: int = PART_USERS) -> None:
     """Write timelines without features, `EVENTS` events each, popular items more often."""
     from rec_ray.retrieval.timelines import QUERIES, TIMELINES
 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for start in range(0, users, PART_USERS):
-        count = min(PART_USERS, users - start)
+    for start in range(0, users, part_users):
+        count = min(part_users, users - start)
         offsets = np.arange(0, count * EVENTS + 1, EVENTS, dtype=np.int32)
         total = count * EVENTS
         values: dict[str, Any] = {
@@ -119,9 +119,10 @@ def run_step(users: int, items: int, k: int, history: str, threads: int) -> dict
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_items(folder / "catalogue", items)
-        for part in range(threads):
-            make_users(folder / "few" / str(part), 2048 // threads, items)
+        make_users(folder / "few", 2048, items, part_users=2048 // threads)
         make_users(folder / "timelines", users, items)
+        # Else the disk is busy with these files while the step is timed.
+        os.sync()
         bundle = make_bundle(items, history)
         open_ray(RaySettings(num_cpus=threads))
         now = datetime(2024, 1, 1, tzinfo=UTC)
@@ -132,7 +133,7 @@ def run_step(users: int, items: int, k: int, history: str, threads: int) -> dict
                 catalogue=str(folder / "catalogue"),
                 catalogue_now=str(folder / "catalogue"),
                 preprocessor=bundle.preprocessor,
-                users=users if name == "timelines" else 2048 // threads * threads,
+                users=users if name == "timelines" else 2048,
                 items=items,
                 events=users * EVENTS,
                 positives=users * EVENTS,

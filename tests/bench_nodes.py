@@ -1,7 +1,7 @@
 """One node and two nodes, a cluster and a local Ray, as JSON: `python tests/bench_nodes.py`, as root.
 
 Nodes are network namespaces on this machine (`nodes`), so two of them have no more cores than one: what can be faster
-on two is what waits. For that the online store is put `DELAY` seconds away, by a relay that holds every answer back.
+on two is what waits. For that the online store is put `--delay` seconds away, by a relay that holds every answer back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from servers import Redis
 
 CPUS = 3
 """Of each node, and of the local Ray."""
-DELAY = 0.1
 BATCH = 100
 """Rows of a push: many waits in a short bench."""
 
@@ -120,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--interactions", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--delay", type=float, default=0.5, help="seconds that the online store is away")
     arguments = parser.parse_args()
     reason = why_not()
     if reason is not None:
@@ -129,7 +129,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as temporary,
         RayNodes(manifest_environment()) as cluster,
         Redis(cluster.gateway) as redis,
-        held_back(cluster.gateway, redis.port, DELAY) as far_port,
+        held_back(cluster.gateway, redis.port, arguments.delay) as far_port,
     ):
         near = redis.online_store()
         far = {**near, "connection_string": near["connection_string"].replace(f":{redis.port},", f":{far_port},")}
@@ -153,7 +153,8 @@ def main() -> None:
         for each in found.values():
             medians = [sorted(each[f"seconds_{nodes}_nodes"])[arguments.rounds // 2] for nodes in (1, 2)]
             each["one_over_two"] = round(medians[0] / medians[1], 2)
-        print(json.dumps({"scaling": {"store_seconds_away": DELAY, "cpus_a_node": CPUS, **found}}), flush=True)
+        scaling = {"store_seconds_away": arguments.delay, "cpus_a_node": CPUS, **found}
+        print(json.dumps({"scaling": scaling}), flush=True)
 
 
 if __name__ == "__main__":

@@ -301,3 +301,43 @@ def test_only_parts_of_tasks_that_succeeded_are_listed(tmp_path):
     assert sink.short_lists(1) == 2
     assert sink.short_lists(0) == 0
     assert pc.sum(pc.list_value_length(pq.read_table(tmp_path / "x")["item_ids"])).as_py() == 4
+
+
+def test_lists_of_dictionaries_are_stored_as_such_and_read_as_text(tmp_path, monkeypatch):
+    """Each row group has the ids that occur in it once; whoever reads the file sees strings."""
+    from ray.data._internal.execution.interfaces import TaskContext
+
+    from rec_ray.parts_sink import PartsSink
+    from rec_ray.schema import RECOMMENDATIONS, require_columns
+
+    monkeypatch.setattr("rec_ray.parts_sink.ROW_GROUP", 2)
+    names = pa.array(["x", "y", "z"])
+
+    def named(rows):
+        lists = rows["indices"].combine_chunks()
+        ids = pa.DictionaryArray.from_arrays(lists.flatten(), names)
+        first = lists.offsets[0].as_py()
+        return rows.append_column("item_ids", pa.ListArray.from_arrays(pc.subtract(lists.offsets, first), ids))
+
+    storage = open_storage(str(tmp_path))
+    sink = PartsSink(storage, "x", {"recommendations": RECOMMENDATIONS}, lists="indices", prepare=named)
+    block = pa.table(
+        {
+            "user_id": ["a", "b", "c"],
+            "indices": pa.array([[0, 1], [], [2, 0]], pa.list_(pa.int32())),
+            "scores": pa.array([[1.0, 0.5], [], [0.3, 0.2]], pa.list_(pa.float32())),
+            "method": ["model"] * 3,
+        }
+    )
+    written = sink.write([block], TaskContext(0, "done"))
+    file = pq.ParquetFile(tmp_path / "x" / "recommendations" / written["parts"]["recommendations"][0]["name"])
+    assert file.num_row_groups == 2
+    for group in range(2):
+        columns = [file.metadata.row_group(group).column(number) for number in range(file.metadata.num_columns)]
+        encodings = {column.path_in_schema: column.encodings for column in columns}
+        assert "RLE_DICTIONARY" in encodings["item_ids.list.element"]
+        assert "RLE_DICTIONARY" not in encodings["scores.list.element"]
+        assert [column.path_in_schema for column in columns if column.statistics] == ["user_id", "method"]
+    require_columns(file.schema_arrow, RECOMMENDATIONS, what="the part")
+    assert file.read()["item_ids"].to_pylist() == [["x", "y"], [], ["z", "x"]]
+    assert file.read()["scores"].to_pylist()[0] == [1.0, 0.5]

@@ -119,6 +119,21 @@ def test_a_repository_of_other_types_and_times_gets_every_row(shop, tmp_path, mo
     assert before.timestamp() - 1 < found["top_k_item_ids__ts"][0] < datetime.now(UTC).timestamp() + 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "writers", "batch_rows", "expected"),
+    [
+        (7, 2, 1000, 1),
+        (8000, 2, 1000, 1000),  # four for each writer, of one batch
+        (5000, 3, 100, 500),  # not 417, which are four batches and a small one
+        (5000, 6, 100, 300),
+    ],
+)
+def test_a_piece_has_whole_batches(rows, writers, batch_rows, expected):
+    from rec_ray.update_features import _piece_rows
+
+    assert _piece_rows(rows, writers, batch_rows) == expected
+
+
 def test_a_push_may_go_to_the_offline_store_too(shop, tmp_path):
     files = [shop.config.repo_path.parent / f"{view}.parquet" for view in ("item_vectors", "user_vectors", "lists")]
     before = [pq.read_table(file).num_rows for file in files]
