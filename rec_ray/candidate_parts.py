@@ -89,7 +89,7 @@ def check_part(storage: Storage, key: str, part: Mapping[str, Any]) -> None:
 
 
 def read_slice(storage: Storage, piece: PartSlice, batch_rows: int) -> Iterator[pa.Table]:
-    """Read a slice, `batch_rows` at a time; row groups outside it are not read."""
+    """Read a slice, `batch_rows` at a time from its start on; row groups outside it are not read."""
     with storage.filesystem.open_input_file(piece.path) as handle:
         file = pq.ParquetFile(handle)
         groups, first, at = [], None, 0
@@ -102,13 +102,20 @@ def read_slice(storage: Storage, piece: PartSlice, batch_rows: int) -> Iterator[
         if first is None:
             return
         at = first
+        rest = pa.Table.from_batches([], file.schema_arrow)
         for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups):
             start, stop = max(piece.start - at, 0), min(piece.stop - at, batch.num_rows)
             at += batch.num_rows
             if start < stop:
-                yield pa.Table.from_batches([batch.slice(start, stop - start)])
+                # The batches of the file begin elsewhere: a push of one batch would become two.
+                rest = pa.concat_tables([rest, pa.Table.from_batches([batch.slice(start, stop - start)])])
+            if rest.num_rows >= batch_rows:
+                yield rest.slice(0, batch_rows)
+                rest = rest.slice(batch_rows)
             if at >= piece.stop:
-                return
+                break
+        if rest.num_rows:
+            yield rest
 
 
 def departed_ids(

@@ -144,10 +144,12 @@ def _live_bundle(world: World) -> TwoTowerBundle | None:
     return None if live is None else load_model(live, world.storage)
 
 
-def _load(world: World, text_encoder: str, active: ActiveUsers | None = None) -> tuple[FeatureTables, FeatureSettings]:
-    """Return what Feast holds, and the features by which it is read: a text encoder changes both."""
+def _load(
+    world: World, text_encoder: str, active: ActiveUsers | None = None, *, name: str = "load_features"
+) -> tuple[FeatureTables, FeatureSettings]:
+    """Return what Feast holds, and the features by which it is read: a text encoder changes both. name: of the step."""
     settings = world.settings
-    with step("load_features", world.seconds) as log:
+    with step(name, world.seconds) as log:
         tables = load_features(
             world.store,
             settings.feast,
@@ -175,11 +177,12 @@ def encode_data(
     *,
     active: ActiveUsers | None = None,
     item_ids: pa.Array | None = None,
+    steps: tuple[str, str] = ("load_features", "training_data"),
 ) -> TrainingData:
-    """Encode what Feast holds for a stored model, below the prefix of the run."""
+    """Encode what Feast holds for a stored model, below the prefix of the run. steps: what the log calls the two."""
     settings = world.settings
-    tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING), active)
-    with step("training_data", world.seconds) as log:
+    tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING), active, name=steps[0])
+    with step(steps[1], world.seconds) as log:
         data = encode_tables(
             tables,
             bundle.preprocessor,
@@ -221,7 +224,8 @@ def _live(world: World, *, beside: str) -> LiveVersion | None:
         return None
     try:
         bundle = as_evaluated(load_model(version, world.storage))
-        return LiveVersion(version, bundle, encode_data(world, bundle, "live"))
+        data = encode_data(world, bundle, "live", steps=("live_features", "live_data"))
+        return LiveVersion(version, bundle, data)
     except DataError as error:
         LOGGER.warning("the live version %s is not compared: %s", version, error)
         return None

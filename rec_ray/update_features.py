@@ -265,9 +265,12 @@ class _Writer:
 
 
 def _piece_rows(rows: int, writers: int, batch_rows: int) -> int:
-    """Return the rows of a piece when each writer gets four, in whole batches where a piece has more than one."""
-    wanted = math.ceil(rows / (4 * writers))
-    return wanted if wanted <= batch_rows else math.ceil(wanted / batch_rows) * batch_rows
+    """Return the rows of a piece: as many whole batches for every writer, and no more than about four pieces each.
+
+    A push takes as long for a part of a batch as for all of it where the store is far away.
+    """
+    batches = math.ceil(rows / (writers * batch_rows))
+    return math.ceil(rows / (writers * batches)) if batches <= 4 else math.ceil(batches / 4) * batch_rows
 
 
 def _cut(work: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:

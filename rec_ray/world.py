@@ -147,7 +147,8 @@ def _quieten_ray() -> None:
     }
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
+    # What libraries say to each other: Ray's own, and ibis to DuckDB when Feast reads offline features.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(ray|ibis)\.")
 
 
 def open_ray(settings: RaySettings) -> bool:

@@ -122,13 +122,15 @@ def test_a_repository_of_other_types_and_times_gets_every_row(shop, tmp_path, mo
 @pytest.mark.parametrize(
     ("rows", "writers", "batch_rows", "expected"),
     [
-        (7, 2, 1000, 1),
-        (8000, 2, 1000, 1000),  # four for each writer, of one batch
-        (5000, 3, 100, 500),  # not 417, which are four batches and a small one
+        (7, 2, 1000, 4),
+        (1000, 3, 100, 84),  # four batches for each writer, of equal size
+        (1000, 6, 100, 84),  # two
+        (8000, 2, 1000, 1000),
+        (5000, 3, 100, 500),  # four pieces of whole batches, not of 417 rows
         (5000, 6, 100, 300),
     ],
 )
-def test_a_piece_has_whole_batches(rows, writers, batch_rows, expected):
+def test_every_writer_gets_as_many_batches(rows, writers, batch_rows, expected):
     from rec_ray.update_features import _piece_rows
 
     assert _piece_rows(rows, writers, batch_rows) == expected
