@@ -1,7 +1,8 @@
 """One node and two nodes, a cluster and a local Ray, as JSON: `python tests/bench_nodes.py`, as root.
 
 Nodes are network namespaces on this machine (`nodes`), so two of them have no more cores than one: what can be faster
-on two is what waits, which is publishing. For that the online store is put `--delay` seconds away, by a relay that holds every answer back.
+on two is what waits, which is publishing. For that the online store is put `--delay` seconds away, by a relay that
+holds every answer back.
 """
 
 from __future__ import annotations
