@@ -99,8 +99,9 @@ def generate_candidates(
     storage.delete_prefix(f"{prefix}/{MANIFEST}")
     storage.delete_prefix(prefix)
     files = ray.put(bundle.to_files())
-    items = None if items_of is not None else _embed_catalogue(data, files, storage)
-    if items is not None:
+    items = None
+    if items_of is None:
+        items = _embed_catalogue(data, files, storage)
         blocks, item_count = items.to_arrow_refs(), items.count()
     else:
         stored, rows = _stored_items.remote(storage, items_of, [files])
