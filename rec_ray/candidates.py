@@ -101,7 +101,7 @@ def generate_candidates(
     files = ray.put(bundle.to_files())
     items = None
     if items_of is None:
-        items = _embed_catalogue(data, files, storage)
+        items = _embed_catalogue(data, files, settings, storage)
         blocks, item_count = items.to_arrow_refs(), items.count()
     else:
         stored, rows = _stored_items.remote(storage, items_of, [files])
@@ -115,7 +115,7 @@ def generate_candidates(
         shard_items=settings.shard_items,
         approximate=settings.engine != "exact",
         probes=settings.probes,
-        device="cuda" if settings.use_gpu else "cpu",
+        device=settings.device,
     )
     facts: dict[str, Any] = {"engine": settings.engine, "shards": len(shards.refs)}
     filters = _filters(data, bundle.preprocessor, settings, storage, shards, None if items else blocks[0])
@@ -131,7 +131,9 @@ def generate_candidates(
         if settings.similar_items:
             named = functools.partial(name_items, column=SIMILAR_IDS, items=shards)
             similar_sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named)
-            similar = items.map_batches(list_similar_items, fn_kwargs={"shared": shared}, batch_format="pyarrow")
+            similar = items.map_batches(
+                list_similar_items, fn_kwargs={"shared": shared}, batch_format="pyarrow", num_gpus=settings.gpus
+            )
             similar.write_datasink(similar_sink)
             parts |= similar_sink.parts
     folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
@@ -148,7 +150,7 @@ def generate_candidates(
                 # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing.
                 batch_size=None,
                 batch_format="pyarrow",
-                num_gpus=1 if settings.use_gpu else None,
+                num_gpus=settings.gpus,
             )
             .write_datasink(user_sink)
         )
@@ -179,10 +181,18 @@ def _facts(sink: PartsSink, k: int) -> dict[str, Any]:
     return facts | ({"users_without_items": sum(emptied.values())} if emptied else {})
 
 
-def _embed_catalogue(data: TrainingData, files: ray.ObjectRef, storage: Storage) -> ray.data.Dataset:
+def _embed_catalogue(
+    data: TrainingData, files: ray.ObjectRef, settings: CandidateSettings, storage: Storage
+) -> ray.data.Dataset:
     return (
         read_rows(storage, data.catalogue_now)
-        .map_batches(embed_items, fn_kwargs={"files": files}, batch_size=8192, batch_format="pyarrow")
+        .map_batches(
+            embed_items,
+            fn_kwargs={"files": files, "device": settings.device, "precision": settings.precision},
+            batch_size=8192,
+            batch_format="pyarrow",
+            num_gpus=settings.gpus,
+        )
         .materialize()
     )
 
@@ -214,7 +224,7 @@ def check_recall(data: TrainingData, settings: CandidateSettings, storage: Stora
         fn_kwargs={"shared": shared},
         batch_size=settings.batch_size,
         batch_format="pyarrow",
-        num_gpus=1 if settings.use_gpu else None,
+        num_gpus=settings.gpus,
     )
     found = measured.mean("recall")
     recall = 1.0 if found is None else round(float(found), 4)

@@ -57,7 +57,7 @@ class ItemShards:
     """References to the shards of a catalogue.
 
     counts: items of each shard.  embedding_size: d.  probes: lists of an inverted file that a query reads.
-    device: where exact searches run, such as "cuda".
+    device: where exact searches run and histories are read, such as "cuda".
     """
 
     refs: tuple[ray.ObjectRef, ...]
@@ -104,20 +104,25 @@ class ItemShards:
             yield once_a_process(f"search {self.key} {exactly} {place}", load) if len(self.refs) == 1 else load()
 
     def history_rows(self, item_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return vectors [r, d], as histories read them, and the row of each item in them, shaped as `item_index`.
+        """Return vectors [r, d], as histories read them, and the row of each item in them, shaped as `item_index`; both
+        on the device.
 
         item_index: catalogue indices 1 on; 0 is no item, its vector zeros.
         """
         if len(self.refs) == 1:
-            shard: ItemShard = once_a_process(f"shard {self.key}", lambda: shared_value(self.refs[0]))
-            return as_tensor(shard.history), item_index
+
+            def load() -> torch.Tensor:
+                return as_tensor(shared_value(self.refs[0]).history).to(self.device)
+
+            return once_a_process(f"history {self.key}", load), item_index.to(self.device)
         used, places = np.unique(np.append(0, item_index.numpy()), return_inverse=True)
         vectors = np.zeros((len(used), self.embedding_size), np.float32)
         for ref, start, end in self._ranges():
             begin, stop = np.searchsorted(used, [start + 1, end + 1])
             if begin < stop:
                 vectors[begin:stop] = shared_value(ref).history[used[begin:stop] - start]
-        return torch.from_numpy(vectors), torch.from_numpy(places[1:].reshape(item_index.shape))
+        rows = torch.from_numpy(places[1:].reshape(item_index.shape))
+        return torch.from_numpy(vectors).to(self.device), rows.to(self.device)
 
     def vectors(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors [m, d] of items at catalogue indices [m], 0 on."""
@@ -168,7 +173,7 @@ def make_shards(
 
     blocks: references to Arrow tables of `item_index` (1 on), `item_id`, `embedding` and, where histories read items
     otherwise, `as_history`; in any order.
-    shard_items: items of a shard; None takes what `SHARD_BYTES` hold.  device: where exact searches run.
+    shard_items: items of a shard; None takes what `SHARD_BYTES` hold.  device: as in `ItemShards`.
     """
     most = shard_items or max(1, SHARD_BYTES // (4 * embedding_size))
     shards = -(-item_count // most)

@@ -25,7 +25,7 @@ from rec_ray.progress import report_rows
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue, flat_values, lists_of
 from rec_ray.retrieval.filters import raw_columns
-from rec_ray.retrieval.learning import embed_queries, seen_items, take_ragged
+from rec_ray.retrieval.learning import embed_queries, multiplies_in_half, seen_items, take_ragged
 from rec_ray.retrieval.popular_items import SegmentPopularity, unknown_users
 from rec_ray.retrieval.recommended import seen_events
 from rec_ray.retrieval.recommending import ListBuilder
@@ -84,46 +84,54 @@ class Sharing:
         return f"{self.files.hex()} {self.items.key} {self.filters.hex()}"
 
 
-def _bundle(files: ray.ObjectRef) -> TwoTowerBundle:
+def _bundle(files: ray.ObjectRef, device: str = "cpu") -> TwoTowerBundle:
     def load() -> TwoTowerBundle:
         # Tasks run side by side; threads inside a product would wait for each other.
         torch.set_num_threads(1)
-        return TwoTowerBundle.from_files(shared_value(files))
+        bundle = TwoTowerBundle.from_files(shared_value(files))
+        bundle.model.to(device)
+        return bundle
 
-    return once_a_process(f"bundle {files.hex()}", load)
+    return once_a_process(f"bundle {files.hex()} {device}", load)
+
+
+def _products(precision: str, device: str) -> torch.autocast:
+    return torch.autocast(device, torch.bfloat16, enabled=multiplies_in_half(precision, torch.device(device)))
 
 
 @torch.inference_mode()
-def embed_items(batch: pa.Table, files: ray.ObjectRef) -> pa.Table:
+def embed_items(batch: pa.Table, files: ray.ObjectRef, device: str, precision: str) -> pa.Table:
     """Return `item_index`, `item_id`, `embedding` and perhaps `as_history` for rows of `CATALOGUE`.
 
-    files: reference to the files of a bundle.
+    files: reference to the files of a bundle. device, precision: as in the settings section `candidates`.
     """
-    bundle = _bundle(files)
+    bundle = _bundle(files, device)
     order = pa.array(np.arange(1, batch.num_rows + 1), pa.int32())
     place = batch.schema.get_field_index("item_index")
     catalogue = Catalogue.from_table(batch.set_column(place, "item_index", order), bundle.preprocessor.items.shape)
-    vectors = catalogue.embed(bundle.model, torch.arange(1, batch.num_rows + 1))
+    with _products(precision, device):
+        vectors = catalogue.to(device).embed(bundle.model, torch.arange(1, batch.num_rows + 1, device=device))
     embedded = pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], EMBEDDING: _lists(vectors)})
-    return add_history(embedded, files)
+    return add_history(embedded, files, device)
 
 
 @torch.inference_mode()
-def add_history(items: pa.Table, files: ray.ObjectRef) -> pa.Table:
+def add_history(items: pa.Table, files: ray.ObjectRef, device: str = "cpu") -> pa.Table:
     """Add the column `as_history` to embedded items, where the model reads histories by other vectors than the items'.
 
     items: `item_id` and `embedding`.
     """
-    bundle = _bundle(files)
+    bundle = _bundle(files, device)
     if bundle.model.item_tower.history_ids is None:
         return items
     vectors = torch.from_numpy(flat_values(items[EMBEDDING]).reshape(items.num_rows, -1).copy())
     rows = torch.from_numpy(bundle.preprocessor.encode_item_ids(items[ITEM_ID].combine_chunks())).long()
-    return items.append_column(AS_HISTORY, _lists(bundle.model.item_tower.as_history(vectors, rows)))
+    read = bundle.model.item_tower.as_history(vectors.to(device), rows.to(device))
+    return items.append_column(AS_HISTORY, _lists(read))
 
 
 def _lists(vectors: torch.Tensor) -> pa.Array:
-    return lists_of(np.full(len(vectors), vectors.shape[1]), vectors.numpy().reshape(-1), pa.float32())
+    return lists_of(np.full(len(vectors), vectors.shape[1]), vectors.cpu().numpy().reshape(-1), pa.float32())
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,8 @@ class Recommender:
     @classmethod
     def load(cls, shared: Sharing) -> Recommender:
         """Load what is shared into this process."""
-        bundle, items, settings = _bundle(shared.files), shared.items, shared.settings
+        items, settings = shared.items, shared.settings
+        bundle = _bundle(shared.files, settings.device)
         lists = ListBuilder(
             items,
             items.vectors,
@@ -161,9 +170,12 @@ class Recommender:
         users = np.arange(len(timelines))
         length = int(self.bundle.arguments["history_length"])
         query = query_batch(timelines, users, split=EVERYTHING, query=NOW, history_length=length)
+        settings = self.shared.settings
         table, rows = self.shared.items.history_rows(query.item_index)
-        vectors = embed_queries(self.bundle.model, dataclasses.replace(query, item_index=rows), table).numpy()
-        if not self.shared.settings.exclude_seen:
+        query = dataclasses.replace(query, item_index=rows).to(settings.device)
+        with _products(settings.precision, settings.device):
+            vectors = embed_queries(self.bundle.model, query, table).cpu().numpy()
+        if not settings.exclude_seen:
             return vectors, None
         seen, first = seen_items(timelines, users, EVERYTHING, self.seen_types, self.seen_since)
         return vectors, (seen - 1, first)

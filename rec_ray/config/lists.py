@@ -82,7 +82,13 @@ class CandidateSettings(Section):
     probes: Positive = Field(64, description="Lists of the inverted file that a user's search reads (faiss_ivf).")
     recall_floor: Fraction = Field(0.95, description="Share of the exact lists that faiss_ivf must find, or stop.")
     recall_users: Positive = Field(1000, description="Users on whom that share is measured in every run.")
-    use_gpu: bool = Field(False, description="One GPU for each process that searches; users are embedded on CPUs.")
+    use_gpu: bool = Field(False, description="Embed items and users and search exactly on GPUs.")
+    gpu_share: float = Field(
+        1.0, gt=0, le=1, description="Share of a GPU that a process takes: with 0.25 four of them feed one."
+    )
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="Width of the products that embed items and users; auto: bf16 on a GPU. Searches are exact."
+    )
     shard_items: Positive | None = Field(
         None, description="Items that a process searches at a time; null: as many as a gigabyte of vectors holds."
     )
@@ -104,6 +110,16 @@ class CandidateSettings(Section):
         if not self.exclude_seen and (self.filters.seen_types or self.filters.seen_days):
             raise ValueError("filters.seen_types and filters.seen_days say nothing while exclude_seen is false")
         return self
+
+    @property
+    def device(self) -> str:
+        """What torch calls the device that computes."""
+        return "cuda" if self.use_gpu else "cpu"
+
+    @property
+    def gpus(self) -> float | None:
+        """GPUs of a task."""
+        return self.gpu_share if self.use_gpu else None
 
     @property
     def item_fields(self) -> dict[str, str]:

@@ -125,9 +125,8 @@ class Learner:
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
         self.dense = torch.optim.AdamW(groups, lr=settings.learning_rate, foreach=True)
         self.tables = RowwiseAdamW(model.sparse_parameters(), lr=settings.learning_rate)
-        # Half the width is twice the speed where the hardware has it; weights, moments and losses stay float32.
-        on_cuda = self.device.type == "cuda"
-        self.half = settings.precision == "bf16" or (settings.precision == "auto" and on_cuda)
+        # Weights, moments and losses stay float32.
+        self.half = multiplies_in_half(settings.precision, self.device)
         rank = dist.get_rank() if world_size() > 1 else 0
         self.negatives = torch.Generator().manual_seed(settings.seed + 1_000_003 * rank)
 
@@ -299,6 +298,11 @@ class Learner:
             total += float(np.nansum(values))
             counted += int((np.diff(offsets) > 0).sum())
         return total, counted
+
+
+def multiplies_in_half(precision: str, device: torch.device) -> bool:
+    """Whether products are in bf16, twice as fast where the hardware has it; precision: auto, bf16 or float32."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
 @torch.no_grad()

@@ -292,6 +292,8 @@ class TwoTower(nn.Module):
         return [parameter for parameter in self.parameters() if id(parameter) not in sparse]
 
     def _finish(self, vectors: Tensor) -> Tensor:
+        # Products may be in bf16; what a vector is must not depend on it by more than they do.
+        vectors = vectors.float()
         return F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
 

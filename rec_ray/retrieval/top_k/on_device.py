@@ -1,15 +1,20 @@
-"""Exact top-k on a CUDA device (or any that torch has): chunked products, the best of each chunk, exact scores at last.
+"""Exact top-k on a CUDA device (or any that torch has): products of half the width choose, float32 chains decide.
 
 In come an item matrix, a device, queries, k and what must not be returned; out go the lists of `ExactTopK`, in the same
 order. It knows nothing of users, of batches of a run, or of how many devices there are.
 
-A device sums products in an order of its own, so its scores only choose: k and some spare items of each query, whose
-scores are then computed again as the float32 chain. Where the spare ones are too close to the k-th to be sure, the
-query goes to `ExactTopK` on the processor. Only groups of items with the highest maxima are looked at twice, so a chunk
-of scores is read about once.
+A tile of float16 scores takes a third of the time of its float32 product, and its error has a proven bound. It chooses
+k and some spare items of each query, whose scores are then computed again as the float32 chain. Where the best score
+that may have been left behind could reach the k-th, the query is searched again with float32 products, whose bound is
+10,000 times tighter, and where they cannot tell either, as among equal scores, by `ExactTopK` on the processor. Only
+groups of items with the highest maxima are looked at twice, so a tile is read about once; nothing waits for the device
+before the last batch is on its way.
 """
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,28 +22,59 @@ from numpy.typing import NDArray
 
 from rec_ray.retrieval.top_k.exact import ExactTopK
 from rec_ray.retrieval.top_k.float_search import as_tensor
-from rec_ray.retrieval.top_k.lists import ITEM_BITS, NO_ITEM, Exclusions, chosen_of, descending, lists_of_keys, owners
+from rec_ray.retrieval.top_k.lists import ITEM_BITS, NO_ITEM, Exclusions, chosen_of, owners
 from rec_ray.retrieval.top_k.quantised import largest_norm
 
 _GROUP = 32
 _SPARE = 28
+_ALIGNED = 8
+"""Numbers in a row of a matrix are a multiple of this: what the fast products of half the width ask for."""
+_LEAST_NORM = 2.0**-120
+
+
+class _Pass(NamedTuple):
+    """Items that choose: [d + 1 and zeros, n and padding], a column an item, times `scale`.
+
+    scaled: queries too are brought to norms between 0.5 and 1.  error: how far the product of two vectors may be from
+    that of the real numbers, over the largest norms of both.
+    """
+
+    items: torch.Tensor
+    scale: float
+    scaled: bool
+    error: float
 
 
 class DeviceTopK:
     """Search of one item matrix on a device.
 
     items: [n, d] float32.  device: such as "cuda".  chunk: items multiplied at a time.  batch: queries at a time; the
-    two bound the memory on the device, 4 bytes a score, beside the items.
+    two bound the memory on the device, 4 bytes a score, beside 6 bytes a number of the items.
     """
 
     def __init__(
         self, items: NDArray[np.float32], device: str | torch.device, *, chunk: int = 131_072, batch: int = 2048
     ) -> None:
-        self.item_count = len(items)
-        self.device, self.chunk, self.batch = torch.device(device), chunk, batch
+        self.item_count, size = items.shape
+        self.device, self.batch = torch.device(device), batch
+        self.chunk = _rounded_up(chunk, _GROUP)
         self._exact = ExactTopK(items)
-        self._largest_norm = largest_norm(items, "item")
-        self._items = as_tensor(items).to(self.device)
+        self._largest_norm = max(largest_norm(items, "item"), _LEAST_NORM)
+        if self.device.type == "cuda":
+            # What the bounds rest on: sums in float32, products of float32 as they are.
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+            torch.set_float32_matmul_precision("highest")
+        # A row more holds -inf where an item must not be returned; a query has a 1 there.
+        shape = _rounded_up(size + 1, _ALIGNED), _rounded_up(max(self.item_count, 1), _GROUP * _ALIGNED)
+        items_as_they_are = torch.zeros(shape, device=self.device)
+        items_as_they_are[:size, : self.item_count] = as_tensor(items).to(self.device).t()
+        self._vectors = items_as_they_are[:size]
+        scale = 2.0 ** -math.ceil(math.log2(self._largest_norm))
+        half = (items_as_they_are * scale).half()
+        self._passes = [
+            _Pass(half, scale, True, _half_error(size)),
+            _Pass(items_as_they_are, 1.0, False, _sum_error(size)),
+        ]
 
     def search(
         self,
@@ -52,76 +88,122 @@ class DeviceTopK:
             raise ValueError(f"k must be at least 1, got {k}")
         queries, exclude = self._exact._checked(queries, exclude, allowed)
         k = min(k, self.item_count)
-        indices = np.full((len(queries), k), -1, np.int64)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        sure = np.full(len(queries), not k)
-        blocked = None if allowed is None else torch.from_numpy(~allowed).to(self.device)
-        # the device and the chain each round once a step, whatever the order
-        norms = np.linalg.norm(queries.astype(np.float64), axis=1)
-        slack = 2.2 * (queries.shape[1] + 4) * 2.0**-24 * norms * self._largest_norm + 1e-37
-        for start in range(0, len(queries), self.batch) if k else ():
-            part = slice(start, min(start + self.batch, len(queries)))
-            chosen = np.arange(part.start, part.stop)
-            indices[part], scores[part], sure[part] = self._best(
-                queries[part], k, chosen_of(exclude, chosen), blocked, slack[part]
-            )
-        again = np.flatnonzero(~sure)
-        if len(again):
-            indices[again], scores[again] = self._exact.search(queries[again], k, chosen_of(exclude, again), allowed)
+        indices = np.empty((len(queries), k), np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        left = np.arange(len(queries) if k else 0)
+        for choosing in self._passes:
+            if not len(left):
+                break
+            self._forbid(choosing, allowed)
+            batches = [left[start : start + self.batch] for start in range(0, len(left), self.batch)]
+            found = [self._lists(choosing, queries[rows], k, chosen_of(exclude, rows)) for rows in batches]
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            for rows, (items, values, _) in zip(batches, found, strict=True):
+                indices[rows], scores[rows] = items.numpy(), values.numpy()
+            left = left[~torch.cat([sure for *_, sure in found]).numpy()]
+        if len(left):
+            indices[left], scores[left] = self._exact.search(queries[left], k, chosen_of(exclude, left), allowed)
         return indices, scores
 
-    def _best(
-        self,
-        queries: NDArray[np.float32],
-        k: int,
-        exclude: Exclusions,
-        blocked: torch.Tensor | None,
-        slack: NDArray[np.float64],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
-        """Return the lists of one batch of queries, and for which of them they are certain."""
-        vectors = torch.from_numpy(queries).to(self.device)
-        wanted = min(k + _SPARE, self.item_count)
-        best = torch.full((len(queries), 0), -torch.inf, device=self.device)
-        places = torch.zeros((len(queries), 0), dtype=torch.long, device=self.device)
-        item, query = (
-            torch.from_numpy(part.astype(np.int64)).to(self.device) for part in (exclude[0], owners(exclude))
+    def _forbid(self, choosing: _Pass, allowed: NDArray[np.bool_] | None) -> None:
+        """Write down what must not be returned to anybody, padding included."""
+        row = choosing.items[len(self._vectors)]
+        row[self.item_count :] = -torch.inf
+        row[: self.item_count] = 0
+        if allowed is not None:
+            row[: self.item_count].masked_fill_(torch.from_numpy(~allowed).to(self.device), -torch.inf)
+
+    def _lists(
+        self, choosing: _Pass, queries: NDArray[np.float32], k: int, exclude: Exclusions
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return items [b, k], their scores, and for which queries [b] they are certain, on their way to the processor.
+
+        queries: [b, d].
+        """
+        vectors = torch.from_numpy(queries).to(self.device, non_blocking=True)
+        norms = vectors.double().square().sum(1).sqrt().clamp_(min=_LEAST_NORM)
+        factors = torch.exp2(-norms.log2().ceil()) if choosing.scaled else torch.ones_like(norms)
+        best, places = self._best(
+            choosing, (vectors * factors[:, None]).float(), min(k + _SPARE, self.item_count), exclude
         )
-        for start in range(0, self.item_count, self.chunk):
-            end = min(start + self.chunk, self.item_count)
-            padded = -(-(end - start) // _GROUP) * _GROUP
-            tile = torch.full((len(queries), padded), -torch.inf, device=self.device)
-            torch.matmul(vectors, self._items[start:end].t(), out=tile[:, : end - start])
-            if blocked is not None:
-                tile[:, : end - start].masked_fill_(blocked[start:end], -torch.inf)
-            inside = (item >= start) & (item < end)
-            tile[query[inside], item[inside] - start] = -torch.inf
-            groups = tile.view(len(queries), -1, _GROUP)
-            # the best items lie in as many groups with the highest maxima
-            top = groups.amax(2).topk(min(wanted, groups.shape[1]), dim=1).indices
-            found = torch.gather(groups, 1, top[:, :, None].expand(-1, -1, _GROUP)).flatten(1)
-            at = (top[:, :, None] * _GROUP + torch.arange(_GROUP, device=self.device)).flatten(1) + start
-            at.clamp_(max=self.item_count - 1)  # padding, whose score says that it is none
+        exact = self._chain(vectors, places).masked_fill_(best == -torch.inf, -torch.inf)
+        keys, order = _sort_keys(exact, places).sort(1)
+        keys, order = keys[:, :k], order[:, :k]
+        items, scores = places.gather(1, order).masked_fill_(keys == NO_ITEM, -1), exact.gather(1, order)
+        # Nothing was left behind, or what was is certainly below the k-th.
+        last = best[:, -1].double()
+        reach = norms * self._largest_norm * (choosing.error + _sum_error(len(self._vectors)))
+        sure = (last == -torch.inf) | (last / (factors * choosing.scale) + reach + 1e-37 < scores[:, -1])
+        if best.shape[1] == self.item_count:
+            sure = torch.ones_like(sure)
+        return _to_processor(items.int()), _to_processor(scores), _to_processor(sure)
+
+    def _best(
+        self, choosing: _Pass, vectors: torch.Tensor, wanted: int, exclude: Exclusions
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the highest scores of a pass, [b, wanted] in falling order, and the items that have them."""
+        count, size = vectors.shape
+        queries = torch.zeros((count, len(choosing.items)), dtype=choosing.items.dtype, device=self.device)
+        queries[:, :size] = vectors
+        queries[:, size] = 1
+        item, query = exclude.values.astype(np.int64), owners(exclude)
+        best, places = queries.new_zeros((count, 0)), torch.zeros((count, 0), dtype=torch.long, device=self.device)
+        for start in range(0, choosing.items.shape[1], self.chunk):
+            part = choosing.items[:, start : start + self.chunk]
+            tile = queries @ part
+            inside = (item >= start) & (item < start + part.shape[1])
+            at = (torch.from_numpy(index[inside]).to(self.device) for index in (query, item - start))
+            tile[tuple(at)] = -torch.inf
+            # Item i is in group i modulo their number: so maxima are taken along memory, not across it.
+            groups = tile.view(count, _GROUP, -1)
+            highest = groups.amax(1)
+            # The best items lie in as many groups with the highest maxima.
+            top = highest.topk(min(wanted, highest.shape[1]), dim=1, sorted=False).indices[:, None]
+            found = groups.gather(2, top.expand(-1, _GROUP, -1)).flatten(1)
+            of_group = torch.arange(start, start + tile.shape[1], highest.shape[1], device=self.device)
             best, order = torch.cat([best, found], 1).topk(min(wanted, best.shape[1] + found.shape[1]), dim=1)
-            places = torch.gather(torch.cat([places, at], 1), 1, order)
-        exact = self._chain(vectors, places)
-        exact[best == -torch.inf] = -torch.inf
-        device_scores, found_scores = best.cpu().numpy(), exact.cpu().numpy()
-        last = device_scores[:, -1].astype(np.float64)
-        # nothing was left behind, or what was is certainly below the k-th
-        sure = np.isneginf(last) | (len(device_scores.T) == self.item_count) | (last + slack < device_scores[:, k - 1])
-        keys = descending(found_scores) << ITEM_BITS | places.cpu().numpy()
-        keys[np.isneginf(found_scores)] = NO_ITEM
-        keys.sort(axis=1)
-        return *lists_of_keys(keys[:, :k]), sure
+            places = torch.cat([places, (of_group[:, None] + top).flatten(1)], 1).gather(1, order)
+        # Padding, whose score says that it is none.
+        return best, places.clamp_(max=self.item_count - 1)
 
     def _chain(self, queries: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Return the float32 chains [q, m] of the items at places [q, m]: each step in float64, rounded to float32.
+        """Return the float32 chains [b, m] of the items at places [b, m]: each step in float64, rounded to float32.
 
         The product of two float32 is exact in float64. The sum is rounded twice, which differs from a fused
         multiply-add once in about 2**29 steps, by the last bit.
         """
-        vectors = self._items[places]
-        score = torch.zeros(places.shape, device=self.device)
-        for i in range(queries.shape[1]):
-            score = (score.double() + queries[:, i : i + 1].double() * vectors[:, :, i].double()).float()
+        vectors = self._vectors.index_select(1, places.flatten()).view(-1, *places.shape)
+        score, queries = torch.zeros(places.shape, device=self.device), queries.double()
+        for place, numbers in enumerate(vectors):
+            torch.addcmul(score, queries[:, place, None], numbers, out=score)
         return score
+
+
+def _half_error(size: int) -> float:
+    """Return how far the float16 score of two vectors, each brought below norm 1, may be off, over both norms.
+
+    Each vector is rounded to 11 bits, and so is the score; a number below 2**-14 to a multiple of 2**-24.
+    """
+    return 3.03 * 2.0**-11 + 4 * _sum_error(size) + 4 * (2 * math.sqrt(size) + 1) * 2.0**-25
+
+
+def _sum_error(size: int) -> float:
+    """Return how far a float32 sum of `size` products may be off in any order, over the norms of the two vectors."""
+    return 1.05 * (size + 4) * 2.0**-24
+
+
+def _sort_keys(scores: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """Return what sorts scores from high to low and equal ones by item, as `lists.descending` makes it."""
+    bits = (scores + 0.0).view(torch.int32).long()
+    keys = 0x7FFFFFFF - (bits ^ (bits >> 31 & 0x7FFFFFFF)) << ITEM_BITS | items
+    return keys.masked_fill_(scores == -torch.inf, NO_ITEM)
+
+
+def _to_processor(tensor: torch.Tensor) -> torch.Tensor:
+    """Start a copy that is there after the device is synchronized."""
+    return tensor.to("cpu", non_blocking=True)
+
+
+def _rounded_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
