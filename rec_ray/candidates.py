@@ -73,6 +73,9 @@ from rec_ray.stored_rows import read_rows
 
 Array = np.ndarray[Any, Any]
 
+GPU_ROWS = 16_384
+"""Users of a task on a GPU."""
+
 
 def generate_candidates(
     data: TrainingData,
@@ -147,8 +150,9 @@ def generate_candidates(
             .map_batches(
                 recommend_items,
                 fn_kwargs={"shared": shared, "progress": progress},
-                # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing.
-                batch_size=None,
+                # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing. With GPUs it
+                # never does, and wants a number.
+                batch_size=GPU_ROWS if settings.use_gpu else None,
                 batch_format="pyarrow",
                 num_gpus=settings.gpus,
             )

@@ -106,8 +106,11 @@ def make_bundle(items: int, history: str) -> Any:
     return TwoTowerBundle(model.eval(), {**arguments, "history_length": 50}, preprocessor, {"run_id": "bench"})
 
 
-def run_step(users: int, items: int, k: int, history: str, threads: int) -> dict[str, Any]:
-    """Run the step on data made for it and the search alone on its vectors; return users a second of both."""
+def run_step(users: int, items: int, k: int, history: str, threads: int, gpu_share: float | None) -> dict[str, Any]:
+    """Run the step on data made for it and the search alone on its vectors; return users a second of both.
+
+    gpu_share: of each process; None uses no GPU. The search alone is that of the processor's threads anyway.
+    """
     from datetime import UTC, datetime
 
     from rec_ray.candidates import generate_candidates
@@ -143,9 +146,8 @@ def run_step(users: int, items: int, k: int, history: str, threads: int) -> dict
             )
             storage = open_storage(str(folder / "store"))
             started = time.perf_counter()
-            found = generate_candidates(
-                data, bundle, CandidateSettings(k=k), storage, version="1", prefix=f"bench/{name}"
-            )
+            settings = CandidateSettings(k=k, use_gpu=gpu_share is not None, gpu_share=gpu_share or 1.0)
+            found = generate_candidates(data, bundle, settings, storage, version="1", prefix=f"bench/{name}")
             took[name] = time.perf_counter() - started
             assert found.users == data.users
         vectors = {}
@@ -190,18 +192,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5, help="of the step; the one of median seconds is printed")
     parser.add_argument("--only", choices=["step", "growth", "memory"])
+    parser.add_argument("--use-gpu", action="store_true")
+    parser.add_argument("--gpu-share", type=float, default=1.0, help="of each process, with --use-gpu")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     users, items = arguments.users, arguments.items
     if arguments.one:
-        print(json.dumps(run_step(users, items, arguments.k, arguments.history, arguments.threads)))
+        share = arguments.gpu_share if arguments.use_gpu else None
+        print(json.dumps(run_step(users, items, arguments.k, arguments.history, arguments.threads, share)))
         return
 
     def case(users: int, items: int) -> dict[str, Any]:
         sizes = ["--users", str(users), "--items", str(items), "--k", str(arguments.k)]
-        return run_watched(
-            [__file__, "--one", *sizes, "--history", arguments.history, "--threads", str(arguments.threads)]
-        )
+        ways = ["--history", arguments.history, "--threads", str(arguments.threads)]
+        ways += ["--use-gpu", "--gpu-share", str(arguments.gpu_share)] if arguments.use_gpu else []
+        return run_watched([__file__, "--one", *sizes, *ways])
 
     if arguments.only in (None, "step"):
         rounds = [case(users, items) for _ in range(arguments.rounds)]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from rec_ray.retrieval.top_k.exact import ExactTopK
 from rec_ray.retrieval.top_k.float_search import as_tensor
-from rec_ray.retrieval.top_k.lists import ITEM_BITS, NO_ITEM, Exclusions, chosen_of, owners
+from rec_ray.retrieval.top_k.lists import ITEM_BITS, NO_ITEM, Exclusions, chosen_of, owners, part_of
 from rec_ray.retrieval.top_k.quantised import largest_norm
 
 _GROUP = 32
@@ -30,6 +30,8 @@ _SPARE = 28
 _ALIGNED = 8
 """Numbers in a row of a matrix are a multiple of this: what the fast products of half the width ask for."""
 _LEAST_NORM = 2.0**-120
+_TOGETHER = 4
+"""Batches whose chosen items are scored again together: a step of a chain is then more work than its call."""
 
 
 class _Pass(NamedTuple):
@@ -43,6 +45,29 @@ class _Pass(NamedTuple):
     scale: float
     scaled: bool
     error: float
+
+
+class _Lists(NamedTuple):
+    """Items [b, k], their scores and for which queries [b] they are certain, to be read after `wait`."""
+
+    items: torch.Tensor
+    scores: torch.Tensor
+    sure: torch.Tensor
+    there: torch.cuda.Event | None
+
+    @classmethod
+    def on_their_way(cls, items: torch.Tensor, scores: torch.Tensor, sure: torch.Tensor) -> _Lists:
+        """Start the copies to the processor."""
+        items, scores, sure = (part.to("cpu", non_blocking=True) for part in (items, scores, sure))
+        there = torch.cuda.Event() if torch.cuda.is_initialized() else None
+        if there is not None:
+            there.record(torch.cuda.current_stream())
+        return cls(items, scores, sure, there)
+
+    def wait(self) -> None:
+        """Wait until the copies are there."""
+        if self.there is not None:
+            self.there.synchronize()
 
 
 class DeviceTopK:
@@ -88,23 +113,49 @@ class DeviceTopK:
             raise ValueError(f"k must be at least 1, got {k}")
         queries, exclude = self._exact._checked(queries, exclude, allowed)
         k = min(k, self.item_count)
-        indices = np.empty((len(queries), k), np.int64)
-        scores = np.empty((len(queries), k), np.float32)
-        left = np.arange(len(queries) if k else 0)
-        for choosing in self._passes:
-            if not len(left):
-                break
-            self._forbid(choosing, allowed)
-            batches = [left[start : start + self.batch] for start in range(0, len(left), self.batch)]
-            found = [self._lists(choosing, queries[rows], k, chosen_of(exclude, rows)) for rows in batches]
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            for rows, (items, values, _) in zip(batches, found, strict=True):
-                indices[rows], scores[rows] = items.numpy(), values.numpy()
-            left = left[~torch.cat([sure for *_, sure in found]).numpy()]
+        if not k or not len(queries):
+            return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+        first, second = self._passes
+        indices, scores, sure = self._chosen_by(first, queries, k, exclude, allowed)
+        left = np.flatnonzero(~sure)
+        if len(left):
+            again = self._chosen_by(second, queries[left], k, chosen_of(exclude, left), allowed)
+            indices[left], scores[left], sure = again
+            left = left[~sure]
         if len(left):
             indices[left], scores[left] = self._exact.search(queries[left], k, chosen_of(exclude, left), allowed)
         return indices, scores
+
+    def _chosen_by(
+        self,
+        choosing: _Pass,
+        queries: NDArray[np.float32],
+        k: int,
+        exclude: Exclusions,
+        allowed: NDArray[np.bool_] | None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+        """Return indices [q, k], scores, and for which queries [q] the lists are certain."""
+        self._forbid(choosing, allowed)
+        indices = np.empty((len(queries), k), np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        sure = np.empty(len(queries), np.bool_)
+
+        def read(block: slice, lists: _Lists) -> None:
+            lists.wait()
+            indices[block], scores[block] = lists.items.numpy(), lists.scores.numpy()
+            sure[block] = lists.sure.numpy()
+
+        # The device works on a block while the lists of the one before are read.
+        before: tuple[slice, _Lists] | None = None
+        for start in range(0, len(queries), self.batch * _TOGETHER):
+            block = slice(start, min(start + self.batch * _TOGETHER, len(queries)))
+            lists = self._lists(choosing, queries[block], k, part_of(exclude, block))
+            if before is not None:
+                read(*before)
+            before = block, lists
+        if before is not None:
+            read(*before)
+        return indices, scores, sure
 
     def _forbid(self, choosing: _Pass, allowed: NDArray[np.bool_] | None) -> None:
         """Write down what must not be returned to anybody, padding included."""
@@ -114,47 +165,54 @@ class DeviceTopK:
         if allowed is not None:
             row[: self.item_count].masked_fill_(torch.from_numpy(~allowed).to(self.device), -torch.inf)
 
-    def _lists(
-        self, choosing: _Pass, queries: NDArray[np.float32], k: int, exclude: Exclusions
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return items [b, k], their scores, and for which queries [b] they are certain, on their way to the processor.
-
-        queries: [b, d].
-        """
+    def _lists(self, choosing: _Pass, queries: NDArray[np.float32], k: int, exclude: Exclusions) -> _Lists:
+        """Return the lists of a block of queries [b, d], on their way to the processor."""
         vectors = torch.from_numpy(queries).to(self.device, non_blocking=True)
         norms = vectors.double().square().sum(1).sqrt().clamp_(min=_LEAST_NORM)
         factors = torch.exp2(-norms.log2().ceil()) if choosing.scaled else torch.ones_like(norms)
-        best, places = self._best(
-            choosing, (vectors * factors[:, None]).float(), min(k + _SPARE, self.item_count), exclude
-        )
+        padded = vectors.new_zeros((len(vectors), len(choosing.items)))
+        padded[:, : vectors.shape[1]] = vectors * factors[:, None]
+        padded[:, vectors.shape[1]] = 1
+        scaled, wanted = padded.to(choosing.items.dtype), min(k + _SPARE, self.item_count)
+        parts = [
+            self._best(
+                choosing, scaled[start : start + self.batch], wanted, part_of(exclude, slice(start, start + self.batch))
+            )
+            for start in range(0, len(queries), self.batch)
+        ]
+        best, places = (torch.cat(part) for part in zip(*parts, strict=True))
         exact = self._chain(vectors, places).masked_fill_(best == -torch.inf, -torch.inf)
         keys, order = _sort_keys(exact, places).sort(1)
         keys, order = keys[:, :k], order[:, :k]
         items, scores = places.gather(1, order).masked_fill_(keys == NO_ITEM, -1), exact.gather(1, order)
         # Nothing was left behind, or what was is certainly below the k-th.
-        last = best[:, -1].double()
-        reach = norms * self._largest_norm * (choosing.error + _sum_error(len(self._vectors)))
+        last = best.amin(1).double()
+        reach = norms * self._largest_norm * (choosing.error + _sum_error(vectors.shape[1]))
         sure = (last == -torch.inf) | (last / (factors * choosing.scale) + reach + 1e-37 < scores[:, -1])
         if best.shape[1] == self.item_count:
             sure = torch.ones_like(sure)
-        return _to_processor(items.int()), _to_processor(scores), _to_processor(sure)
+        return _Lists.on_their_way(items.int(), scores, sure)
 
     def _best(
-        self, choosing: _Pass, vectors: torch.Tensor, wanted: int, exclude: Exclusions
+        self, choosing: _Pass, queries: torch.Tensor, wanted: int, exclude: Exclusions
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the highest scores of a pass, [b, wanted] in falling order, and the items that have them."""
-        count, size = vectors.shape
-        queries = torch.zeros((count, len(choosing.items)), dtype=choosing.items.dtype, device=self.device)
-        queries[:, :size] = vectors
-        queries[:, size] = 1
+        """Return the highest scores of a pass, [b, wanted] in any order, and the items that have them.
+
+        queries: [b, rows of the items].
+        """
+        count = len(queries)
         item, query = exclude.values.astype(np.int64), owners(exclude)
         best, places = queries.new_zeros((count, 0)), torch.zeros((count, 0), dtype=torch.long, device=self.device)
         for start in range(0, choosing.items.shape[1], self.chunk):
             part = choosing.items[:, start : start + self.chunk]
             tile = queries @ part
-            inside = (item >= start) & (item < start + part.shape[1])
-            at = (torch.from_numpy(index[inside]).to(self.device) for index in (query, item - start))
-            tile[tuple(at)] = -torch.inf
+            inside = (
+                slice(None) if tile.shape[1] >= self.item_count else (item >= start) & (item < start + part.shape[1])
+            )
+            at = torch.from_numpy(query[inside] * tile.shape[1] + item[inside] - start).to(
+                self.device, non_blocking=True
+            )
+            tile.view(-1).index_fill_(0, at, -torch.inf)
             # Item i is in group i modulo their number: so maxima are taken along memory, not across it.
             groups = tile.view(count, _GROUP, -1)
             highest = groups.amax(1)
@@ -162,8 +220,9 @@ class DeviceTopK:
             top = highest.topk(min(wanted, highest.shape[1]), dim=1, sorted=False).indices[:, None]
             found = groups.gather(2, top.expand(-1, _GROUP, -1)).flatten(1)
             of_group = torch.arange(start, start + tile.shape[1], highest.shape[1], device=self.device)
-            best, order = torch.cat([best, found], 1).topk(min(wanted, best.shape[1] + found.shape[1]), dim=1)
-            places = torch.cat([places, (of_group[:, None] + top).flatten(1)], 1).gather(1, order)
+            scores, at = torch.cat([best, found], 1), torch.cat([places, (of_group[:, None] + top).flatten(1)], 1)
+            best, order = scores.topk(min(wanted, scores.shape[1]), dim=1, sorted=False)
+            places = at.gather(1, order)
         # Padding, whose score says that it is none.
         return best, places.clamp_(max=self.item_count - 1)
 
@@ -198,11 +257,6 @@ def _sort_keys(scores: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     bits = (scores + 0.0).view(torch.int32).long()
     keys = 0x7FFFFFFF - (bits ^ (bits >> 31 & 0x7FFFFFFF)) << ITEM_BITS | items
     return keys.masked_fill_(scores == -torch.inf, NO_ITEM)
-
-
-def _to_processor(tensor: torch.Tensor) -> torch.Tensor:
-    """Start a copy that is there after the device is synchronized."""
-    return tensor.to("cpu", non_blocking=True)
 
 
 def _rounded_up(number: int, unit: int) -> int:
