@@ -201,25 +201,27 @@ class DeviceTopK:
         queries: [b, rows of the items].
         """
         count = len(queries)
-        item, query = exclude.values.astype(np.int64), owners(exclude)
+        item, query = (
+            torch.from_numpy(index.astype(np.int64)).to(self.device, non_blocking=True)
+            for index in (exclude.values, owners(exclude))
+        )
         best, places = queries.new_zeros((count, 0)), torch.zeros((count, 0), dtype=torch.long, device=self.device)
         for start in range(0, choosing.items.shape[1], self.chunk):
             part = choosing.items[:, start : start + self.chunk]
-            tile = queries @ part
-            inside = (
-                slice(None) if tile.shape[1] >= self.item_count else (item >= start) & (item < start + part.shape[1])
-            )
-            at = torch.from_numpy(query[inside] * tile.shape[1] + item[inside] - start).to(
-                self.device, non_blocking=True
-            )
-            tile.view(-1).index_fill_(0, at, -torch.inf)
+            width = part.shape[1]
+            # Exclusions of other chunks go to a row that nobody reads: to leave them out would wait for the device.
+            tiles = queries.new_empty((count + 1, width))
+            tile = torch.matmul(queries, part, out=tiles[:count])
+            inside = (item >= start) & (item < start + width)
+            at = torch.where(inside, query * width + item - start, count * width)
+            tiles.view(-1).index_fill_(0, at, -torch.inf)
             # Item i is in group i modulo their number: so maxima are taken along memory, not across it.
             groups = tile.view(count, _GROUP, -1)
             highest = groups.amax(1)
             # The best items lie in as many groups with the highest maxima.
             top = highest.topk(min(wanted, highest.shape[1]), dim=1, sorted=False).indices[:, None]
             found = groups.gather(2, top.expand(-1, _GROUP, -1)).flatten(1)
-            of_group = torch.arange(start, start + tile.shape[1], highest.shape[1], device=self.device)
+            of_group = torch.arange(start, start + width, highest.shape[1], device=self.device)
             scores, at = torch.cat([best, found], 1), torch.cat([places, (of_group[:, None] + top).flatten(1)], 1)
             best, order = scores.topk(min(wanted, scores.shape[1]), dim=1, sorted=False)
             places = at.gather(1, order)
