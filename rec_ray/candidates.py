@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -35,6 +36,7 @@ from rec_ray.parts_sink import (
     read_manifest,
     read_parts,
 )
+from rec_ray.process_cache import share_files
 from rec_ray.progress import shown_progress
 from rec_ray.recommender import (
     INDICES,
@@ -73,6 +75,9 @@ from rec_ray.stored_rows import read_rows
 
 Array = np.ndarray[Any, Any]
 
+Parts = dict[str, list[dict[str, Any]]]
+"""Folder -> its parts, as a manifest lists them."""
+
 GPU_ROWS = 16_384
 """Users of a task on a GPU."""
 
@@ -101,7 +106,7 @@ def generate_candidates(
     # First the manifest: objects of a bucket go one after another, and it must never list parts that are gone.
     storage.delete_prefix(f"{prefix}/{MANIFEST}")
     storage.delete_prefix(prefix)
-    files = ray.put(bundle.to_files())
+    files = share_files(bundle.to_files())
     items = None
     if items_of is None:
         items = _embed_catalogue(data, files, settings, storage)
@@ -126,38 +131,16 @@ def generate_candidates(
     shared = Sharing(files, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
         facts["recall"] = check_recall(data, settings, storage, shared)
-    parts: dict[str, list[dict[str, Any]]] = {}
-    if items is not None:
-        item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
-        items.write_datasink(item_sink)
-        parts |= item_sink.parts
-        if settings.similar_items:
-            named = functools.partial(name_items, column=SIMILAR_IDS, items=shards)
-            similar_sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named)
-            similar = items.map_batches(
-                list_similar_items, fn_kwargs={"shared": shared}, batch_format="pyarrow", num_gpus=settings.gpus
-            )
-            similar.write_datasink(similar_sink)
-            parts |= similar_sink.parts
-    folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
-    named = functools.partial(name_items, column=ITEM_IDS, items=shards)
-    user_sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY], lists=INDICES, prepare=named)
     # A task that waits for a shard gives its CPU back, and Ray starts a process more to make the shard.
     ray.wait(list(shards.refs), num_returns=len(shards.refs), fetch_local=False)
-    with shown_progress("candidates: users", data.users) as progress:
-        (
-            read_rows(storage, data.timelines)
-            .map_batches(
-                recommend_items,
-                fn_kwargs={"shared": shared, "progress": progress},
-                # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing. With GPUs it
-                # never does, and wants a number.
-                batch_size=GPU_ROWS if settings.use_gpu else None,
-                batch_format="pyarrow",
-                num_gpus=settings.gpus,
-            )
-            .write_datasink(user_sink)
-        )
+    parts: Parts = {}
+    if items is not None and settings.similar_items:
+        parts |= _write_similar_items(items, shared, storage, prefix)
+    # The vectors of items are written beside the lists of the first users, while Ray Data plans theirs.
+    with ThreadPoolExecutor(1) as pool:
+        written = None if items is None else pool.submit(_write_items, items, storage, prefix)
+        user_sink = _write_users(data, shared, storage, prefix)
+        parts |= {} if written is None else written.result()
     parts |= user_sink.parts
     facts |= _facts(user_sink, settings.k)
     manifest = {
@@ -174,6 +157,44 @@ def generate_candidates(
     }
     storage.write_checked(f"{prefix}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
     return Candidates(version, prefix, manifest["items"], manifest["users"], settings.k, facts)
+
+
+def _write_items(items: ray.data.Dataset, storage: Storage, prefix: str) -> Parts:
+    sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
+    items.write_datasink(sink)
+    return sink.parts
+
+
+def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Storage, prefix: str) -> Parts:
+    named = functools.partial(name_items, column=SIMILAR_IDS, items=shared.items)
+    sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named)
+    similar = items.map_batches(
+        list_similar_items, fn_kwargs={"shared": shared}, batch_format="pyarrow", num_gpus=shared.settings.gpus
+    )
+    similar.write_datasink(sink)
+    return sink.parts
+
+
+def _write_users(data: TrainingData, shared: Sharing, storage: Storage, prefix: str) -> PartsSink:
+    """Write the vector and the list of each user; return what knows the parts."""
+    folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
+    named = functools.partial(name_items, column=ITEM_IDS, items=shared.items)
+    sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY], lists=INDICES, prepare=named)
+    with shown_progress("candidates: users", data.users) as progress:
+        (
+            read_rows(storage, data.timelines)
+            .map_batches(
+                recommend_items,
+                fn_kwargs={"shared": shared, "progress": progress},
+                # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing. With GPUs it
+                # never does, and wants a number.
+                batch_size=GPU_ROWS if shared.settings.use_gpu else None,
+                batch_format="pyarrow",
+                num_gpus=shared.settings.gpus,
+            )
+            .write_datasink(sink)
+        )
+    return sink
 
 
 def _facts(sink: PartsSink, k: int) -> dict[str, Any]:

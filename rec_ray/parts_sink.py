@@ -102,7 +102,7 @@ class PartsSink(Datasink[Any]):
             counts.update(self._count(block))
         return {"parts": parts, "counts": counts}
 
-    def _encode(self, block: pa.Table) -> dict[str, bytes]:
+    def _encode(self, block: pa.Table) -> dict[str, memoryview]:
         """Return the Parquet of a block in each folder."""
         buffers = {folder: pa.BufferOutputStream() for folder in self.folders}
         with contextlib.ExitStack() as stack:
@@ -116,7 +116,7 @@ class PartsSink(Datasink[Any]):
                     if folder not in writers:
                         writers[folder] = stack.enter_context(_parquet_writer(buffers[folder], table.schema))
                     writers[folder].write_table(table, row_group_size=ROW_GROUP)
-        return {folder: buffer.getvalue().to_pybytes() for folder, buffer in buffers.items()}
+        return {folder: memoryview(buffer.getvalue()) for folder, buffer in buffers.items()}
 
     def _count(self, block: pa.Table) -> Counter[tuple[str, Any]]:
         counts: Counter[tuple[str, Any]] = Counter()

@@ -7,9 +7,10 @@ several steps then run in the same warm processes, where an actor would need a n
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 
 Value = TypeVar("Value")
@@ -46,3 +47,16 @@ def shared_value(reference: ray.ObjectRef) -> Any:
             return ray.get(reference, timeout=ASKED_AGAIN_SECONDS)
         except ray.exceptions.GetTimeoutError:
             continue
+
+
+def share_files(files: Mapping[str, bytes]) -> ray.ObjectRef:
+    """Put files into the object store, for `shared_files`.
+
+    As arrays: bytes are packed among what describes an object, which took 0.16 s for 27 MB instead of 0.013.
+    """
+    return ray.put({name: np.frombuffer(content, np.uint8) for name, content in files.items()})
+
+
+def shared_files(reference: ray.ObjectRef) -> dict[str, bytes]:
+    """Return, in a task, the files of `share_files`."""
+    return {name: content.tobytes() for name, content in shared_value(reference).items()}

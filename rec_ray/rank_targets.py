@@ -21,7 +21,7 @@ import ray
 import torch
 
 from rec_ray.config import CandidateSettings
-from rec_ray.process_cache import once_a_process, shared_value
+from rec_ray.process_cache import once_a_process, shared_files, shared_value
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue
 from rec_ray.retrieval.learning import take_ragged
@@ -100,7 +100,7 @@ class TargetRanker:
     def __init__(self, plan: RankingPlan) -> None:
         torch.set_num_threads(1)
         self.plan = plan
-        bundle = TwoTowerBundle.from_files(shared_value(plan.files))
+        bundle = TwoTowerBundle.from_files(shared_files(plan.files))
         table = pq.read_table(plan.catalogue, filesystem=plan.storage.filesystem)
         self.user_shape = bundle.preprocessor.users.shape
         self.catalogue = Catalogue.from_table(table, bundle.preprocessor.items.shape)

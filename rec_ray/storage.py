@@ -98,7 +98,7 @@ class Storage:
         with self._trying("read", key), self.filesystem.open_input_stream(path) as stream:
             return bytes(stream.read())
 
-    def write_bytes(self, key: str, data: bytes) -> None:
+    def write_bytes(self, key: str, data: bytes | memoryview) -> None:
         """Write an object; a reader sees the whole of it or what was there before.
 
         Raises:
@@ -114,7 +114,7 @@ class Storage:
                 with self.filesystem.open_output_stream(path) as stream:
                     stream.write(data)
 
-    def write_checked(self, key: str, data: bytes) -> None:
+    def write_checked(self, key: str, data: bytes | memoryview) -> None:
         """Write an object and ask the store how much of it arrived.
 
         Raises:
@@ -344,7 +344,7 @@ def _checked(part: str) -> str:
     return inner
 
 
-def _write_file(path: Path, data: bytes) -> None:
+def _write_file(path: Path, data: bytes | memoryview) -> None:
     """Write a file beside its place, bring it to the disk, then move it there in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
