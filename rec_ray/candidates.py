@@ -131,8 +131,6 @@ def generate_candidates(
     shared = Sharing(files, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
         facts["recall"] = check_recall(data, settings, storage, shared)
-    # A task that waits for a shard gives its CPU back, and Ray starts a process more to make the shard.
-    ray.wait(list(shards.refs), num_returns=len(shards.refs), fetch_local=False)
     parts: Parts = {}
     if items is not None and settings.similar_items:
         parts |= _write_similar_items(items, shared, storage, prefix)
@@ -168,6 +166,7 @@ def _write_items(items: ray.data.Dataset, storage: Storage, prefix: str) -> Part
 def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Storage, prefix: str) -> Parts:
     named = functools.partial(name_items, column=SIMILAR_IDS, items=shared.items)
     sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named)
+    shared.items.wait()
     similar = items.map_batches(
         list_similar_items, fn_kwargs={"shared": shared}, batch_format="pyarrow", num_gpus=shared.settings.gpus
     )
@@ -180,20 +179,18 @@ def _write_users(data: TrainingData, shared: Sharing, storage: Storage, prefix: 
     folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
     named = functools.partial(name_items, column=ITEM_IDS, items=shared.items)
     sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY], lists=INDICES, prepare=named)
+    rows = read_rows(storage, data.timelines)
+    shared.items.wait()
     with shown_progress("candidates: users", data.users) as progress:
-        (
-            read_rows(storage, data.timelines)
-            .map_batches(
-                recommend_items,
-                fn_kwargs={"shared": shared, "progress": progress},
-                # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing. With GPUs it
-                # never does, and wants a number.
-                batch_size=GPU_ROWS if shared.settings.use_gpu else None,
-                batch_format="pyarrow",
-                num_gpus=shared.settings.gpus,
-            )
-            .write_datasink(sink)
-        )
+        rows.map_batches(
+            recommend_items,
+            fn_kwargs={"shared": shared, "progress": progress},
+            # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing. With GPUs it
+            # never does, and wants a number.
+            batch_size=GPU_ROWS if shared.settings.use_gpu else None,
+            batch_format="pyarrow",
+            num_gpus=shared.settings.gpus,
+        ).write_datasink(sink)
     return sink
 
 

@@ -76,6 +76,13 @@ class ItemShards:
         """A text that changes with the content."""
         return hashlib.sha256(" ".join(ref.hex() for ref in self.refs).encode()).hexdigest()
 
+    def wait(self) -> None:
+        """Wait until the shards are made.
+
+        A task that waits for one gives its CPU back, and Ray starts a process more to make it.
+        """
+        ray.wait(list(self.refs), num_returns=len(self.refs), fetch_local=False)
+
     def search(
         self,
         queries: NDArray[np.float32],
