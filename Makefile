@@ -109,7 +109,6 @@ faults: $(TESTS)
 bench: $(TESTS)
 	mkdir -p build
 	$(BIN)/python tests/bench.py --output build/bench.json $(BENCH)
-	$(if $(BENCH),,$(BIN)/python tests/bench_publish.py --output build/bench_publish.json)
 
 stack: $(TESTS)
 	exec $(BIN)/python tests/servers.py

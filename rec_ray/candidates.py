@@ -168,7 +168,11 @@ def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Stor
     sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named)
     shared.items.wait()
     similar = items.map_batches(
-        list_similar_items, fn_kwargs={"shared": shared}, batch_format="pyarrow", num_gpus=shared.settings.gpus
+        list_similar_items,
+        fn_kwargs={"shared": shared},
+        batch_size=shared.settings.batch_size,
+        batch_format="pyarrow",
+        num_gpus=shared.settings.gpus,
     )
     similar.write_datasink(sink)
     return sink.parts

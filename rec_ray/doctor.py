@@ -36,7 +36,7 @@ from rec_ray.side_tables import find_side_tables
 from rec_ray.stores import database_of, storage_of
 from rec_ray.update_features import check_push_targets, find_push_targets
 from rec_ray.vector_index import missing_vector_indexes
-from rec_ray.world import feature_store_of, open_ray
+from rec_ray.world import check_gpus, feature_store_of, open_ray
 
 CANARY = "__rec_ray_canary__"
 CANARY_NUMBER = -(2**53)
@@ -243,7 +243,8 @@ def _versions_there() -> dict[str, str]:
 
 
 def _room(settings: Settings, nodes: int) -> str:
-    """Compare what the plan needs with what Ray and the disk of the store have."""
+    """Compare what the settings and the plan need with what Ray and the disk of the store have."""
+    check_gpus(settings, can_come=False)
     resources = ray.available_resources()
     memory = int(resources.get("memory", 0) + resources.get("object_store_memory", 0))
     said = f"{nodes} node(s) with {resources.get('CPU', 0):.0f} CPUs run tasks with the same versions"

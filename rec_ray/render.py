@@ -93,11 +93,15 @@ def _cluster(settings: Settings, wishes: Wishes) -> tuple[Manifest, list[Manifes
         _patch(cluster, "components/autoscaling/raycluster.yaml")
         workers["maxReplicas"] = wishes.grow_to or train.most_workers
         extra = _templates("components/autoscaling/serviceaccount.yaml")
-    if train.use_gpu:
+    use_gpu = train.use_gpu or settings.candidates.use_gpu
+    if use_gpu:
         _patch(cluster, "components/gpu/raycluster.yaml")
+    if not train.use_gpu:
+        head = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        head["env"] = [entry for entry in head["env"] if entry["name"] != "REC_RAY__TRAIN__USE_GPU"]
     for group in (cluster["spec"]["headGroupSpec"], workers):
         container = group["template"]["spec"]["containers"][0]
-        container["image"] = wishes.image or container["image"] + (GPU_IMAGE if train.use_gpu else "")
+        container["image"] = wishes.image or container["image"] + (GPU_IMAGE if use_gpu else "")
     return cluster, extra
 
 

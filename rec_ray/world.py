@@ -25,7 +25,7 @@ from rec_ray.config import RaySettings, Settings
 from rec_ray.errors import ConfigError, FeatureStoreError, UnavailableError
 from rec_ray.feast_api import FeatureStore
 from rec_ray.feast_store import secrets_in
-from rec_ray.logs import about, hide, step
+from rec_ray.logs import LOGGER, about, hide, step
 from rec_ray.model_version import VersionDatabase
 from rec_ray.run_ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.run_metrics import exported_metrics
@@ -67,7 +67,7 @@ def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[Wor
         was left behind, so it is deleted.
 
     Raises:
-        ConfigError: the feature repository is not there.
+        ConfigError: the feature repository is not there, or GPUs are wanted where there are none.
         UnavailableError: the store, the database, Feast or Ray cannot be reached.
     """
     seconds: dict[str, float] = {}
@@ -80,6 +80,7 @@ def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[Wor
         database.migrate()
         stop_ray = open_ray(settings.ray)
     try:
+        check_gpus(settings, can_come=not stop_ray or settings.ray.address is not None)
         with about(run_id=run_id), exported_metrics():
             with step("feast", seconds):
                 # A run that goes on has read Feast already, and its steps differ in what they need.
@@ -117,6 +118,23 @@ def feature_store_of(settings: Settings) -> FeatureStore:
         raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
     except Exception as error:
         raise FeatureStoreError(f"the feature repository {repo} cannot be opened: {error}") from error
+
+
+def check_gpus(settings: Settings, *, can_come: bool) -> None:
+    """Say what would wait for a GPU that is not there, which Ray does for ever and without a word.
+
+    can_come: a cluster may get a node with one; then it is a warning.
+
+    Raises:
+        ConfigError: GPUs are wanted, and there are none.
+    """
+    sections = {"train": settings.train.use_gpu, "candidates": settings.candidates.use_gpu}
+    wanted = " and ".join(f"{section}.use_gpu" for section, use_gpu in sections.items() if use_gpu)
+    if not wanted or ray.cluster_resources().get("GPU"):
+        return
+    if not can_come:
+        raise ConfigError(f"{wanted}: this machine has no GPU that Ray sees; set it to false, or name a cluster")
+    LOGGER.warning("%s: Ray has no GPU yet, and the step waits until a node with one joins", wanted)
 
 
 def owner_of(run_id: str) -> str:

@@ -121,3 +121,9 @@ def test_a_machine_that_is_too_small_is_told_before_the_run(project: Path) -> No
     found = faults(project, "ray.num_cpus=10000")
     assert set(found) == {"Ray"}
     assert "lower feast.join_rows or ray.num_cpus" in found["Ray"].said and found["Ray"].exit_code == 2
+
+
+def test_a_gpu_that_is_not_there_is_told_before_the_run(project: Path) -> None:
+    found = faults(project, "train.use_gpu=true")
+    assert set(found) == {"Ray"} and found["Ray"].exit_code == 2
+    assert "train.use_gpu: this machine has no GPU that Ray sees" in found["Ray"].said

@@ -106,6 +106,18 @@ def test_settings_become_pods_and_a_configmap(project: Path) -> None:
     assert there.feast.repo == str(project / "there" / "feature_repo")
 
 
+def test_candidates_on_gpus_have_nodes_with_gpus_and_training_stays_where_it_was(project: Path) -> None:
+    job = next(each for each in render("rayjob", project, "candidates.use_gpu=true") if each["kind"] == "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    head, worker = (
+        group["template"]["spec"]["containers"][0]
+        for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0])
+    )
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert head["image"].endswith("-cu130") and worker["image"] == head["image"]
+    assert "REC_RAY__TRAIN__USE_GPU" not in {entry["name"] for entry in head["env"]}
+
+
 def test_a_training_that_grows_has_a_cluster_that_grows(project: Path) -> None:
     found = {each["kind"]: each for each in render("raycluster", project, "train.num_workers=[2, 5]")}
     spec = found["RayCluster"]["spec"]
