@@ -1,8 +1,9 @@
 """The search, the towers and training on a GPU: `python tests/bench_gpu.py`; without one it measures nothing.
 
-The search is compared with the bare float32 product of the same tiles, in turns, and its lists with those of the
-processor; embedding and training with the processor of the machine. Only arrays and tensors are needed, no Ray. The
-whole step on a GPU is `python tests/bench_candidates.py --only step --use-gpu --gpu-share 0.125`.
+The search is compared with the bare float32 product of the same tiles, in turns, in wall-clock time with arrays in and
+lists out and in the device's own time, and its lists with those of the processor; embedding and training with the
+processor of the machine. Only arrays and tensors are needed, no Ray. The whole step on a GPU is
+`python tests/bench_candidates.py --only step --use-gpu --gpu-share 0.125`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ def seconds_of(run: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def device_seconds(run: Callable[[], Any]) -> float:
+    """Return the seconds that a GPU itself works for a call, whatever the processor does meanwhile."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    return float(sum(event.self_device_time_total for event in profile.key_averages())) / 1e6
+
+
 def bench_search(device: str, kind: str, count: int, users: int, k: int, rounds: int) -> dict[str, Any]:
     """Return users a second of the search, arrays in and lists out, and of the bare product of its tiles."""
     items, queries = MAKERS[kind](1, count, DIMENSIONS), MAKERS[kind](2, users, DIMENSIONS)
@@ -76,7 +85,12 @@ def bench_search(device: str, kind: str, count: int, users: int, k: int, rounds:
     if not all(np.array_equal(mine[some], theirs) for mine, theirs in zip(found, expected, strict=True)):
         raise SystemExit("the device gives other lists than the processor")
     bare()
-    times = [(seconds_of(lambda: search.search(queries, k, exclude)), seconds_of(bare)) for _ in range(rounds)]
+
+    def searched() -> None:
+        search.search(queries, k, exclude)
+
+    times = [(seconds_of(searched), seconds_of(bare)) for _ in range(rounds)]
+    own = [device_seconds(bare) / device_seconds(searched) for _ in range(3 if device == "cuda" else 0)]
     return {
         "vectors": kind,
         "items": count,
@@ -84,6 +98,7 @@ def bench_search(device: str, kind: str, count: int, users: int, k: int, rounds:
         "users_per_second": round(users / statistics.median(mine for mine, _ in times)),
         "bare_product": round(users / statistics.median(bare for _, bare in times)),
         "over_bare_product": round(statistics.median(bare / mine for mine, bare in times), 2),
+        "device_time_over_bare_product": round(statistics.median(own), 2) if own else None,
         "searched_twice": round(sum(chosen) / users, 5),
     }
 

@@ -7,8 +7,8 @@ A tile of float16 scores takes a third of the time of its float32 product, and i
 k and some spare items of each query, whose scores are then computed again as the float32 chain. Where the best score
 that may have been left behind could reach the k-th, the query is searched again with float32 products, whose bound is
 10,000 times tighter, and where they cannot tell either, as among equal scores, by `ExactTopK` on the processor. Only
-groups of items with the highest maxima are looked at twice, so a tile is read about once; nothing waits for the device
-before the last batch is on its way.
+groups of items with the highest maxima are looked at twice, so a tile is read about once. The device works on one block
+of queries while the lists of the one before are read; it is never waited for in between.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class DeviceTopK:
     """Search of one item matrix on a device.
 
     items: [n, d] float32.  device: such as "cuda".  chunk: items multiplied at a time.  batch: queries at a time; the
-    two bound the memory on the device, 4 bytes a score, beside 6 bytes a number of the items.
+    two bound the memory on the device, 4 bytes a score, beside 6 bytes a number of the items and the vectors of what
+    four batches have chosen.
     """
 
     def __init__(
