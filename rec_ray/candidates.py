@@ -134,7 +134,7 @@ def generate_candidates(
     parts: Parts = {}
     if items is not None and settings.similar_items:
         parts |= _write_similar_items(items, shared, storage, prefix)
-    # The vectors of items are written beside the lists of the first users, while Ray Data plans theirs.
+    # The vectors of items are written beside the lists of the first users.
     with ThreadPoolExecutor(1) as pool:
         written = None if items is None else pool.submit(_write_items, items, storage, prefix)
         user_sink = _write_users(data, shared, storage, prefix)

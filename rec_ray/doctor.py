@@ -244,7 +244,7 @@ def _versions_there() -> dict[str, str]:
 
 def _room(settings: Settings, nodes: int) -> str:
     """Compare what the settings and the plan need with what Ray and the disk of the store have."""
-    check_gpus(settings, can_come=False)
+    check_gpus(settings, can_come=settings.ray.address is not None)
     resources = ray.available_resources()
     memory = int(resources.get("memory", 0) + resources.get("object_store_memory", 0))
     said = f"{nodes} node(s) with {resources.get('CPU', 0):.0f} CPUs run tasks with the same versions"
