@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -131,14 +130,18 @@ def generate_candidates(
     shared = Sharing(files, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
         facts["recall"] = check_recall(data, settings, storage, shared)
+    # While the shards are made, and before the tasks of users ask for a CPU: to wait for these would take longer.
+    item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
+    embedded = enumerate(blocks if items is not None else [])
+    written = [_write_block.remote(item_sink, place, block) for place, block in embedded]
+    timelines = read_rows(storage, data.timelines)
     parts: Parts = {}
     if items is not None and settings.similar_items:
         parts |= _write_similar_items(items, shared, storage, prefix)
-    # The vectors of items are written beside the lists of the first users.
-    with ThreadPoolExecutor(1) as pool:
-        written = None if items is None else pool.submit(_write_items, items, storage, prefix)
-        user_sink = _write_users(data, shared, storage, prefix)
-        parts |= {} if written is None else written.result()
+    user_sink = _write_users(timelines, data.users, shared, storage, prefix)
+    if items is not None:
+        item_sink.collect(ray.get(written))
+        parts |= item_sink.parts
     parts |= user_sink.parts
     facts |= _facts(user_sink, settings.k)
     manifest = {
@@ -157,10 +160,9 @@ def generate_candidates(
     return Candidates(version, prefix, manifest["items"], manifest["users"], settings.k, facts)
 
 
-def _write_items(items: ray.data.Dataset, storage: Storage, prefix: str) -> Parts:
-    sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
-    items.write_datasink(sink)
-    return sink.parts
+@ray.remote(num_cpus=1)
+def _write_block(sink: PartsSink, place: int, block: pa.Table) -> dict[str, Any]:
+    return sink.write_blocks(place, [block])
 
 
 def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Storage, prefix: str) -> Parts:
@@ -178,15 +180,14 @@ def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Stor
     return sink.parts
 
 
-def _write_users(data: TrainingData, shared: Sharing, storage: Storage, prefix: str) -> PartsSink:
+def _write_users(timelines: ray.data.Dataset, users: int, shared: Sharing, storage: Storage, prefix: str) -> PartsSink:
     """Write the vector and the list of each user; return what knows the parts."""
     folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
     named = functools.partial(name_items, column=ITEM_IDS, items=shared.items)
     sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY], lists=INDICES, prepare=named)
-    rows = read_rows(storage, data.timelines)
     shared.items.wait()
-    with shown_progress("candidates: users", data.users) as progress:
-        rows.map_batches(
+    with shown_progress("candidates: users", users) as progress:
+        timelines.map_batches(
             recommend_items,
             fn_kwargs={"shared": shared, "progress": progress},
             # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing. With GPUs it
