@@ -130,18 +130,14 @@ def generate_candidates(
     shared = Sharing(files, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
         facts["recall"] = check_recall(data, settings, storage, shared)
-    # While the shards are made, and before the tasks of users ask for a CPU: to wait for these would take longer.
-    item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
-    embedded = enumerate(blocks if items is not None else [])
-    written = [_write_block.remote(item_sink, place, block) for place, block in embedded]
+    # While the shards are made: it looks at the files.
     timelines = read_rows(storage, data.timelines)
     parts: Parts = {}
-    if items is not None and settings.similar_items:
-        parts |= _write_similar_items(items, shared, storage, prefix)
-    user_sink = _write_users(timelines, data.users, shared, storage, prefix)
     if items is not None:
-        item_sink.collect(ray.get(written))
-        parts |= item_sink.parts
+        parts |= _write_items(items, storage, prefix)
+        if settings.similar_items:
+            parts |= _write_similar_items(items, shared, storage, prefix)
+    user_sink = _write_users(timelines, data.users, shared, storage, prefix)
     parts |= user_sink.parts
     facts |= _facts(user_sink, settings.k)
     manifest = {
@@ -160,9 +156,14 @@ def generate_candidates(
     return Candidates(version, prefix, manifest["items"], manifest["users"], settings.k, facts)
 
 
-@ray.remote(num_cpus=1)
-def _write_block(sink: PartsSink, place: int, block: pa.Table) -> dict[str, Any]:
-    return sink.write_blocks(place, [block])
+def _write_items(items: ray.data.Dataset, storage: Storage, prefix: str) -> Parts:
+    """Write the vectors of items, before the lists: it also has a process of every node ready when users begin.
+
+    Without that a node is lost while processes of others wait for their first shard, and they may wait for ever.
+    """
+    sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
+    items.write_datasink(sink)
+    return sink.parts
 
 
 def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Storage, prefix: str) -> Parts:
