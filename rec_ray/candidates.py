@@ -130,14 +130,12 @@ def generate_candidates(
     shared = Sharing(files, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
         facts["recall"] = check_recall(data, settings, storage, shared)
-    # While the shards are made: it looks at the files.
-    timelines = read_rows(storage, data.timelines)
     parts: Parts = {}
     if items is not None:
         parts |= _write_items(items, storage, prefix)
         if settings.similar_items:
             parts |= _write_similar_items(items, shared, storage, prefix)
-    user_sink = _write_users(timelines, data.users, shared, storage, prefix)
+    user_sink = _write_users(data, shared, storage, prefix)
     parts |= user_sink.parts
     facts |= _facts(user_sink, settings.k)
     manifest = {
@@ -181,13 +179,14 @@ def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Stor
     return sink.parts
 
 
-def _write_users(timelines: ray.data.Dataset, users: int, shared: Sharing, storage: Storage, prefix: str) -> PartsSink:
+def _write_users(data: TrainingData, shared: Sharing, storage: Storage, prefix: str) -> PartsSink:
     """Write the vector and the list of each user; return what knows the parts."""
     folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
     named = functools.partial(name_items, column=ITEM_IDS, items=shared.items)
     sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY], lists=INDICES, prepare=named)
+    timelines = read_rows(storage, data.timelines)
     shared.items.wait()
-    with shown_progress("candidates: users", users) as progress:
+    with shown_progress("candidates: users", data.users) as progress:
         timelines.map_batches(
             recommend_items,
             fn_kwargs={"shared": shared, "progress": progress},
