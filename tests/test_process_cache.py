@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from rec_ray import process_cache
-from rec_ray.process_cache import once_a_process, shared_value
+from rec_ray.process_cache import once_a_process, share_files, shared_files, shared_value
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +65,8 @@ def test_a_task_waits_for_what_is_not_made_yet_and_asks_more_than_once(monkeypat
     assert len(asked) > 2
     with pytest.raises(ZeroDivisionError):
         shared_value(broken.remote())
+
+
+def test_files_come_back_as_they_were(local_ray):
+    files = {"weights": bytes(range(256)) * 1000, "empty": b""}
+    assert shared_files(share_files(files)) == files
