@@ -16,6 +16,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from rec_ray.errors import BundleError, listed
 from rec_ray.retrieval.preprocessing import Preprocessor
@@ -129,10 +131,21 @@ def as_evaluated(bundle: TwoTowerBundle) -> TwoTowerBundle:
     return bundle if bundle.evaluated is None else replace(bundle, model=bundle.evaluated, evaluated=None)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights as they come: to draw those that have no memory, torch (2.13) imports its compiler, which took
+    2.4 s of each process that loads a model."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def _build(arguments: dict[str, Any]) -> TwoTower:
     try:
         # Weights that only say what is expected: no memory, no random numbers, half the time of loading.
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return build_two_tower(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"{MODEL} holds arguments that the towers do not take: {error}") from error

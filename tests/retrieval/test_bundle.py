@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +92,21 @@ def test_reading_a_bundle_does_not_move_the_random_numbers(bundle: TwoTowerBundl
     torch.manual_seed(3)
     TwoTowerBundle.from_files(files)
     assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("history", ["none", "mean", "transformer"])
+def test_reading_a_bundle_does_not_load_the_compiler(tmp_path: Path, history: str) -> None:
+    arguments = {**make_bundle().arguments, "history": history, "time_gaps": True, "item_hidden": 4, "user_hidden": 4}
+    files = dataclasses.replace(make_bundle(), model=build_two_tower(**arguments), arguments=arguments).to_files()
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    program = (
+        "import pathlib, sys\n"
+        "from rec_ray.retrieval.bundle import TwoTowerBundle\n"
+        "TwoTowerBundle.from_files({path.name: path.read_bytes() for path in pathlib.Path(sys.argv[1]).iterdir()})\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
 
 
 def test_a_metric_that_is_no_number_is_null(bundle: TwoTowerBundle) -> None:
