@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Value = TypeVar("Value")
-ASKED_AGAIN_SECONDS = 5.0
+PATIENCE_SECONDS = 5.0
+"""How long a task waits for a shared object before it takes it for lost."""
 
 KEPT = 6
 """Values that a process keeps; the one that was not asked for longest goes first."""
@@ -38,15 +40,19 @@ def once_a_process(key: str, make: Callable[[], Value]) -> Value:
 def shared_value(reference: ray.ObjectRef) -> Any:
     """Return, in a task, what a reference stands for.
 
-    It is asked for again every few seconds. When a node is lost with an object, tasks that wait for it give their CPUs
-    to the task that makes it anew; those that began to wait before the loss do not (Ray 2.60), and where they hold all
-    CPUs, all wait for ever: seen in half of the runs of `candidates` that lost one of two nodes.
+    Who waits for an object that was made, and was lost with its node, keeps its CPU (Ray 2.60); where such tasks hold
+    all CPUs, what makes it anew never runs. Who waits for an object that was never made gives its CPU back. So after
+    some seconds this waits for a task that waits for the object: it needs no CPU, as Ray begins it when all is there.
     """
-    while True:
-        try:
-            return ray.get(reference, timeout=ASKED_AGAIN_SECONDS)
-        except ray.exceptions.GetTimeoutError:
-            continue
+    while not ray.wait([reference], timeout=PATIENCE_SECONDS)[0]:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        ray.get(_arrived.options(scheduling_strategy=here).remote(reference))
+    return ray.get(reference)
+
+
+@ray.remote(num_cpus=0)
+def _arrived(value: Any) -> None:
+    """Run where and when a value is there."""
 
 
 def share_files(files: Mapping[str, bytes]) -> ray.ObjectRef:
