@@ -7,8 +7,10 @@ nothing of Feast, of versions beyond their name, or of how the model was trained
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -130,13 +132,13 @@ def generate_candidates(
     shared = Sharing(files, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
         facts["recall"] = check_recall(data, settings, storage, shared)
+    item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
     parts: Parts = {}
-    if items is not None:
-        parts |= _write_items(items, storage, prefix)
-        if settings.similar_items:
+    with _written(item_sink, blocks if items is not None else []):
+        if items is not None and settings.similar_items:
             parts |= _write_similar_items(items, shared, storage, prefix)
-    user_sink = _write_users(data, shared, storage, prefix)
-    parts |= user_sink.parts
+        user_sink = _write_users(data, shared, storage, prefix)
+    parts |= user_sink.parts | (item_sink.parts if items is not None else {})
     facts |= _facts(user_sink, settings.k)
     manifest = {
         "version": version,
@@ -154,14 +156,24 @@ def generate_candidates(
     return Candidates(version, prefix, manifest["items"], manifest["users"], settings.k, facts)
 
 
-def _write_items(items: ray.data.Dataset, storage: Storage, prefix: str) -> Parts:
-    """Write the vectors of items, before the lists: it also has a process of every node ready when users begin.
+@contextlib.contextmanager
+def _written(sink: PartsSink, blocks: list[ray.ObjectRef]) -> Iterator[None]:
+    """Write blocks while the context lasts, by tasks that are there before others ask for a CPU.
 
-    Without that a node is lost while processes of others wait for their first shard, and they may wait for ever.
+    After it nothing is written any more, whether the context failed or not.
     """
-    sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
-    items.write_datasink(sink)
-    return sink.parts
+    written = [_write_block.remote(sink, place, block) for place, block in enumerate(blocks)]
+    try:
+        yield
+    finally:
+        if written:
+            ray.wait(written, num_returns=len(written), fetch_local=False)
+    sink.collect(ray.get(written))
+
+
+@ray.remote(num_cpus=1)
+def _write_block(sink: PartsSink, place: int, block: pa.Table) -> dict[str, Any]:
+    return sink.write_blocks(place, [block])
 
 
 def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Storage, prefix: str) -> Parts:

@@ -89,12 +89,16 @@ class PartsSink(Datasink[Any]):
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
         """Write the blocks of one task."""
+        return self.write_blocks(ctx.task_idx, blocks)
+
+    def write_blocks(self, task: int, blocks: Iterable[pa.Table]) -> dict[str, Any]:
+        """Write blocks and return what `collect` takes. task: a number that no other task has."""
         parts: dict[str, list[dict[str, Any]]] = {folder: [] for folder in self.folders}
         counts: Counter[tuple[str, Any]] = Counter()
         for number, block in enumerate(blocks):
             if block.num_rows == 0:
                 continue
-            name = f"part-{ctx.task_idx:06d}-{number:03d}.parquet"
+            name = f"part-{task:06d}-{number:03d}.parquet"
             for folder, data in self._encode(block).items():
                 self.storage.write_checked(f"{self.prefix}/{folder}/{name}", data)
                 sha256 = hashlib.sha256(data).hexdigest()
@@ -131,7 +135,11 @@ class PartsSink(Datasink[Any]):
 
     def on_write_complete(self, write_result: Any) -> None:
         """Collect what the tasks that succeeded have written."""
-        for written in write_result.write_returns:
+        self.collect(write_result.write_returns)
+
+    def collect(self, returns: Iterable[dict[str, Any]]) -> None:
+        """Add what `write_blocks` returned in each task."""
+        for written in returns:
             for folder, parts in written["parts"].items():
                 self.parts[folder] += parts
             self.counts.update(written["counts"])
