@@ -41,6 +41,7 @@ from rec_ray.schema import (
     require_columns,
 )
 from rec_ray.storage import Storage
+from rec_ray.stored_rows import ROW_GROUP
 
 TIMELINES_FOLDER, CATALOGUE_FOLDER, CATALOGUE_NOW_FOLDER = "timelines", "catalogue", "catalogue_now"
 
@@ -162,7 +163,7 @@ def _write(
     def write(dataset: ray.data.Dataset, encode: Callable[..., pa.Table], folder: str, **arguments: Any) -> str:
         path = storage.path(prefix, folder)
         encoded = dataset.map_batches(encode, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments)
-        encoded.write_parquet(path, filesystem=storage.filesystem)
+        encoded.write_parquet(path, filesystem=storage.filesystem, row_group_size=ROW_GROUP)
         return path
 
     timelines = write(

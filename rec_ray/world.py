@@ -174,8 +174,6 @@ def open_ray(settings: RaySettings) -> bool:
     _quieten_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # The newer Parquet reader (2.60) starts up to 32 actors a dataset to read footers: a second or two each time.
-    context.use_datasource_v2 = False
     # An error raised in a task arrives as it is; Ray Data's own UserCodeException comes without its cause (2.60).
     context.raise_original_map_exception = True
     if ray.is_initialized():

@@ -29,6 +29,7 @@ PART_USERS = 25_000
 def make_items(folder: Path, items: int) -> None:
     """Write a catalogue without features."""
     from rec_ray.retrieval.catalogue import CATALOGUE
+    from rec_ray.stored_rows import ROW_GROUP
 
     index = np.arange(1, items + 1, dtype=np.int32)
     empty = {name: pa.nulls(items, CATALOGUE.field(name).type) for name in CATALOGUE.names if name.startswith("item_")}
@@ -46,12 +47,13 @@ def make_items(folder: Path, items: int) -> None:
     }
     folder.mkdir(parents=True)
     table = pa.table({name: lists[name] if name in lists else columns[name] for name in CATALOGUE.names})
-    pq.write_table(table.cast(CATALOGUE), folder / "part.parquet")
+    pq.write_table(table.cast(CATALOGUE), folder / "part.parquet", row_group_size=ROW_GROUP)
 
 
 def make_users(folder: Path, users: int, items: int, part_users: int = PART_USERS) -> None:
     """Write timelines without features, `EVENTS` events each, popular items more often."""
     from rec_ray.retrieval.timelines import QUERIES, TIMELINES
+    from rec_ray.stored_rows import ROW_GROUP
 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -80,7 +82,7 @@ def make_users(folder: Path, users: int, items: int, part_users: int = PART_USER
                 columns[field.name] = pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), nothing)
         table = pa.table({name: columns[name] for name in TIMELINES.names if name in columns})
         kinds = pa.schema([TIMELINES.field(name) for name in table.column_names])
-        pq.write_table(table.cast(kinds), folder / f"part-{start:09d}.parquet", row_group_size=5000)
+        pq.write_table(table.cast(kinds), folder / f"part-{start:09d}.parquet", row_group_size=ROW_GROUP)
 
 
 def make_bundle(items: int, history: str) -> Any:
