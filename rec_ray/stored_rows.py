@@ -26,8 +26,8 @@ from rec_ray.storage import Storage
 
 ROW_GROUP = 5000
 """Rows of a row group of what is stored to be read here: the least that a task takes."""
-PIECE_BYTES = 128 * 2**20
-"""The most that a task reads, uncompressed."""
+PIECE_BYTES = 32 * 2**20
+"""The most that a task reads, uncompressed; a row group that has more is read whole."""
 FOOTERS_AT_ONCE = 32
 
 
