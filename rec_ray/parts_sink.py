@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ SIMILAR_FOLDER = "similar_items"
 SEARCH = "search"
 """Folder of the vectors of search views, one folder a push source, and what the manifest says of them."""
 MANIFEST = "manifest.json"
-ROW_GROUP = 20_000
+ROW_GROUP = 32_768
+"""Rows: each group has the ids of its lists once."""
 LENGTH = "length of a list"
 
 
@@ -99,11 +101,16 @@ class PartsSink(Datasink[Any]):
             if block.num_rows == 0:
                 continue
             name = f"part-{task:06d}-{number:03d}.parquet"
-            for folder, data in self._encode(block).items():
-                self.storage.write_checked(f"{self.prefix}/{folder}/{name}", data)
-                sha256 = hashlib.sha256(data).hexdigest()
-                parts[folder].append({"name": name, "rows": block.num_rows, "bytes": len(data), "sha256": sha256})
-            counts.update(self._count(block))
+            encoded = self._encode(block)
+            # At once: for most of this time the store is waited for.
+            with ThreadPoolExecutor(len(encoded)) as pool:
+                keys = [f"{self.prefix}/{folder}/{name}" for folder in encoded]
+                writing = pool.map(self.storage.write_checked, keys, encoded.values())
+                for folder, data in encoded.items():
+                    sha256 = hashlib.sha256(data).hexdigest()
+                    parts[folder].append({"name": name, "rows": block.num_rows, "bytes": len(data), "sha256": sha256})
+                counts.update(self._count(block))
+                list(writing)
         return {"parts": parts, "counts": counts}
 
     def _encode(self, block: pa.Table) -> dict[str, memoryview]:
@@ -183,6 +190,7 @@ def _parquet_writer(sink: pa.BufferOutputStream, schema: pa.Schema) -> pq.Parque
         compression={leaf: "none" if leaf in floats else "snappy" for leaf in leaves},
         use_dictionary=[leaf for leaf, field in leaves.items() if _of_dictionary(field.type)],
         dictionary_pagesize_limit=2**30,
+        write_batch_size=2**17,
         write_statistics=[leaf for leaf, field in leaves.items() if not pa.types.is_list(field.type)],
         # Else the dictionaries would be read as such.
         store_schema=False,
