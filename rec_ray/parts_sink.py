@@ -102,7 +102,7 @@ class PartsSink(Datasink[Any]):
                 continue
             name = f"part-{task:06d}-{number:03d}.parquet"
             encoded = self._encode(block)
-            # At once: for most of this time the store is waited for.
+            # At once: the store is waited for once.
             with ThreadPoolExecutor(len(encoded)) as pool:
                 keys = [f"{self.prefix}/{folder}/{name}" for folder in encoded]
                 writing = pool.map(self.storage.write_checked, keys, encoded.values())

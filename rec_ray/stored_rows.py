@@ -97,12 +97,11 @@ def cut_rows(files: Sequence[Sequence[Piece]], workers: int) -> list[Piece]:
 
 
 def _files(storage: Storage, path: str) -> list[str]:
-    found = storage.filesystem.get_file_info(path)
-    if found.type == pafs.FileType.Directory:
+    with _naming(path):
+        if storage.filesystem.get_file_info(path).type != pafs.FileType.Directory:
+            return [path]
         below = storage.filesystem.get_file_info(pafs.FileSelector(path))
-        files = sorted(info.path for info in below if info.is_file and not info.base_name.startswith((".", "_")))
-    else:
-        files = [path]
+    files = sorted(info.path for info in below if info.is_file and not info.base_name.startswith((".", "_")))
     if not files:
         raise _unreadable(path, "it holds no files")
     return files
@@ -118,12 +117,12 @@ def _row_groups(filesystem: pafs.FileSystem, file: str) -> list[Piece]:
 
 
 @contextlib.contextmanager
-def _naming(file: str) -> Iterator[None]:
-    """Name the file in what goes wrong with it."""
+def _naming(path: str) -> Iterator[None]:
+    """Name the file or the folder in what goes wrong with it."""
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:
-        raise _unreadable(file, str(error).strip().splitlines()[-1]) from error
+        raise _unreadable(path, str(error).strip().splitlines()[-1]) from error
 
 
 def _unreadable(path: str, why: str) -> StorageError:
