@@ -37,7 +37,6 @@ from rec_ray.parts_sink import (
     read_manifest,
     read_parts,
 )
-from rec_ray.process_cache import share_files
 from rec_ray.progress import shown_progress
 from rec_ray.recommender import (
     INDICES,
@@ -80,7 +79,7 @@ Parts = dict[str, list[dict[str, Any]]]
 """Folder -> its parts, as a manifest lists them."""
 
 GPU_ROWS = 16_384
-"""Users of a task on a GPU."""
+"""Rows of a task on a GPU."""
 
 
 def generate_candidates(
@@ -107,13 +106,13 @@ def generate_candidates(
     # First the manifest: objects of a bucket go one after another, and it must never list parts that are gone.
     storage.delete_prefix(f"{prefix}/{MANIFEST}")
     storage.delete_prefix(prefix)
-    files = share_files(bundle.to_files())
+    model = ray.put(bundle.without_evaluated())
     items = None
     if items_of is None:
-        items = _embed_catalogue(data, files, settings, storage)
+        items = _embed_catalogue(data, model, settings, storage)
         blocks, item_count = items.to_arrow_refs(), items.count()
     else:
-        stored, rows = _stored_items.remote(storage, items_of, [files])
+        stored, rows = _stored_items.remote(storage, items_of, [model])
         blocks, item_count = [stored], ray.get(rows)
     if not item_count:
         raise DataError("the catalogue is empty: there is nothing to recommend")
@@ -129,7 +128,7 @@ def generate_candidates(
     facts: dict[str, Any] = {"engine": settings.engine, "shards": len(shards.refs)}
     filters = _filters(data, bundle.preprocessor, settings, storage, shards, None if items else blocks[0])
     popularity = _popularity(data, bundle.preprocessor.users.shape, settings, storage) if items else None
-    shared = Sharing(files, shards, filters, popularity, settings, data.split_times.as_of)
+    shared = Sharing(model, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
         facts["recall"] = check_recall(data, settings, storage, shared)
     item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
@@ -202,13 +201,19 @@ def _write_users(data: TrainingData, shared: Sharing, storage: Storage, prefix: 
         timelines.map_batches(
             recommend_items,
             fn_kwargs={"shared": shared, "progress": progress},
-            # Blocks as they are read: so Ray Data makes one task of reading, recommending and writing. With GPUs it
-            # never does, and wants a number.
-            batch_size=GPU_ROWS if shared.settings.use_gpu else None,
+            batch_size=_batch_rows(shared.settings),
             batch_format="pyarrow",
             num_gpus=shared.settings.gpus,
         ).write_datasink(sink)
     return sink
+
+
+def _batch_rows(settings: CandidateSettings) -> int | None:
+    """Return what Ray Data calls a batch: blocks as they are read, of which it makes one task with reading and writing.
+
+    With GPUs it never does, and wants a number.
+    """
+    return GPU_ROWS if settings.use_gpu else None
 
 
 def _facts(sink: PartsSink, k: int) -> dict[str, Any]:
@@ -221,14 +226,14 @@ def _facts(sink: PartsSink, k: int) -> dict[str, Any]:
 
 
 def _embed_catalogue(
-    data: TrainingData, files: ray.ObjectRef, settings: CandidateSettings, storage: Storage
+    data: TrainingData, bundle: ray.ObjectRef, settings: CandidateSettings, storage: Storage
 ) -> ray.data.Dataset:
     return (
         read_rows(storage, data.catalogue_now)
         .map_batches(
             embed_items,
-            fn_kwargs={"files": files, "device": settings.device, "precision": settings.precision},
-            batch_size=8192,
+            fn_kwargs={"bundle": bundle, "device": settings.device, "precision": settings.precision},
+            batch_size=_batch_rows(settings),
             batch_format="pyarrow",
             num_gpus=settings.gpus,
         )
@@ -237,16 +242,16 @@ def _embed_catalogue(
 
 
 @ray.remote(num_cpus=1, num_returns=2)
-def _stored_items(storage: Storage, prefix: str, files: ray.ObjectRef) -> tuple[pa.Table, int]:
+def _stored_items(storage: Storage, prefix: str, bundle: list[ray.ObjectRef]) -> tuple[pa.Table, int]:
     """Return the items of complete candidates, as `embed_items` returns them, and their number.
 
     Their index is the order of their ids.
 
-    files: the reference to the files of the bundle, in a list: Ray hands over what a bare argument refers to.
+    bundle: the reference to it, in a list: Ray hands over what a bare argument refers to.
     """
     table = read_parts(storage, prefix, read_manifest(storage, prefix), ITEM_FOLDER).sort_by(ITEM_ID)
     table = table.append_column("item_index", pa.array(np.arange(1, table.num_rows + 1), pa.int32()))
-    return add_history(table, files[0]), table.num_rows
+    return add_history(table, bundle[0]), table.num_rows
 
 
 def check_recall(data: TrainingData, settings: CandidateSettings, storage: Storage, shared: Sharing) -> float:

@@ -22,7 +22,6 @@ from rec_ray.config import CandidateSettings, EvaluationSettings
 from rec_ray.contracts import LIVE, MODEL, REFITTED, Evaluation, Example, LiveVersion, Segment, TrainingData
 from rec_ray.count_baselines import fit_baselines
 from rec_ray.logs import LOGGER
-from rec_ray.process_cache import share_files
 from rec_ray.rank_targets import RECOMMENDED, SHOWN_USERS, ListFigures, RankingPlan, rank_targets, read_sums
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.ranking import LIST_LENGTH
@@ -61,11 +60,10 @@ def evaluate_model(
     counted = fit_baselines(timelines, bundle.preprocessor.users.shape, data.items)
 
     def plan(name: str, own: TwoTowerBundle, catalogue: str, baselines: ray.ObjectRef | None) -> RankingPlan:
-        files = share_files(own.to_files())
-        ks = tuple(settings.ks)
+        model, ks = ray.put(own.without_evaluated()), tuple(settings.ks)
         wanted = candidates if name == MODEL and candidates.changes_lists else None
         now, exclude_seen = data.split_times.test_start, candidates.exclude_seen
-        return RankingPlan(name, files, baselines, catalogue, storage, ks, counted.bounds, exclude_seen, wanted, now)
+        return RankingPlan(name, model, baselines, catalogue, storage, ks, counted.bounds, exclude_seen, wanted, now)
 
     found = _Found(SegmentSums(settings.ks, counted.bounds, data.items))
     for row in _rank(timelines, plan(MODEL, bundle, data.catalogue, counted.baselines)):

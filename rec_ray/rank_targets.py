@@ -21,7 +21,7 @@ import ray
 import torch
 
 from rec_ray.config import CandidateSettings
-from rec_ray.process_cache import once_a_process, shared_files, shared_value
+from rec_ray.process_cache import once_a_process, shared_value
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue
 from rec_ray.retrieval.learning import take_ragged
@@ -50,13 +50,13 @@ Array = npt.NDArray[Any]
 class RankingPlan:
     """What a ranking task needs beside its users.
 
-    files: reference to the files of a bundle. baselines: reference to counted baselines by name, or None.
+    bundle: reference to it. baselines: reference to counted baselines by name, or None.
     catalogue: folder of the catalogue as of the test, encoded for this bundle. bounds: of activity. candidates, now:
     how lists are made and the test cut-off, where the lists as recommended are to be judged too.
     """
 
     name: str
-    files: ray.ObjectRef
+    bundle: ray.ObjectRef
     baselines: ray.ObjectRef | None
     catalogue: str
     storage: Storage
@@ -91,7 +91,7 @@ def sums_of(values: Mapping[str, Array]) -> dict[str, tuple[float, int]]:
 
 def rank_targets(batch: pa.Table, plan: RankingPlan) -> pa.Table:
     """Return `TargetRanker.rank` of a batch; the ranker is loaded once a process."""
-    return once_a_process(f"ranker {plan.files.hex()}", lambda: TargetRanker(plan)).rank(batch)
+    return once_a_process(f"ranker {plan.bundle.hex()}", lambda: TargetRanker(plan)).rank(batch)
 
 
 class TargetRanker:
@@ -100,7 +100,7 @@ class TargetRanker:
     def __init__(self, plan: RankingPlan) -> None:
         torch.set_num_threads(1)
         self.plan = plan
-        bundle = TwoTowerBundle.from_files(shared_files(plan.files))
+        bundle: TwoTowerBundle = shared_value(plan.bundle)
         table = pq.read_table(plan.catalogue, filesystem=plan.storage.filesystem)
         self.user_shape = bundle.preprocessor.users.shape
         self.catalogue = Catalogue.from_table(table, bundle.preprocessor.items.shape)

@@ -20,7 +20,7 @@ import torch
 
 from rec_ray.config import CandidateSettings
 from rec_ray.item_shards import AS_HISTORY, ItemShards
-from rec_ray.process_cache import once_a_process, shared_files, shared_value
+from rec_ray.process_cache import once_a_process, shared_value
 from rec_ray.progress import report_rows
 from rec_ray.retrieval.bundle import TwoTowerBundle
 from rec_ray.retrieval.catalogue import Catalogue, flat_values, lists_of
@@ -49,6 +49,8 @@ Array = np.ndarray[Any, Any]
 
 NOW, EVERYTHING = 2, 3
 """The query row as of now, and a split label above all others: every event is history."""
+ITEMS_AT_ONCE = 8192
+"""Items that are embedded together: what lies between the layers of a tower stays small."""
 MODEL, POPULARITY = "model", "popularity"
 INDICES = "indices"
 """Column of lists of catalogue indices, 0 on: ids take five times the room and are put in their place where a list is
@@ -67,11 +69,11 @@ _RECOMMENDED = pa.schema(
 class Sharing:
     """What all tasks of the step share, small enough to be handed to each: references, settings and the instant.
 
-    files: of a bundle. items: the shards of the catalogue. filters: evaluated on it. popularity: `SegmentPopularity`,
-    or None when users of whom nothing is known are left out.
+    bundle: a `TwoTowerBundle`. items: the shards of the catalogue. filters: evaluated on it. popularity:
+    `SegmentPopularity`, or None when users of whom nothing is known are left out.
     """
 
-    files: ray.ObjectRef
+    bundle: ray.ObjectRef
     items: ItemShards
     filters: ray.ObjectRef
     popularity: ray.ObjectRef | None
@@ -81,52 +83,56 @@ class Sharing:
     @property
     def key(self) -> str:
         """A text that changes with the content."""
-        return f"{self.files.hex()} {self.items.key} {self.filters.hex()}"
+        return f"{self.bundle.hex()} {self.items.key} {self.filters.hex()}"
 
 
-def _bundle(files: ray.ObjectRef, device: str = "cpu") -> TwoTowerBundle:
+def _bundle(reference: ray.ObjectRef, device: str = "cpu") -> TwoTowerBundle:
     def load() -> TwoTowerBundle:
         # Tasks run side by side; threads inside a product would wait for each other.
         torch.set_num_threads(1)
-        bundle = TwoTowerBundle.from_files(shared_files(files))
+        bundle: TwoTowerBundle = shared_value(reference)
         bundle.model.to(device)
         return bundle
 
-    return once_a_process(f"bundle {files.hex()} {device}", load)
+    return once_a_process(f"bundle {reference.hex()} {device}", load)
 
 
 def _products(precision: str, device: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=multiplies_in_half(precision, torch.device(device)))
 
 
-@torch.inference_mode()
-def embed_items(batch: pa.Table, files: ray.ObjectRef, device: str, precision: str) -> pa.Table:
-    """Return `item_index`, `item_id`, `embedding` and perhaps `as_history` for rows of `CATALOGUE`.
+def embed_items(rows: pa.Table, bundle: ray.ObjectRef, device: str, precision: str) -> Iterator[pa.Table]:
+    """Yield `item_index`, `item_id`, `embedding` and perhaps `as_history` for rows of `CATALOGUE`, some after others.
 
-    files: reference to the files of a bundle. device, precision: as in the settings section `candidates`.
+    bundle: reference to it. device, precision: as in the settings section `candidates`.
     """
-    bundle = _bundle(files, device)
+    for start in range(0, rows.num_rows, ITEMS_AT_ONCE):
+        yield add_history(_embed(rows.slice(start, ITEMS_AT_ONCE), bundle, device, precision), bundle, device)
+
+
+@torch.inference_mode()
+def _embed(batch: pa.Table, bundle: ray.ObjectRef, device: str, precision: str) -> pa.Table:
+    loaded = _bundle(bundle, device)
     order = pa.array(np.arange(1, batch.num_rows + 1), pa.int32())
     place = batch.schema.get_field_index("item_index")
-    catalogue = Catalogue.from_table(batch.set_column(place, "item_index", order), bundle.preprocessor.items.shape)
+    catalogue = Catalogue.from_table(batch.set_column(place, "item_index", order), loaded.preprocessor.items.shape)
     with _products(precision, device):
-        vectors = catalogue.to(device).embed(bundle.model, torch.arange(1, batch.num_rows + 1, device=device))
-    embedded = pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], EMBEDDING: _lists(vectors)})
-    return add_history(embedded, files, device)
+        vectors = catalogue.to(device).embed(loaded.model, torch.arange(1, batch.num_rows + 1, device=device))
+    return pa.table({"item_index": batch["item_index"], ITEM_ID: batch[ITEM_ID], EMBEDDING: _lists(vectors)})
 
 
 @torch.inference_mode()
-def add_history(items: pa.Table, files: ray.ObjectRef, device: str = "cpu") -> pa.Table:
+def add_history(items: pa.Table, bundle: ray.ObjectRef, device: str = "cpu") -> pa.Table:
     """Add the column `as_history` to embedded items, where the model reads histories by other vectors than the items'.
 
     items: `item_id` and `embedding`.
     """
-    bundle = _bundle(files, device)
-    if bundle.model.item_tower.history_ids is None:
+    loaded = _bundle(bundle, device)
+    if loaded.model.item_tower.history_ids is None:
         return items
     vectors = torch.from_numpy(flat_values(items[EMBEDDING]).reshape(items.num_rows, -1).copy())
-    rows = torch.from_numpy(bundle.preprocessor.encode_item_ids(items[ITEM_ID].combine_chunks())).long()
-    read = bundle.model.item_tower.as_history(vectors.to(device), rows.to(device))
+    rows = torch.from_numpy(loaded.preprocessor.encode_item_ids(items[ITEM_ID].combine_chunks())).long()
+    read = loaded.model.item_tower.as_history(vectors.to(device), rows.to(device))
     return items.append_column(AS_HISTORY, _lists(read))
 
 
@@ -153,7 +159,7 @@ class Recommender:
     def load(cls, shared: Sharing) -> Recommender:
         """Load what is shared into this process."""
         items, settings = shared.items, shared.settings
-        bundle = _bundle(shared.files, settings.device)
+        bundle = _bundle(shared.bundle, settings.device)
         lists = ListBuilder(
             items,
             items.vectors,

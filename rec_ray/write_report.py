@@ -88,7 +88,7 @@ def collect_facts(
 
     item_name: field of an item that people read, if there is one.
     """
-    item_map: dict[str, Any] = ray.get(_map_items.remote(bundle.to_files(), data.catalogue_now, storage))
+    item_map: dict[str, Any] = ray.get(_map_items.remote(bundle.without_evaluated(), data.catalogue_now, storage))
     shown = dict.fromkeys(item_map["item_ids"])
     for example in evaluation.examples:
         shown |= dict.fromkeys((*example.history, *example.recommended, *example.taken))
@@ -151,10 +151,9 @@ def category_field(items: FeaturePreprocessor) -> str | None:
 
 
 @ray.remote(num_cpus=1)
-def _map_items(files: dict[str, bytes], catalogue: str, storage: Storage) -> dict[str, Any]:
+def _map_items(bundle: TwoTowerBundle, catalogue: str, storage: Storage) -> dict[str, Any]:
     """Return the map of a sample of the catalogue: ids and two coordinates, and in words what they are."""
     torch.set_num_threads(1)
-    bundle = TwoTowerBundle.from_files(files)
     table = pq.read_table(catalogue, filesystem=storage.filesystem)
     total = table.num_rows
     hashes = np.array([zlib.crc32(item_id.encode()) for item_id in table["item_id"].to_pylist()])

@@ -2,7 +2,7 @@
 
 Users with 20 events each and items with vectors of their own are written as the step before would, so that no training
 is needed; the towers have random weights, whose vectors have no structure that would help a search. Each case runs in
-a process of its own with a Ray of its own; the search alone runs right after the step, over the same vectors.
+a process of its own with a Ray of its own; the search alone runs before and after the step, over its vectors.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benching import run_watched
 
 EVENTS = 20
 PART_USERS = 25_000
+QUERIES = 8192
 
 
 def make_items(folder: Path, items: int) -> None:
@@ -108,8 +109,36 @@ def make_bundle(items: int, history: str) -> Any:
     return TwoTowerBundle(model.eval(), {**arguments, "history_length": 50}, preprocessor, {"run_id": "bench"})
 
 
+def search_alone(folder: Path, k: int, threads: int) -> float:
+    """Return users a second of the search for `QUERIES` users among the items of a step's output, the median of 15.
+
+    Fewer users are asked for several times.
+    """
+    from rec_ray.retrieval.top_k import ExactTopK, Exclusions, quantise_items
+
+    def vectors(name: str, parts: int | None) -> np.ndarray[Any, np.dtype[np.float32]]:
+        files = sorted((folder / f"{name}_embeddings").glob("*.parquet"))[:parts]
+        lists = pa.concat_tables([pq.read_table(file, columns=["embedding"]) for file in files])["embedding"]
+        return lists.combine_chunks().flatten().to_numpy().reshape(len(lists), -1)
+
+    items, few = vectors("item", None), vectors("user", 1)
+    queries = np.ascontiguousarray(few[np.arange(QUERIES) % len(few)])
+    seen = (len(items) * np.random.default_rng(0).random(QUERIES * EVENTS) ** 2).astype(np.int64)
+    exclude = Exclusions(seen, np.arange(0, QUERIES * EVENTS + 1, EVENTS))
+    search = ExactTopK(items, threads=threads, quantised=quantise_items(items))
+    search.search(queries[:256], k)
+    rates = []
+    for _ in range(15):
+        started = time.perf_counter()
+        search.search(queries, k, exclude)
+        rates.append(QUERIES / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
 def run_step(users: int, items: int, k: int, history: str, threads: int, gpu_share: float | None) -> dict[str, Any]:
     """Run the step on data made for it and the search alone on its vectors; return users a second of both.
+
+    The search alone runs before and after the step, as the machine may get slower or faster meanwhile.
 
     gpu_share: of each process; None uses no GPU. The search alone is that of the processor's threads anyway.
     """
@@ -118,7 +147,6 @@ def run_step(users: int, items: int, k: int, history: str, threads: int, gpu_sha
     from rec_ray.candidates import generate_candidates
     from rec_ray.config import CandidateSettings, RaySettings
     from rec_ray.contracts import RowCounts, SplitTimes, TrainingData
-    from rec_ray.retrieval.top_k import ExactTopK, Exclusions, quantise_items
     from rec_ray.storage import open_storage
     from rec_ray.world import open_ray
 
@@ -132,7 +160,7 @@ def run_step(users: int, items: int, k: int, history: str, threads: int, gpu_sha
         bundle = make_bundle(items, history)
         open_ray(RaySettings(num_cpus=threads))
         now = datetime(2024, 1, 1, tzinfo=UTC)
-        took = {}
+        took, rates = {}, []
         for name in ("few", "timelines"):  # first a few: every worker starts and loads what it searches with
             data = TrainingData(
                 timelines=str(folder / name),
@@ -152,26 +180,9 @@ def run_step(users: int, items: int, k: int, history: str, threads: int, gpu_sha
             found = generate_candidates(data, bundle, settings, storage, version="1", prefix=f"bench/{name}")
             took[name] = time.perf_counter() - started
             assert found.users == data.users
-        vectors = {}
-        for name in ("item", "user"):
-            parts = sorted((folder / "store" / "bench" / "timelines" / f"{name}_embeddings").glob("*.parquet"))
-            some = parts if name == "item" else parts[:1]
-            tables = [pq.read_table(part, columns=["embedding"]) for part in some]
-            lists = pa.concat_tables(tables)["embedding"].combine_chunks()
-            vectors[name] = lists.flatten().to_numpy().reshape(len(lists), -1)
+            rates.append(search_alone(folder / "store" / "bench" / name, k, threads))
         written = sum(path.stat().st_size for path in (folder / "store").rglob("*.parquet"))
-    every = vectors["item"]
-    search = ExactTopK(every, threads=threads, quantised=quantise_items(every))
-    queries = np.ascontiguousarray(vectors["user"][:8192])
-    history_items = (items * np.random.default_rng(0).random(len(queries) * EVENTS) ** 2).astype(np.int64)
-    exclude = Exclusions(history_items, np.arange(0, len(queries) * EVENTS + 1, EVENTS))
-    search.search(queries[:256], k)
-    alone = []
-    for _ in range(15):
-        started = time.perf_counter()
-        search.search(queries, k, exclude)
-        alone.append(len(queries) / (time.perf_counter() - started))
-    rate, rate_alone = users / took["timelines"], sorted(alone)[len(alone) // 2]
+    rate, rate_alone = users / took["timelines"], statistics.mean(rates)
     return {
         "users": users,
         "items": items,

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from rec_ray import process_cache
-from rec_ray.process_cache import once_a_process, share_files, shared_files, shared_value
+from rec_ray.process_cache import once_a_process, shared_value
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,3 @@ def test_what_is_not_made_yet_is_waited_for_and_a_failure_is_told(monkeypatch):
     assert shared_value(made_slowly.remote()) == "made"
     with pytest.raises(ZeroDivisionError):
         shared_value(broken.remote())
-
-
-def test_files_come_back_as_they_were(local_ray):
-    files = {"weights": bytes(range(256)) * 1000, "empty": b""}
-    assert shared_files(share_files(files)) == files

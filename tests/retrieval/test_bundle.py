@@ -85,6 +85,29 @@ def test_the_same_bundle_gives_the_same_bytes(bundle: TwoTowerBundle) -> None:
     assert make_bundle(seed=1).to_files()["weights.safetensors"] != files["weights.safetensors"]
 
 
+def test_a_pickled_bundle_lies_in_the_memory_of_its_arrays(bundle: TwoTowerBundle) -> None:
+    checked = dataclasses.replace(bundle, evaluated=make_bundle(seed=1).model)
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(checked, protocol=5, buffer_callback=buffers.append)
+    shared = [bytearray(buffer.raw()) for buffer in buffers]
+    found = pickle.loads(data, buffers=shared)
+    assert found.to_files() == checked.to_files()
+    assert not found.model.training
+    before = embed(found)
+    for buffer in shared:
+        buffer[:] = bytes(len(buffer))
+    assert before.abs().sum() > 0
+    assert not any(weights.abs().sum() for weights in found.model.state_dict().values()), "weights were copied"
+    assert checked.without_evaluated().to_files() == bundle.to_files()
+
+
+def test_a_pickled_bundle_may_lie_in_memory_that_nobody_writes(bundle: TwoTowerBundle) -> None:
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(bundle, protocol=5, buffer_callback=buffers.append)
+    found = pickle.loads(data, buffers=[bytes(buffer.raw()) for buffer in buffers])
+    assert torch.equal(embed(found), embed(bundle))
+
+
 def test_reading_a_bundle_does_not_move_the_random_numbers(bundle: TwoTowerBundle) -> None:
     files = bundle.to_files()
     torch.manual_seed(3)
