@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 
 from rec_ray.errors import ConfigError, StorageError
+from rec_ray.whole_file import is_partial, write_whole_file
 
 RETRY_ATTEMPTS = 8
 """Tries of one S3 request; with pyarrow's exponential back-off and jitter that bridges half a minute."""
@@ -30,7 +31,6 @@ PROBE_SECONDS = 5.0
 Names = list[str]
 """Keys or names of folders, sorted; `Storage.list` hides the plain word from annotations."""
 
-_PARTIAL = ".partial"
 _REMEDIES = (
     ("certificate", "name the authority's certificate in storage.ca_bundle, or say http:// where there is no TLS"),
     ("NETWORK_CONNECTION", "is the endpoint right and the server running?"),
@@ -109,7 +109,7 @@ class Storage:
             raise StorageError(f"an object needs a name below {self.uri()}; got an empty key")
         with self._trying("write", key):
             if self.is_folder:
-                _write_file(Path(path), data)
+                write_whole_file(Path(path), data)
             else:
                 with self.filesystem.open_output_stream(path) as stream:
                     stream.write(data)
@@ -213,7 +213,7 @@ class Storage:
         with self._trying("list", prefix):
             infos = self.filesystem.get_file_info(selector)
         start = len(self.root.rstrip("/")) + 1
-        return sorted((info.path[start:], info.type) for info in infos if not _is_partial(info.path))
+        return sorted((info.path[start:], info.type) for info in infos if not is_partial(info.base_name))
 
     @contextlib.contextmanager
     def _trying(self, verb: str, key: str) -> Iterator[None]:
@@ -342,22 +342,3 @@ def _checked(part: str) -> str:
     if part and not inner:
         raise StorageError(f"refused the key {part!r}: keys are relative to the store")
     return inner
-
-
-def _write_file(path: Path, data: bytes | memoryview) -> None:
-    """Write a file beside its place, bring it to the disk, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
-    try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _is_partial(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return name.startswith(".") and name.endswith(_PARTIAL)

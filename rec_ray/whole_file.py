@@ -1,0 +1,82 @@
+"""A file of a local folder that is there whole or not at all, and on the disk when its writing returns.
+
+A path and bytes come in; nothing goes out. It knows no store, no keys and no format.
+
+Large files go past the page cache, straight to the disk: they are written once, by tasks that want their CPU for other
+things, and what is brought to the disk at once needs no copy in memory. On a virtual machine whose host takes back idle
+memory, every page of that copy is given anew: 29 MB took 0.094 s of a CPU and 0.11 s in all, and take 0.01 and 0.025.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+ALIGNMENT = 4096
+"""What addresses, offsets and lengths are multiples of, past the page cache."""
+FEWEST_BYTES = 2**20
+"""Bytes from which on a file goes past the page cache."""
+BYTES_AT_ONCE = 2**20
+
+_PARTIAL = ".partial"
+
+
+def write_whole_file(path: Path, data: bytes | memoryview) -> None:
+    """Write a file beside its place, bring it to the disk, then move it there in one step.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+    content = memoryview(data).cast("B")
+    try:
+        written = _write_past_cache(partial, content) if len(content) >= FEWEST_BYTES else 0
+        with partial.open("r+b" if written else "wb") as file:
+            file.seek(written)
+            file.write(content[written:])
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def is_partial(name: str) -> bool:
+    """Say whether a file of this name, without its folder, is one that was not finished."""
+    return name.startswith(".") and name.endswith(_PARTIAL)
+
+
+def _write_past_cache(path: Path, content: memoryview) -> int:
+    """Make a file of the beginning of the content and return its bytes; 0, where the file system does not let."""
+    direct = getattr(os, "O_DIRECT", 0)
+    if not direct:
+        return 0
+    written = 0
+    # Memory of its own, since it must begin at a multiple of the alignment.
+    aligned = memoryview(mmap.mmap(-1, BYTES_AT_ONCE))
+    with _unless_unsupported():
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | direct, 0o666)
+        try:
+            while len(content) - written >= ALIGNMENT and written % ALIGNMENT == 0:
+                size = min(BYTES_AT_ONCE, (len(content) - written) // ALIGNMENT * ALIGNMENT)
+                aligned[:size] = content[written : written + size]
+                written += os.write(file, aligned[:size])
+        finally:
+            os.close(file)
+    return written
+
+
+@contextlib.contextmanager
+def _unless_unsupported() -> Iterator[None]:
+    """Pass over the refusal of a file system that has no way past the page cache, or wants another alignment."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
