@@ -197,7 +197,8 @@ def _make_shard(start: int, end: int, size: int, approximate: bool, *blocks: pa.
     """Return the items of indices `start` + 1 to `end`."""
     matrices = {EMBEDDING: np.zeros((end - start + 1, size), np.float32)}
     ids, places = [], []
-    for block in blocks:
+    # An empty file leaves a block without columns.
+    for block in (block for block in blocks if block.num_rows):
         index = block["item_index"].to_numpy()
         inside = np.flatnonzero((index > start) & (index <= end))
         if not len(inside):

@@ -270,6 +270,24 @@ def test_an_empty_catalogue_is_said(tiny_data, tmp_path):
         generate(tiny_data, tmp_path, empty)
 
 
+def test_empty_files_in_a_catalogue_change_nothing(made, tiny_data, tmp_path):
+    rows = pq.read_table(tiny_data.data.catalogue_now, filesystem=tiny_data.storage.filesystem)
+    folder = tmp_path / "catalogue"
+    folder.mkdir()
+    for name, part in (
+        ("a", rows.slice(0, 0)),
+        ("b", rows.slice(0, 20)),
+        ("c", rows.slice(0, 0)),
+        ("d", rows.slice(20)),
+    ):
+        pq.write_table(part, folder / f"{name}.parquet")
+    data = dataclasses.replace(tiny_data.data, catalogue_now=str(folder))
+    candidates, storage = generate(tiny_data, tmp_path, data, similar_items=5)
+    assert candidates.items == 62
+    assert lists_of(storage) == lists_of(made[1])
+    assert rows_of(storage, "item_embeddings").num_rows == rows_of(storage, "similar_items").num_rows == 62
+
+
 def test_only_parts_of_tasks_that_succeeded_are_listed(tmp_path):
     """A lost task leaves parts behind; what counts is what the tasks that ended well gave back."""
     from ray.data._internal.execution.interfaces import TaskContext

@@ -97,7 +97,7 @@ class TwoTowerBundle:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle weights as arrays: where those lie in shared memory, processes read one copy in place.
 
-        A hundredth of the time that files take, which are copied and parsed. The rebuilt weights may be read-only.
+        What is rebuilt is in evaluation mode, and its weights may be read-only.
 
         Raises:
             BundleError: a weight is not finite.
