@@ -70,7 +70,7 @@ def _trained_model(values: Mapping[str, Any], files: Mapping[str, bytes]) -> Tra
         bundle = dataclasses.replace(published, model=published.evaluated, evaluated=None)
     checked = None
     if CHECKED in files:
-        checked = dataclasses.replace(TwoTowerBundle.from_files({**parts, WEIGHTS: files[CHECKED]}), evaluated=None)
+        checked = TwoTowerBundle.from_files({**parts, WEIGHTS: files[CHECKED]}).without_evaluated()
     epochs = tuple(EpochResult(**epoch) for epoch in values["epochs"])
     return TrainedModel(bundle, epochs, values["best_epoch"], published, checked, values["facts"])
 
