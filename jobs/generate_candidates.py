@@ -8,7 +8,7 @@ program joins that cluster. What the step does, how it logs and what its errors 
 
 import sys
 
-from rec_ray.cli import main
+from rec_ray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["candidates", *sys.argv[1:]]))

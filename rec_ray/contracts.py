@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import ray
     import ray.data
 
-    from rec_ray.retrieval.bundle import TwoTowerBundle
-    from rec_ray.retrieval.preprocessing import Preprocessor
+    from rec_ray.retrieval.features.preprocessing import Preprocessor
+    from rec_ray.retrieval.model.bundle import TwoTowerBundle
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 """Labels of an event: learned from; watched for early stopping; held out for the metrics."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rec_ray.candidate_store.increments import begin_increment
 from rec_ray.config import Settings
 from rec_ray.contracts import (
     Candidates,
@@ -20,12 +21,27 @@ from rec_ray.contracts import (
     UpdateReport,
 )
 from rec_ray.errors import DataError
-from rec_ray.increments import begin_increment, find_active
-from rec_ray.line import (
+from rec_ray.publishing.publish import publish_increment, publish_version, roll_back
+from rec_ray.publishing.push import check_push_targets
+from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
+from rec_ray.runs.context import World, open_world
+from rec_ray.runs.ledger import RunLedger, open_run
+from rec_ray.runs.stores import storage_of
+from rec_ray.runs.summary import (
+    RunReport,
+    count_candidates,
+    count_data,
+    count_search,
+    count_update,
+    report_again,
+    report_run,
+)
+from rec_ray.steps import (
     check_search,
     encode_data,
     encode_search,
     evaluate_version,
+    find_active,
     judge_model,
     prepare_data,
     publish_once,
@@ -35,23 +51,8 @@ from rec_ray.line import (
     train_model,
     write_page,
 )
-from rec_ray.model_store import find_model, load_model
-from rec_ray.publication import publish_increment, publish_version, roll_back
-from rec_ray.retrieval.bundle import TwoTowerBundle, as_evaluated
-from rec_ray.run_ledger import RunLedger, open_run
-from rec_ray.run_report import (
-    RunReport,
-    count_candidates,
-    count_data,
-    count_search,
-    count_update,
-    report_again,
-    report_run,
-)
-from rec_ray.storage import Storage
-from rec_ray.stores import storage_of
-from rec_ray.update_features import check_push_targets
-from rec_ray.world import World, open_world
+from rec_ray.storage.model_store import find_model, load_model
+from rec_ray.storage.object_store import Storage
 
 
 def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
@@ -129,7 +130,7 @@ def run_increment(settings: Settings, version: str | None, since: str, *, publis
     with open_world(settings) as world:
         version = version or world.database.live() or newest_version(world.storage)
         bundle = load_model(version, world.storage)
-        increment = begin_increment(world, version, since)
+        increment = begin_increment(world.storage, version, since, world.as_of)
         active = find_active(world, increment.since)
         counts = {"users with events since": active.count}
         if active.count:

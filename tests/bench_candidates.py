@@ -29,8 +29,8 @@ QUERIES = 8192
 
 def make_items(folder: Path, items: int) -> None:
     """Write a catalogue without features."""
-    from rec_ray.retrieval.catalogue import CATALOGUE
-    from rec_ray.stored_rows import ROW_GROUP
+    from rec_ray.distributed.parquet_source import ROW_GROUP
+    from rec_ray.retrieval.features.catalogue import CATALOGUE
 
     index = np.arange(1, items + 1, dtype=np.int32)
     empty = {name: pa.nulls(items, CATALOGUE.field(name).type) for name in CATALOGUE.names if name.startswith("item_")}
@@ -53,8 +53,8 @@ def make_items(folder: Path, items: int) -> None:
 
 def make_users(folder: Path, users: int, items: int, part_users: int = PART_USERS) -> None:
     """Write timelines without features, `EVENTS` events each, popular items more often."""
-    from rec_ray.retrieval.timelines import QUERIES, TIMELINES
-    from rec_ray.stored_rows import ROW_GROUP
+    from rec_ray.distributed.parquet_source import ROW_GROUP
+    from rec_ray.retrieval.features.timelines import QUERIES, TIMELINES
 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -88,9 +88,9 @@ def make_users(folder: Path, users: int, items: int, part_users: int = PART_USER
 
 def make_bundle(items: int, history: str) -> Any:
     """Return towers with random weights, 64 dimensions."""
-    from rec_ray.retrieval.bundle import TwoTowerBundle
-    from rec_ray.retrieval.preprocessing import FeaturePreprocessor, Preprocessor
-    from rec_ray.retrieval.towers import build_two_tower
+    from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor, Preprocessor
+    from rec_ray.retrieval.model.bundle import TwoTowerBundle
+    from rec_ray.retrieval.model.towers import build_two_tower
 
     nothing = FeaturePreprocessor({}, {}, {})
     preprocessor = Preprocessor(nothing, nothing, [f"item{number:08d}" for number in range(1, items + 1)], ["view"])
@@ -114,7 +114,7 @@ def search_alone(folder: Path, k: int, threads: int) -> float:
 
     Fewer users are asked for several times.
     """
-    from rec_ray.retrieval.top_k import ExactTopK, Exclusions, quantise_items
+    from rec_ray.retrieval.search import ExactTopK, Exclusions, quantise_items
 
     def vectors(name: str, parts: int | None) -> np.ndarray[Any, np.dtype[np.float32]]:
         files = sorted((folder / f"{name}_embeddings").glob("*.parquet"))[:parts]
@@ -144,11 +144,11 @@ def run_step(users: int, items: int, k: int, history: str, threads: int, gpu_sha
     """
     from datetime import UTC, datetime
 
-    from rec_ray.candidates import generate_candidates
+    from rec_ray.candidates.generate import generate_candidates
     from rec_ray.config import CandidateSettings, RaySettings
     from rec_ray.contracts import RowCounts, SplitTimes, TrainingData
-    from rec_ray.storage import open_storage
-    from rec_ray.world import open_ray
+    from rec_ray.distributed.runtime import open_ray
+    from rec_ray.storage.object_store import open_storage
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

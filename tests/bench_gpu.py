@@ -24,14 +24,15 @@ import torch
 from bench_candidates import make_bundle, make_items, make_users
 from bench_top_k import MAKERS
 
-from rec_ray.retrieval.catalogue import Catalogue
-from rec_ray.retrieval.feature_batch import FeatureShape
-from rec_ray.retrieval.learning import Learner, LearningSettings, embed_queries, multiplies_in_half
-from rec_ray.retrieval.prefetch import prefetched
-from rec_ray.retrieval.timelines import Timelines, query_batch, training_windows
-from rec_ray.retrieval.top_k import ExactTopK, Exclusions
-from rec_ray.retrieval.top_k.on_device import DeviceTopK
-from rec_ray.retrieval.towers import build_two_tower
+from rec_ray.retrieval.features.batch import FeatureShape
+from rec_ray.retrieval.features.catalogue import Catalogue
+from rec_ray.retrieval.features.timelines import Timelines, query_batch, training_windows
+from rec_ray.retrieval.learning.learner import Learner, LearningSettings, multiplies_in_half
+from rec_ray.retrieval.learning.prefetch import prefetched
+from rec_ray.retrieval.model.inference import embed_queries
+from rec_ray.retrieval.model.towers import build_two_tower
+from rec_ray.retrieval.search import ExactTopK, Exclusions
+from rec_ray.retrieval.search.device import DeviceTopK
 
 DIMENSIONS, EVENTS, HISTORY = 64, 20, 50
 

@@ -19,10 +19,10 @@ from benching import make_shop, run_watched
 
 def load_encode_train(project: Path) -> dict[str, Any]:
     """Do the first three steps of the line on a project, one epoch; return the seconds of each."""
-    from rec_ray.config_file import load_settings
-    from rec_ray.line import prepare_data, train_model
+    from rec_ray.config.loading import load_settings
     from rec_ray.logs import configure_logging
-    from rec_ray.world import open_world
+    from rec_ray.runs.context import open_world
+    from rec_ray.steps import prepare_data, train_model
 
     configure_logging()
     changes = ["train.epochs=1", "train.refit=off", "model.history=mean", "train.batch_size=8192"]

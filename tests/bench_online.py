@@ -17,7 +17,7 @@ import psycopg
 from bench_top_k import random_vectors
 from servers import PostgreSQL, running
 
-from rec_ray.retrieval.top_k import ExactTopK
+from rec_ray.retrieval.search import ExactTopK
 
 
 def text_of(vector: np.ndarray[Any, Any]) -> str:

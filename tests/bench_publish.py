@@ -30,7 +30,7 @@ def make_project(folder: Path, online_store: dict[str, Any], sizes: Sequence[int
     """Write a project with one stored version for each size; each next one has a tenth of other users."""
     import yaml
 
-    from rec_ray.storage import open_storage
+    from rec_ray.storage.object_store import open_storage
 
     write_feast_repo(folder / "repo", online_store)
     settings = {
@@ -63,13 +63,13 @@ def push_here(folder: Path, *, whole: bool) -> dict[str, float]:
     import pyarrow as pa
     from feast.data_source import PushMode
 
-    from rec_ray.candidate_parts import PartSlice, StoredCandidates, read_slice
-    from rec_ray.candidates import read_manifest
-    from rec_ray.config_file import load_settings
-    from rec_ray.push_targets import push_frame
-    from rec_ray.stores import storage_of
-    from rec_ray.update_features import find_push_targets
-    from rec_ray.world import feature_store_of
+    from rec_ray.candidate_store.parts import PartSlice, StoredCandidates, read_slice
+    from rec_ray.candidates.generate import read_manifest
+    from rec_ray.config.loading import load_settings
+    from rec_ray.feature_store.push_targets import push_frame
+    from rec_ray.publishing.push import find_push_targets
+    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.stores import storage_of
 
     settings = load_settings(folder / "rec_ray.yaml")
     store, storage = feature_store_of(settings), storage_of(settings)
@@ -91,12 +91,13 @@ def push_here(folder: Path, *, whole: bool) -> dict[str, float]:
 
 def push_side_by_side(folder: Path) -> dict[str, float]:
     """Push version 1 as a run does, with all its checks; a first small push has warmed the workers up."""
-    from rec_ray.candidate_parts import StoredCandidates
-    from rec_ray.candidates import read_manifest
-    from rec_ray.config_file import load_settings
-    from rec_ray.stores import storage_of
-    from rec_ray.update_features import update_feature_store
-    from rec_ray.world import feature_store_of, open_ray
+    from rec_ray.candidate_store.parts import StoredCandidates
+    from rec_ray.candidates.generate import read_manifest
+    from rec_ray.config.loading import load_settings
+    from rec_ray.distributed.runtime import open_ray
+    from rec_ray.publishing.push import update_feature_store
+    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.stores import storage_of
 
     settings = load_settings(folder / "rec_ray.yaml")
     open_ray(settings.ray)

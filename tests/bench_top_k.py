@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rec_ray.retrieval.top_k import ExactTopK, quantise_items
+from rec_ray.retrieval.search import ExactTopK, quantise_items
 
 SIZES = (20_000, 100_000, 500_000)
 TILE, BLOCK = 1024, 256

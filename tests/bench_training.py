@@ -27,8 +27,8 @@ STEADY_EPOCHS = 4
 
 def bench_ray_train() -> dict[str, Any]:
     """Positives a second through Ray Train over those of the same loop in one process with tensors in memory."""
-    from rec_ray.config_file import load_settings
-    from rec_ray.world import open_ray
+    from rec_ray.config.loading import load_settings
+    from rec_ray.distributed.runtime import open_ray
 
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary) / "shop"
@@ -56,10 +56,10 @@ def encode(settings: Any, folder: Path) -> tuple[Any, Any]:
     """Load and encode a project's data into a store."""
     from datetime import UTC, datetime
 
-    from rec_ray.load_features import load_features
-    from rec_ray.storage import open_storage
-    from rec_ray.training_data import prepare_training_data
-    from rec_ray.world import feature_store_of
+    from rec_ray.data.load_features import load_features
+    from rec_ray.data.training_data import prepare_training_data
+    from rec_ray.runs.context import feature_store_of
+    from rec_ray.storage.object_store import open_storage
 
     store = feature_store_of(settings)
     tables = load_features(store, settings.feast, settings.features, settings.evaluation, as_of=datetime.now(UTC))
@@ -69,7 +69,7 @@ def encode(settings: Any, folder: Path) -> tuple[Any, Any]:
 
 def train_through_ray(settings: Any, data: Any, storage: Any, run_id: str) -> Any:
     """Train as the program does, without validation users, so that nothing but learning is timed."""
-    from rec_ray.train import train_two_tower
+    from rec_ray.training.trainer import train_two_tower
 
     train = settings.train.model_copy(update={"epochs": STEADY_EPOCHS, "refit": "off", "patience": 100})
     return train_two_tower(
@@ -91,10 +91,10 @@ def train_plainly(settings: Any, data: Any, storage: Any) -> list[float]:
     import torch
 
     from rec_ray.contracts import VALIDATION
-    from rec_ray.retrieval.catalogue import Catalogue
-    from rec_ray.retrieval.learning import Learner, LearningSettings, shuffled_batches
-    from rec_ray.retrieval.timelines import Timelines, training_windows
-    from rec_ray.retrieval.towers import build_two_tower
+    from rec_ray.retrieval.features.catalogue import Catalogue
+    from rec_ray.retrieval.features.timelines import Timelines, training_windows
+    from rec_ray.retrieval.learning.learner import Learner, LearningSettings, shuffled_batches
+    from rec_ray.retrieval.model.towers import build_two_tower
 
     torch.set_num_threads(settings.train.cpus_per_worker)
     shapes = data.preprocessor.items.shape, data.preprocessor.users.shape
@@ -132,11 +132,11 @@ def bench_catalogue_size() -> dict[str, Any]:
     import torch
 
     from rec_ray.config import ModelSettings, TrainSettings
-    from rec_ray.retrieval.catalogue import Catalogue
-    from rec_ray.retrieval.feature_batch import FeatureBatch, FeatureShape
-    from rec_ray.retrieval.learning import Learner, LearningSettings
-    from rec_ray.retrieval.timelines import TimelineBatch
-    from rec_ray.retrieval.towers import build_two_tower
+    from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
+    from rec_ray.retrieval.features.catalogue import Catalogue
+    from rec_ray.retrieval.features.timelines import TimelineBatch
+    from rec_ray.retrieval.learning.learner import Learner, LearningSettings
+    from rec_ray.retrieval.model.towers import build_two_tower
 
     torch.set_num_threads(1)
     train, model_settings = TrainSettings(), ModelSettings()

@@ -61,7 +61,7 @@ def local_ray() -> Iterator[Any]:
     import ray
 
     from rec_ray.config import RaySettings
-    from rec_ray.world import open_ray
+    from rec_ray.distributed.runtime import open_ray
 
     open_ray(RaySettings(num_cpus=2, object_store_memory=300_000_000))
     yield ray
@@ -417,13 +417,13 @@ def tiny_data(
 
     import torch
 
-    from rec_ray.config_file import load_settings
-    from rec_ray.load_features import load_features
-    from rec_ray.retrieval.bundle import TwoTowerBundle
-    from rec_ray.retrieval.towers import build_two_tower
-    from rec_ray.storage import open_storage
-    from rec_ray.training_data import prepare_training_data
-    from rec_ray.world import feature_store_of
+    from rec_ray.config.loading import load_settings
+    from rec_ray.data.load_features import load_features
+    from rec_ray.data.training_data import prepare_training_data
+    from rec_ray.retrieval.model.bundle import TwoTowerBundle
+    from rec_ray.retrieval.model.towers import build_two_tower
+    from rec_ray.runs.context import feature_store_of
+    from rec_ray.storage.object_store import open_storage
 
     def with_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         table = tiny_tables[name]

@@ -58,7 +58,7 @@ def schema_of(kind: str) -> dict[str, Any]:
             found["additionalProperties"] = False
         return found
 
-    text = gzip.decompress((ROOT / "tests" / "kuberay" / f"{kind}.json.gz").read_bytes())
+    text = gzip.decompress((ROOT / "tests" / "cluster" / "kuberay" / f"{kind}.json.gz").read_bytes())
     schema: dict[str, Any] = strict(json.loads(text))
     return schema
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from rec_ray.candidate_parts import StoredCandidates
+from rec_ray.candidate_store.parts import StoredCandidates
 from rec_ray.schema import ITEM_EMBEDDINGS, RECOMMENDATIONS, USER_EMBEDDINGS
-from rec_ray.storage import Storage
+from rec_ray.storage.object_store import Storage
 
 VECTORS = pa.list_(pa.float32())
 NO_WEIGHTS = b"these are no weights"

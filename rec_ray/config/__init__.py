@@ -12,15 +12,10 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from rec_ray.config.learning import (
-    EvaluationSettings,
-    FeatureSettings,
-    InteractionSettings,
-    ModelSettings,
-    TrainSettings,
-)
-from rec_ray.config.lists import CandidateSettings, FilterSettings, PublishSettings, UserRule
-from rec_ray.config.places import (
+from rec_ray.config.candidates import CandidateSettings, FilterSettings, UserRule
+from rec_ray.config.evaluation import EvaluationSettings
+from rec_ray.config.features import FeatureSettings, InteractionSettings
+from rec_ray.config.infrastructure import (
     SQLITE_ADDRESS,
     DatabaseSettings,
     FeastSettings,
@@ -28,8 +23,11 @@ from rec_ray.config.places import (
     SideTableSettings,
     StorageSettings,
 )
+from rec_ray.config.model import ModelSettings
+from rec_ray.config.publishing import PublishSettings
 from rec_ray.config.search import ImageVector, SearchSettings
 from rec_ray.config.section import ENV_PREFIX, Section
+from rec_ray.config.training import TrainSettings
 
 __all__ = [
     "ENV_PREFIX",

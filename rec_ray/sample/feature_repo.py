@@ -272,7 +272,7 @@ def apply_feature_repo(repo: Path) -> None:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            from rec_ray.feast_api import Entity, FeatureService, FeatureStore, FeatureView, PushSource
+            from rec_ray.feature_store.api import Entity, FeatureService, FeatureStore, FeatureView, PushSource
 
             made: Any = runpy.run_path(str(repo / "definitions.py")).values()
             kinds = (Entity, FeatureService, FeatureView, PushSource)

@@ -12,21 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rec_ray.config_file import SETTINGS_FILE
-from rec_ray.config_template import render_settings
+from rec_ray.config.loading import SETTINGS_FILE
+from rec_ray.config.template import render_settings
 from rec_ray.errors import ConfigError, listed
 from rec_ray.sample import shop
 from rec_ray.sample.declarations import declare_features, declare_interactions, name_of_items
 from rec_ray.sample.feature_repo import apply_feature_repo, write_feature_repo
 from rec_ray.sample.survey import count_distinct, earliest_time, query_table, share_of_newcomers, share_of_repeats
-from rec_ray.sample.tables import (
-    OwnTables,
-    WrittenTable,
-    read_own_tables,
-    write_batches,
-    write_ids,
-    write_own_table,
-)
+from rec_ray.sample.tables import OwnTables, WrittenTable, read_own_tables, write_batches, write_ids, write_own_table
 from rec_ray.schema import ITEM_ID, USER_ID, FeatureDeclaration
 
 REPO = "feature_repo"

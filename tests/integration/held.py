@@ -70,6 +70,6 @@ if __name__ == "__main__":
         options = options[2:]
     for place in options:
         hold(place)
-    from rec_ray.cli import main
+    from rec_ray.cli.main import main
 
     sys.exit(main(arguments))

@@ -13,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rec_ray import process_cache
+from rec_ray.distributed import worker_cache as process_cache
 
 WAITING = 6
 """Tasks that wait, three times the CPUs of their node."""

@@ -11,11 +11,11 @@ import sys
 import threading
 from pathlib import Path
 
-from rec_ray.candidates import read_manifest
-from rec_ray.config_file import load_settings
+from rec_ray.candidates.generate import read_manifest
+from rec_ray.config.loading import load_settings
 from rec_ray.errors import DataError, UnavailableError
-from rec_ray.model_store import find_model, load_model
-from rec_ray.stores import database_of, storage_of
+from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.storage.model_store import find_model, load_model
 
 
 def main() -> None:

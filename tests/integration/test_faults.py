@@ -27,19 +27,19 @@ from feast.data_source import PushMode
 from processes import Reader, Run, wait_until
 from servers import PostgreSQL, Redis, SeaweedFS, environment_of
 
-from rec_ray.config_file import load_settings
-from rec_ray.push_targets import PushTarget, find_push_target, push_frame, read_online
+from rec_ray.config.loading import load_settings
+from rec_ray.feature_store.push_targets import PushTarget, find_push_target, push_frame, read_online
+from rec_ray.runs.context import feature_store_of
+from rec_ray.runs.stores import database_of, storage_of
 from rec_ray.schema import ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
-from rec_ray.stores import database_of, storage_of
-from rec_ray.world import feature_store_of
 
 # Minutes where nothing else runs; the machine may have much else to do.
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(3600)]
 
-STORE = "rec_ray.storage:Storage.write_bytes"
-COMMIT = "rec_ray.model_version:VersionDatabase.publish"
-SECOND_PUSH = "rec_ray.update_features:_Writer.__init__@user_embed_push_source"
-RESERVE = "rec_ray.model_version:VersionDatabase.reserve"
+STORE = "rec_ray.storage.object_store:Storage.write_bytes"
+COMMIT = "rec_ray.versions.registry:VersionDatabase.publish"
+SECOND_PUSH = "rec_ray.publishing.push:_Writer.__init__@user_embed_push_source"
+RESERVE = "rec_ray.versions.registry:VersionDatabase.reserve"
 TRAINING = {"train": {"epochs": 15, "patience": 15, "max_failures": 0, "refit": "off"}}
 
 
@@ -254,7 +254,7 @@ def test_a_run_that_is_killed_or_loses_its_servers_goes_on(
     shop.check_online("2")
 
     # The version is live, and the run is killed before it could say so.
-    with attempt("rec_ray.run_ledger:RunLedger.finish") as run:
+    with attempt("rec_ray.runs.ledger:RunLedger.finish") as run:
         run.wait_for("HELD").send(signal.SIGKILL).ended(-9)
     shop.check(live="2")
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from servers import PostgreSQL, SeaweedFS, environment_of
 
-from rec_ray.cli import main
+from rec_ray.cli.main import main
 from rec_ray.sample.feature_repo import apply_feature_repo
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]

@@ -23,10 +23,10 @@ from node_jobs import Job, manifest_environment
 from nodes import BIN, RayNodes, why_not
 from servers import Redis
 
-from rec_ray.config_file import load_settings
-from rec_ray.push_targets import find_push_target, read_online
+from rec_ray.config.loading import load_settings
+from rec_ray.feature_store.push_targets import find_push_target, read_online
+from rec_ray.runs.context import feature_store_of
 from rec_ray.schema import ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
-from rec_ray.world import feature_store_of
 
 MUST_RUN = "TESTS_OF_NODES_MUST_RUN" in os.environ
 """Set in continuous integration, which skips none of them: where nodes cannot be made, they fail."""

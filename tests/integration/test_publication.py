@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from stored_versions import search_view, write_feast_repo, write_search, write_version
 
+from rec_ray.cli.maintenance import run_indexing, run_pruning
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, LockedError, PartlyPublishedError, SchemaError
 from rec_ray.pipeline import run_publishing, run_rollback
-from rec_ray.replaced_candidates import note_replaced, replaced_folder
-from rec_ray.stores import database_of, storage_of
-from rec_ray.upkeep import run_indexing, run_pruning
-from rec_ray.world import feature_store_of
+from rec_ray.publishing.previous_ids import note_replaced, replaced_folder
+from rec_ray.runs.context import feature_store_of
+from rec_ray.runs.stores import database_of, storage_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
@@ -234,7 +234,7 @@ def test_a_stale_row_with_a_later_time_is_noticed(redis_server: Any, tmp_path: P
     shop = open_shop(tmp_path, redis_server.online_store())
     users = names("u", range(100))
     write_version(shop.storage, "1", users, names("i", range(6)), part_rows=50)
-    from rec_ray.push_targets import find_push_target, push_frame
+    from rec_ray.feature_store.push_targets import find_push_target, push_frame
     from rec_ray.schema import ITEM_IDS, RECOMMENDATIONS, SCORES
 
     target = find_push_target(shop.store, "user_items_push_source", "user_id", [ITEM_IDS, SCORES])
@@ -319,8 +319,8 @@ def test_lists_of_texts_go_to_no_file(tmp_path: Path) -> None:
 def test_an_index_over_vectors_in_postgresql(postgresql: Any, tmp_path: Path) -> None:
     import sqlalchemy as sa
 
-    from rec_ray.update_features import find_push_targets
-    from rec_ray.vector_index import missing_vector_indexes
+    from rec_ray.feature_store.pgvector import missing_vector_indexes
+    from rec_ray.publishing.push import find_push_targets
 
     shop = postgres_shop(postgresql, tmp_path)
     targets = find_push_targets(shop.store, shop.settings.publish).values()

@@ -10,11 +10,11 @@ import pytest
 from servers import SeaweedFS
 from test_model_store import make_bundle
 
-from rec_ray.config_file import load_settings
+from rec_ray.config.loading import load_settings
 from rec_ray.errors import BundleError, DataError, StorageError
-from rec_ray.model_store import find_model, load_model, save_model
-from rec_ray.storage import Storage, open_storage
-from rec_ray.stores import storage_of
+from rec_ray.runs.stores import storage_of
+from rec_ray.storage.model_store import find_model, load_model, save_model
+from rec_ray.storage.object_store import Storage, open_storage
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +60,7 @@ def test_the_settings_open_the_bucket(seaweedfs: SeaweedFS, tmp_path: Path) -> N
 
 
 def test_images_are_read_with_the_keys_of_the_store(seaweedfs: SeaweedFS, tmp_path: Path) -> None:
-    from rec_ray.image_files import ImageFiles
+    from rec_ray.item_vectors.fetch import ImageFiles
 
     storage = open_bucket(seaweedfs, "shop")
     storage.write_bytes("a b.png", b"x" * 100)
@@ -163,7 +163,7 @@ def test_tls_with_a_ca_bundle(tls_server: SeaweedFS) -> None:
 def test_a_certificate_that_nobody_vouches_for_is_refused(
     tls_server: SeaweedFS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rec_ray.storage.RETRY_ATTEMPTS", 1)
+    monkeypatch.setattr("rec_ray.storage.object_store.RETRY_ATTEMPTS", 1)
     with pytest.raises(StorageError, match=r"certificate.*storage\.ca_bundle"):
         open_bucket(tls_server, "tls").read_bytes("a")
 
@@ -175,7 +175,7 @@ def test_files_that_feast_names_are_read_from_the_server(
     import pyarrow.parquet as pq
     from feast import FileSource
 
-    from rec_ray.feature_source import FeatureSource, _files
+    from rec_ray.feature_store.offline_source import FeatureSource, _files
 
     filesystem = seaweedfs.filesystem()
     for number in range(2):

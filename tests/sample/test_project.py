@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rec_ray.config_file import load_settings
+from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError, EmptyDataError, FeatureStoreError, SchemaError
 from rec_ray.sample.feature_repo import apply_feature_repo, project_name, write_feature_repo
 from rec_ray.sample.project import init_project

@@ -1,0 +1,1 @@
+"""Candidates stored under a version: manifest, parts, increments."""

@@ -1,0 +1,111 @@
+"""Increments: newer lists, made between two trainings for the users with recent events, beside a version's candidates.
+
+Each is a folder of its own; a storage and a version go in, names, times and items come out. It does not compute
+lists and does not publish them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+
+from rec_ray.candidate_store.manifest import ITEM_FOLDER, MANIFEST, read_manifest, read_parts
+from rec_ray.errors import ConfigError, DataError, listed
+from rec_ray.schema import ITEM_ID
+from rec_ray.storage.model_store import candidates_folder, model_folder
+from rec_ray.storage.object_store import Storage
+
+PUBLISHED = "published.json"
+NEWEST, LAST = "newest", "last"
+"""What the command line takes for the newest increment, and for the time of the newest candidates."""
+
+
+def increments_folder(version: str) -> str:
+    """Return the key below which the increments of a version lie."""
+    return f"{model_folder(version)}/increments"
+
+
+@dataclass(frozen=True)
+class Increment:
+    """What an increment is made for and with: the events since a time, and the items of the version, in order."""
+
+    name: str
+    since: datetime
+    item_ids: pa.Array
+
+
+def begin_increment(storage: Storage, version: str, since: str, as_of: datetime) -> Increment:
+    """Name a new increment of a version. since: as in `start_of_increment`; as_of: the instant of this run.
+
+    Raises:
+        ConfigError: `since` is no time, or one to come.
+        DataError: the version has no candidates.
+    """
+    candidates = candidates_folder(version)
+    start = start_of_increment(since, storage, candidates, increments_folder(version), as_of)
+    items = read_parts(storage, candidates, read_manifest(storage, candidates), ITEM_FOLDER)
+    return Increment(new_increment(as_of), start, items.sort_by(ITEM_ID)[ITEM_ID].combine_chunks())
+
+
+def new_increment(as_of: datetime) -> str:
+    """Return the name of an increment; names sort as their times do."""
+    return f"{as_of.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}"
+
+
+def published_increments(storage: Storage, folder: str) -> list[str]:
+    """Return the names of the increments that were pushed, oldest first. folder: key of all increments of a version."""
+    return [name for name in storage.folders(folder) if storage.exists(f"{folder}/{name}/{PUBLISHED}")]
+
+
+def find_increment(storage: Storage, folder: str, name: str) -> str:
+    """Return the name of a complete increment. folder: key of all increments of a version. name: or `newest`.
+
+    Raises:
+        DataError: there is none, or a newer one was published: older lists must not replace newer ones.
+    """
+    there = [entry for entry in storage.folders(folder) if storage.exists(f"{folder}/{entry}/{MANIFEST}")]
+    if name == NEWEST and there:
+        return max(there)
+    if name not in there:
+        raise DataError(
+            f"{storage.uri(folder)} holds no increment {name!r}; it has {listed(there)}. Make one with "
+            "`rec-ray candidates VERSION --since TIME`"
+        )
+    newer = [entry for entry in published_increments(storage, folder) if entry > name]
+    if newer:
+        raise DataError(f"increment {max(newer)} is newer than {name} and was published; older lists do not replace it")
+    return name
+
+
+def start_of_increment(text: str, storage: Storage, candidates: str, folder: str, now: datetime) -> datetime:
+    """Return the time since which events count. text: an ISO time, `36h` or `7d` before now, or `last`.
+
+    candidates, folder: keys of the version's candidates and of its increments; `last` is the time of the newest.
+
+    Raises:
+        ConfigError: the text is no time, or one to come.
+    """
+    if text == LAST:
+        done = [f"{folder}/{name}" for name in storage.folders(folder)]
+        manifests = [read_manifest(storage, key) for key in done if storage.exists(f"{key}/{MANIFEST}")]
+        since = max(datetime.fromisoformat(made["as_of"]) for made in [read_manifest(storage, candidates), *manifests])
+    else:
+        since = _parse_time(text, now)
+    if since > now:
+        raise ConfigError(f"--since {text} is a time to come: {since:%Y-%m-%d %H:%M} UTC")
+    return since
+
+
+def _parse_time(text: str, now: datetime) -> datetime:
+    if ago := re.fullmatch(r"(\d+)([hd])", text):
+        return now - timedelta(**{{"h": "hours", "d": "days"}[ago[2]]: int(ago[1])})
+    try:
+        since = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"--since takes a time such as 2024-06-01T08:00, 36h or 7d before now, or last; got {text!r}"
+        ) from None
+    return since.astimezone(UTC) if since.tzinfo else since.replace(tzinfo=UTC)

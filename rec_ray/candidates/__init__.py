@@ -1,0 +1,1 @@
+"""Compute the top-k candidates of all users and all items with Ray Data."""

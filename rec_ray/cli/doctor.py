@@ -1,0 +1,275 @@
+"""Finds out in seconds what would stop a run after minutes: one line for each part of the outside world.
+
+Settings come in, each part is really used once (an object written, a canary row pushed and read, a task run), and a
+list of `Check` goes out, whose words name the remedy. It leaves nothing behind that a reader of recommendations sees,
+and repairs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+
+from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER
+from rec_ray.cli.plan import plan_run
+from rec_ray.config import Settings
+from rec_ray.data.load_features import ITEMS, entity_sources, event_source
+from rec_ray.data.side_tables import find_side_tables
+from rec_ray.distributed.runtime import check_gpus, open_ray
+from rec_ray.errors import ConfigError, DataError, FeatureStoreError, RecRayError, UnavailableError, listed
+from rec_ray.feature_store.api import FeatureStore, PushMode
+from rec_ray.feature_store.offline_source import read_slice, slice_source
+from rec_ray.feature_store.pgvector import missing_vector_indexes
+from rec_ray.feature_store.point_in_time import find_service, portable_config, require_fields
+from rec_ray.feature_store.push_targets import PushTarget, push_frame, read_online
+from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, unfed_views
+from rec_ray.publishing.push import check_push_targets, find_push_targets
+from rec_ray.runs.context import feature_store_of
+from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.schema import INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID
+from rec_ray.search_views.vectors import search_dimensions
+
+CANARY = "__rec_ray_canary__"
+CANARY_NUMBER = -(2**53)
+"""The user that the canary row belongs to, where ids are texts and where they are whole numbers; no shop has it."""
+PACKAGES = ("ray", "rec_ray", "feast", "torch", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of the outside world: whether it works, and what was found, with the remedy where it does not."""
+
+    name: str
+    ok: bool
+    said: str
+    exit_code: int
+    seconds: float
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Use each part of the outside world once; a part that fails does not keep the others from being looked at."""
+    checks = [
+        _try("object store", lambda: _object_store(settings)),
+        _try("version database", lambda: _database(settings)),
+        _try("side tables", lambda: _side_tables(settings)),
+    ]
+    opened: list[FeatureStore] = []
+
+    def with_feast(check: Callable[[FeatureStore], str]) -> str:
+        if not opened:
+            raise UnavailableError("not looked at, because the feature registry cannot be read")
+        return check(opened[0])
+
+    def registry() -> str:
+        store = feature_store_of(settings)
+        said = _registry(store, settings)
+        opened.append(store)
+        return said
+
+    checks += [
+        _try("feature registry", registry),
+        _try("offline store", lambda: with_feast(lambda store: _offline(store, settings))),
+        _try("push sources", lambda: with_feast(lambda store: _push_sources(store, settings))),
+        _try("online store", lambda: with_feast(lambda store: _canary(store, settings))),
+        _try("Ray", lambda: _ray(settings)),
+    ]
+    return checks
+
+
+def exit_code_of(checks: list[Check]) -> int:
+    """Return 0, 2 where the settings or the data have to be changed, else 3: try again when it is up."""
+    codes = {check.exit_code for check in checks if not check.ok}
+    return 0 if not codes else 3 if codes == {UnavailableError.exit_code} else ConfigError.exit_code
+
+
+def _try(name: str, check: Callable[[], str]) -> Check:
+    started = time.perf_counter()
+    try:
+        ok, said, code = True, check(), 0
+    except RecRayError as error:
+        wrong = isinstance(error, (ConfigError, DataError))
+        ok, said, code = False, str(error), ConfigError.exit_code if wrong else UnavailableError.exit_code
+    return Check(name, ok, " ".join(said.split()), code, round(time.perf_counter() - started, 2))
+
+
+def _object_store(settings: Settings) -> str:
+    storage = storage_of(settings)
+    storage.check_writable()
+    return f"wrote, read and deleted an object in {storage.uri()}"
+
+
+def _database(settings: Settings) -> str:
+    database = database_of(settings)
+    migrated, live = database.is_migrated(), database.live()
+    tables = "is migrated" if migrated else "gets its tables from the first run"
+    return f"{database.url} is reachable and {tables}; live is {f'version {live}' if live else 'no version yet'}"
+
+
+def _side_tables(settings: Settings) -> str:
+    found = find_side_tables(settings.side_tables, settings.features)
+    names = [table.name for table in (found.users, found.interactions) if table]
+    if settings.side_tables.url is None:
+        return "none are set"
+    return f"{listed(names)} in {settings.side_tables.url}" if names else "none is there: only Feast's data are used"
+
+
+def _registry(store: FeatureStore, settings: Settings) -> str:
+    feast, features = settings.feast, settings.features
+    find_service(store, feast.interaction_service)
+    require_fields(find_service(store, feast.user_service), features.user, feast.user_key, INTERACTIONS.names)
+    items = set(features.item) | ({features.item_name} if features.item_name else set())
+    require_fields(find_service(store, feast.item_service), items, feast.item_key, ITEMS.names)
+    declared = len(features.user) + len(features.item)
+    return f"project {store.project} has the three feature services with all {declared} declared features"
+
+
+def _offline(store: FeatureStore, settings: Settings) -> str:
+    feast = settings.feast
+    sources = [
+        event_source(store, find_service(store, feast.interaction_service), feast, settings.features),
+        *entity_sources(store, find_service(store, feast.user_service), USER_ID, feast.user_key),
+        *entity_sources(store, find_service(store, feast.item_service), ITEM_ID, feast.item_key),
+    ]
+    for source in sources:
+        slices = slice_source(store, source, feast.join_rows)
+        if slices and slices[-1].path is None:
+            # No file whose footer would tell: ask for the newest stretch of time.
+            read_slice(portable_config(store), slices[-1])
+    return f"{len(sources)} sources are readable and have the columns needed"
+
+
+def _targets(store: FeatureStore, settings: Settings) -> list[PushTarget]:
+    model = settings.model
+    towers = check_push_targets(store, settings.publish, model.similarity, model.embedding_size)
+    searched = find_search_targets(store, settings.search)
+    check_search_targets(store, settings.search, search_dimensions(settings.search))
+    return [*towers.values(), *searched.values()]
+
+
+def _push_sources(store: FeatureStore, settings: Settings) -> str:
+    targets = _targets(store, settings)
+    said = [f"{target.source} ({', '.join(target.fields.values())})" for target in targets]
+    slow = missing_vector_indexes(store, targets)
+    hint = f"; no index over the vectors of {listed(slow)}: `rec-ray vector-index` makes it" if slow else ""
+    unfed = "".join(f"; {note}" for note in unfed_views(store, settings.search))
+    return f"found {'; '.join(said)}{hint}{unfed}"
+
+
+def _canary(store: FeatureStore, settings: Settings) -> str:
+    """Push a list for a user that no shop has, read it back, and leave an empty list, which recommends nothing.
+
+    Only the view of recommendations is used: it is read by user id, while a vector would be found by searches.
+    """
+    target = find_push_targets(store, settings.publish)[RECOMMENDATION_FOLDER]
+    user = str(CANARY_NUMBER) if _is_number(target, target.key) else CANARY
+    item = str(uuid.uuid4().int % 2**31) if _is_number(target, target.fields[ITEM_IDS]) else uuid.uuid4().hex
+    now = datetime.now(UTC)
+    _push_and_read(store, target, user, [item], now)
+    _push_and_read(store, target, user, [], now + timedelta(seconds=1))
+    return f"a canary row went through {target.view} of the {store.config.online_store.type} store and back"
+
+
+def _is_number(target: PushTarget, name: str) -> bool:
+    kind = target.types.get(name, pa.string())
+    return bool(pa.types.is_integer(kind.value_type if pa.types.is_list(kind) else kind))
+
+
+def _push_and_read(store: FeatureStore, target: PushTarget, user: str, items: list[str], when: datetime) -> None:
+    row = {
+        USER_ID: pa.array([user]),
+        ITEM_IDS: pa.array([items], pa.list_(pa.string())),
+        SCORES: pa.array([[0.0] * len(items)], pa.list_(pa.float32())),
+    }
+    try:
+        store.push(target.source, push_frame(pa.table(row), target, "doctor", when), to=PushMode.ONLINE)
+    except Exception as error:
+        raise FeatureStoreError(
+            f"a row could not be pushed to {target.source!r}: {type(error).__name__}: {error}; is the online store of "
+            "feature_store.yaml up, and was `feast apply` run?"
+        ) from error
+    answer = read_online(store, target, [user])[target.fields[ITEM_IDS]][0]
+    if [str(found) for found in answer or []] != items:
+        raise FeatureStoreError(
+            f"the online store answered {answer!r} after {items!r} was pushed to {target.source!r}: a store that keeps "
+            "the newest row has one from the future; is the clock of this machine, or was that of another one, wrong?"
+        )
+
+
+def _ray(settings: Settings) -> str:
+    ours = open_ray(settings.ray)
+    try:
+        here = _versions()
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        if not nodes:
+            raise UnavailableError("Ray has no node with a CPU; is the cluster still starting?")
+        pinned = [f"node:{node['NodeManagerAddress']}" for node in nodes]
+        asked = [_versions_there.options(num_cpus=0, resources={name: 0.001}).remote() for name in pinned]
+        ready, late = ray.wait(asked, num_returns=len(asked), timeout=120)
+        if late:
+            raise UnavailableError(f"{len(late)} of {len(asked)} Ray nodes ran no task in 120 s; is the cluster full?")
+        for node, there in zip(pinned, ray.get(asked), strict=True):
+            differing = [f"{name} {there[name]} instead of {here[name]}" for name in here if here[name] != there[name]]
+            if differing:
+                raise ConfigError(f"Ray's {node} has {', '.join(differing)}; use the same image everywhere")
+        del ready
+        return _room(settings, len(nodes))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _versions() -> dict[str, str]:
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+@ray.remote
+def _versions_there() -> dict[str, str]:
+    return _versions()
+
+
+def _room(settings: Settings, nodes: int) -> str:
+    """Compare what the settings and the plan need with what Ray and the disk of the store have."""
+    check_gpus(settings, can_come=settings.ray.address is not None)
+    resources = ray.available_resources()
+    memory = int(resources.get("memory", 0) + resources.get("object_store_memory", 0))
+    said = f"{nodes} node(s) with {resources.get('CPU', 0):.0f} CPUs run tasks with the same versions"
+    try:
+        plan = plan_run(settings)
+    except RecRayError:
+        return f"{said}; memory and disk were not compared with a plan, see the lines above"
+    if memory < plan.memory_bytes:
+        raise ConfigError(
+            f"a run needs about {_gb(plan.memory_bytes)} of memory at a time and Ray has {_gb(memory)}; lower "
+            "feast.join_rows or ray.num_cpus, or take a larger machine"
+        )
+    storage = storage_of(settings)
+    if storage.is_folder:
+        root = Path(storage.root)
+        free = shutil.disk_usage(next(folder for folder in [root, *root.parents] if folder.exists())).free
+        if free < plan.disk_bytes:
+            raise UnavailableError(
+                f"a run writes about {_gb(plan.disk_bytes)} and the disk of {root} has {_gb(free)} free; make room "
+                "or run `rec-ray versions prune`"
+            )
+        said += f"; disk {_gb(free)} for about {_gb(plan.disk_bytes)}"
+    return f"{said}; memory {_gb(memory)} for about {_gb(plan.memory_bytes)}"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,238 @@
+"""Kubernetes manifests for given settings, where there is no kubectl or no copy of cluster/ to edit.
+
+Settings and what they do not say (name, namespace, image, schedule, queue) come in, YAML text goes out: the manifests
+of `cluster/`, which stay the only place where they are written, put together as its overlays do it. It talks to no
+cluster, and knows the structure of the manifests but none of their values.
+"""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rec_ray.config import SECRETS, SQLITE_ADDRESS, Settings
+from rec_ray.errors import ConfigError, listed
+
+KINDS = ("rayjob", "raycluster", "cronjob", "raycronjob")
+GPU_IMAGE = "-cu130"
+"""What stands behind the tag of an image with PyTorch for GPUs."""
+_SECRET_KEY = re.compile(r"password|secret|token|access_?key", re.IGNORECASE)
+_PASSWORD_IN_URL = re.compile(r"://[^/@:]*:[^$/@][^/@]*@")
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the settings do not say.
+
+    name: of the objects, and of a RayJob's run; None: a new one for a RayJob, else `rec-ray`.
+    image: None: that of the manifests. grow_to: workers at most; None: as many as train, always.
+    queue: a LocalQueue of Kueue. schedule: in cron's words, UTC.
+    """
+
+    name: str | None = None
+    namespace: str = "rec-ray"
+    image: str | None = None
+    grow_to: int | None = None
+    queue: str | None = None
+    schedule: str | None = None
+
+
+def render_manifests(kind: str, settings: Settings, wishes: Wishes) -> str:
+    """Return the manifests of one way to run, ready for `kubectl apply -f -` (a RayJob: `kubectl create -f -`).
+
+    Raises:
+        ConfigError: the kind is unknown, the wishes exclude each other, or the settings name what is only here.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"cannot render {kind!r}; known are {listed(KINDS)}")
+    if wishes.queue and (kind not in ("rayjob", "cronjob") or _grows(settings, wishes)):
+        raise ConfigError("--queue is for a rayjob or a cronjob of fixed size: Kueue counts a cluster once")
+    if wishes.schedule and kind not in ("cronjob", "raycronjob"):
+        raise ConfigError(f"--schedule is for a cronjob or a raycronjob, not for a {kind}")
+    cluster, extra = _cluster(settings, wishes)
+    config = _config_map(settings, cluster)
+    objects = [*_templates("base/serviceaccount.yaml"), *extra, *_templates("base/networkpolicy.yaml"), config]
+    objects += [cluster] if kind == "raycluster" else _job(kind, cluster, wishes)
+    for found in objects:
+        found["metadata"]["namespace"] = wishes.namespace
+        for subject in found.get("subjects", []):
+            subject["namespace"] = wishes.namespace
+    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=1000)
+
+
+def _grows(settings: Settings, wishes: Wishes) -> bool:
+    """Whether the number of pods follows the work."""
+    return wishes.grow_to is not None or settings.train.least_workers < settings.train.most_workers
+
+
+def _cluster(settings: Settings, wishes: Wishes) -> tuple[Manifest, list[Manifest]]:
+    """Return the RayCluster, and what must be beside it."""
+    train = settings.train
+    (cluster,) = _templates("base/raycluster.yaml")
+    cluster["metadata"]["name"] = wishes.name or cluster["metadata"]["name"]
+    (workers,) = cluster["spec"]["workerGroupSpecs"]
+    extra: list[Manifest] = []
+    # A pod for each training worker, with a CPU more than it computes with, for the data that feeds it.
+    workers["replicas"] = workers["minReplicas"] = train.least_workers
+    workers["maxReplicas"] = train.most_workers
+    resources = workers["template"]["spec"]["containers"][0]["resources"]
+    cpus = max(int(resources["requests"]["cpu"]), train.cpus_per_worker + 1)
+    resources["requests"]["cpu"] = resources["limits"]["cpu"] = str(cpus)
+    if wishes.grow_to is not None and wishes.grow_to < train.most_workers:
+        raise ConfigError(f"--grow-to {wishes.grow_to} is less than train.num_workers {train.most_workers}")
+    if _grows(settings, wishes):
+        _patch(cluster, "components/autoscaling/raycluster.yaml")
+        workers["maxReplicas"] = wishes.grow_to or train.most_workers
+        extra = _templates("components/autoscaling/serviceaccount.yaml")
+    use_gpu = train.use_gpu or settings.candidates.use_gpu
+    if use_gpu:
+        _patch(cluster, "components/gpu/raycluster.yaml")
+    if not train.use_gpu:
+        head = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        head["env"] = [entry for entry in head["env"] if entry["name"] != "REC_RAY__TRAIN__USE_GPU"]
+    for group in (cluster["spec"]["headGroupSpec"], workers):
+        container = group["template"]["spec"]["containers"][0]
+        container["image"] = wishes.image or container["image"] + (GPU_IMAGE if use_gpu else "")
+    return cluster, extra
+
+
+def _job(kind: str, cluster: Manifest, wishes: Wishes) -> list[Manifest]:
+    """Return the RayJob that has the cluster, or what makes one every night."""
+    (job,) = _templates("components/rayjob/rayjob.yaml")
+    image = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+    job["spec"]["rayClusterSpec"] = cluster["spec"]
+    job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["image"] = image
+    if wishes.queue:
+        _patch(job, "components/kueue/rayjob.yaml")
+        job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = wishes.queue
+    if kind == "rayjob":
+        job["metadata"]["name"] = wishes.name or f"rec-ray-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        return [job]
+    if kind == "raycronjob":
+        (nightly,) = _templates("components/raycronjob/raycronjob.yaml")
+        nightly["metadata"]["name"] = wishes.name or nightly["metadata"]["name"]
+        nightly["spec"] |= {"jobTemplate": job["spec"]} | ({"schedule": wishes.schedule} if wishes.schedule else {})
+        return [nightly]
+    job["metadata"]["name"] = wishes.name or job["metadata"]["name"]
+    job["spec"]["suspend"] = True
+    nightly, *rights = _templates("components/cronjob/cronjob.yaml")
+    nightly["metadata"]["name"] = job["metadata"]["name"]
+    nightly["spec"]["schedule"] = wishes.schedule or nightly["spec"]["schedule"]
+    container = nightly["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    container["image"] = image
+    container["command"][container["command"].index("--like") + 1] = job["metadata"]["name"]
+    return [job, nightly, *rights]
+
+
+def _config_map(settings: Settings, cluster: Manifest) -> Manifest:
+    """Return the settings without secrets, feature_store.yaml and the certificates that they name.
+
+    Every pod reads them in one folder; so the settings name the other two relative to it.
+    """
+    urls = {section: getattr(settings, section).url for section in ("storage", "database", "side_tables")}
+    for what, url in ((f"{section}.url", url) for section, url in urls.items() if url):
+        if "://" not in url or SQLITE_ADDRESS.match(url) or url.startswith("file:"):
+            raise ConfigError(f"{what} {url} is on this machine; the pods of a cluster need one that all of them reach")
+    values = settings.model_dump(mode="json", exclude_unset=True)
+    for section, key in SECRETS:
+        values.get(section, {}).pop(key, None)
+    values.get("feast", {}).pop("repo", None)  # feature_repo, the default
+    data = {"feature_store.yaml": _feature_store(Path(settings.feast.repo) / "feature_store.yaml")}
+    values.get("storage", {}).pop("ca_bundle", None)
+    if settings.storage.ca_bundle:
+        data["ca_bundle.crt"] = Path(settings.storage.ca_bundle).read_text(encoding="utf-8")
+        values["storage"]["ca_bundle"] = "ca_bundle.crt"
+        for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
+            volume = next(each for each in group["template"]["spec"]["volumes"] if each["name"] == "settings")
+            volume["configMap"]["items"].append({"key": "ca_bundle.crt", "path": "ca_bundle.crt"})
+    values = {section: content for section, content in values.items() if content}
+    data["rec_ray.yaml"] = yaml.safe_dump(values, sort_keys=False)
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rec-ray"}, "data": data}
+
+
+def _feature_store(file: Path) -> str:
+    """Return the text of feature_store.yaml, if pods can use it and everybody may read it."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no YAML'}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no settings of Feast")
+    registry = content.get("registry", {})
+    registry = registry if isinstance(registry, dict) else {"path": registry}
+    shared = "://" in str(registry.get("path")) or registry.get("registry_type") == "remote"
+    online = content.get("online_store") or {}
+    if not shared or (isinstance(online, dict) and online.get("type", "sqlite") == "sqlite"):
+        raise ConfigError(
+            f"{file} names a registry or an online store on this machine; the pods of a cluster need ones that all of "
+            "them reach, such as a registry_type sql or remote and an online store of type postgres"
+        )
+    for key, value in _leaves(content):
+        if (_SECRET_KEY.search(key) and "${" not in value) or _PASSWORD_IN_URL.search(value):
+            raise ConfigError(
+                f"{file} holds the secret {key}, and everybody may read a ConfigMap: write ${{NAME}} there, which "
+                "Feast takes from the environment, as cluster/base/feature_store.yaml does"
+            )
+    return text
+
+
+def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _leaves(value, str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _leaves(value, key)
+    elif isinstance(content, str):
+        yield key, content
+
+
+def _templates(name: str) -> list[Any]:
+    """Return the YAML documents of a file of cluster/: of this checkout, or of where the package put it."""
+    here = Path(__file__).parents[2] / "cluster" / name
+    file = here if here.is_file() else Path(sysconfig.get_path("data")) / "share" / "rec_ray" / "cluster" / name
+    # safe_load gives a part that an alias names twice as one object, and a change of it would change both.
+    return [_apart(found) for found in yaml.safe_load_all(file.read_text(encoding="utf-8")) if found]
+
+
+def _apart(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _apart(value) for key, value in content.items()}
+    return [_apart(value) for value in content] if isinstance(content, list) else content
+
+
+def _patch(manifest: Manifest, name: str) -> None:
+    """Apply a JSON patch (RFC 6902) of cluster/ in which only additions and replacements occur."""
+    (changes,) = _templates(name)
+    for change in changes:
+        *keys, last = [key.replace("~1", "/") for key in change["path"].split("/")[1:]]
+        place: Any = manifest
+        for key in keys:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        if last == "-":
+            place.append(change["value"])
+        else:
+            place[last] = change["value"]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such, and everything anew where it occurs twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)

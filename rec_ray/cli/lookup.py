@@ -1,0 +1,133 @@
+"""What a person asks of a project after a run: a user's recommendations, an item's neighbours.
+
+Settings and an id come in, a small answer with names comes out, read from where a serving backend would read: the Feast
+online store, the version table and the object store. It starts no Ray and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER, read_manifest
+from rec_ray.config import Settings
+from rec_ray.errors import DataError
+from rec_ray.feature_store.api import FeatureStore
+from rec_ray.feature_store.point_in_time import read_items
+from rec_ray.feature_store.push_targets import find_push_target, read_online
+from rec_ray.retrieval.search import ExactTopK, Exclusions
+from rec_ray.runs.context import feature_store_of
+from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES, USER_ID
+from rec_ray.storage.model_store import candidates_folder
+from rec_ray.storage.object_store import Storage
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A ranked list of items. names: item id -> name, where the settings name a field for it."""
+
+    title: str
+    version: str | None
+    item_ids: list[str]
+    scores: list[float]
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def recommendations_of(settings: Settings, user_id: str | None, count: int) -> Answer:
+    """Return the first `count` items that the online store holds for a user; None takes a user of the live version.
+
+    Raises:
+        DataError: the user is unknown, or nothing is live yet.
+    """
+    store = feature_store_of(settings)
+    if user_id is None:
+        user_id = _any_user(settings)
+    target = find_push_target(store, settings.publish.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES])
+    answer = read_online(store, target, [user_id])
+    item_ids = answer[target.fields[ITEM_IDS]][0]
+    if item_ids is None:
+        raise DataError(f"the online store has no recommendations for user {user_id!r}; was `rec-ray run` done since?")
+    scores = answer[target.fields[SCORES]][0] if SCORES in target.fields else []
+    version = answer[target.fields[MODEL_VERSION]][0] if MODEL_VERSION in target.fields else None
+    shown = [str(item_id) for item_id in list(item_ids)[:count]]
+    title = f"Recommendations for user {user_id}" + (f", version {version}" if version else "")
+    return Answer(title, version, shown, [float(s) for s in list(scores or [])[:count]], _names(store, settings, shown))
+
+
+def _any_user(settings: Settings) -> str:
+    storage, version = storage_of(settings), _live(settings)
+    folder = candidates_folder(version)
+    part = read_manifest(storage, folder)["parts"][RECOMMENDATION_FOLDER][0]["name"]
+    path = storage.path(folder, RECOMMENDATION_FOLDER, part)
+    with storage.filesystem.open_input_file(path) as handle:
+        first = next(pq.ParquetFile(handle).iter_batches(batch_size=1, columns=[USER_ID]))
+    return str(first[USER_ID][0].as_py())
+
+
+def _live(settings: Settings) -> str:
+    version = database_of(settings).live()
+    if version is None:
+        raise DataError("no version is live yet; do `rec-ray run` first")
+    return version
+
+
+def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
+    """Return the items most like an item: those that were published for it, else the nearest of the live version.
+
+    Raises:
+        DataError: the item is unknown to the live version, or nothing is live yet.
+    """
+    version = _live(settings)
+    if settings.publish.similar_push_source is not None:
+        answer = _published_similar_items(settings, settings.publish.similar_push_source, item_id, count)
+        if answer is not None:
+            return answer
+    storage = storage_of(settings)
+    item_ids, vectors = _item_vectors(storage, candidates_folder(version))
+    places = np.flatnonzero(item_ids == item_id)
+    if not len(places):
+        raise DataError(f"version {version} knows no item {item_id!r}")
+    exclude = Exclusions(places, np.array([0, len(places)]))
+    found, scores = ExactTopK(vectors).search(vectors[places[:1]], count, exclude)
+    kept = found[0] >= 0
+    ids = [str(item_ids[place]) for place in found[0][kept]]
+    names = _names(feature_store_of(settings), settings, [item_id, *ids])
+    title = f"Items like {names.get(item_id, item_id)}, version {version}"
+    return Answer(title, version, ids, [float(score) for score in scores[0][kept]], names)
+
+
+def _published_similar_items(settings: Settings, source: str, item_id: str, count: int) -> Answer | None:
+    """Return what the online store holds as similar to an item; None when it holds nothing."""
+    store = feature_store_of(settings)
+    target = find_push_target(store, source, ITEM_ID, [SIMILAR_IDS, SIMILAR_SCORES])
+    found = {column: values[0] for column, values in read_online(store, target, [item_id]).items()}
+    if found[target.fields[SIMILAR_IDS]] is None:
+        return None
+    ids = [str(similar) for similar in found[target.fields[SIMILAR_IDS]]][:count]
+    scores = found[target.fields[SIMILAR_SCORES]] if SIMILAR_SCORES in target.fields else []
+    version = found[target.fields[MODEL_VERSION]] if MODEL_VERSION in target.fields else None
+    names = _names(store, settings, [item_id, *ids])
+    title = f"Items like {names.get(item_id, item_id)}" + (f", version {version}" if version else "")
+    return Answer(title, version, ids, [float(score) for score in list(scores or [])[:count]], names)
+
+
+def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
+    manifest = read_manifest(storage, folder)
+    paths = [storage.path(folder, "item_embeddings", part["name"]) for part in manifest["parts"]["item_embeddings"]]
+    tables = [pq.read_table(path, filesystem=storage.filesystem) for path in paths]
+    ids = np.concatenate([table[ITEM_ID].to_numpy() for table in tables])
+    flat = [table[EMBEDDING].combine_chunks().flatten().to_numpy() for table in tables]
+    return ids, np.concatenate(flat).reshape(len(ids), -1)
+
+
+def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
+    """Return the names of some items as of now, from Feast's offline store; none when no field is set for them."""
+    name, key = settings.features.item_name, settings.feast.item_key
+    if name is None or not item_ids:
+        return {}
+    found = read_items(store, settings.feast.item_service, key, item_ids, [name])
+    return {item_id: str(text) for item_id, text in found[name].items() if text is not None}

@@ -1,0 +1,53 @@
+"""What is done to versions beside the line: pruning their files, indexes over vectors, their reports made again.
+
+Settings come in, only what is needed of the outside world is opened, and what was done goes out. It starts no Ray and
+changes no version that readers see.
+"""
+
+from __future__ import annotations
+
+from rec_ray.config import Settings
+from rec_ray.feature_store.pgvector import Kind, drop_vector_index, make_vector_index
+from rec_ray.feature_store.search_targets import find_search_targets
+from rec_ray.publishing.prune import Pruned, prune_versions
+from rec_ray.publishing.push import find_push_targets
+from rec_ray.reports.html import read_report, store_page
+from rec_ray.runs.context import feature_store_of, owner_of
+from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.storage.model_store import load_model, model_folder
+
+
+def run_pruning(settings: Settings, keep: int) -> Pruned:
+    """Remove the files of all versions but the newest `keep`, the live one and its parent."""
+    database, publish = database_of(settings), settings.publish
+    lock = database.publishing_lock(owner_of("prune"), publish.lock_seconds, publish.wait_seconds)
+    return prune_versions(storage_of(settings), database, lock, keep)
+
+
+def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[str, str]:
+    """Make the indexes over vectors that Feast leaves out of PostgreSQL, or drop them; say what became of each view."""
+    store = feature_store_of(settings)
+    done = {}
+    searched = find_search_targets(store, settings.search)
+    for folder, target in {**find_push_targets(store, settings.publish), **searched}.items():
+        if not target.vectors:
+            continue
+        if drop:
+            drop_vector_index(store, target)
+            done[target.view] = "dropped"
+        else:
+            similarity = "cosine" if folder in searched else settings.model.similarity
+            made = make_vector_index(store, target, similarity, kind)
+            done[target.view] = f"{kind} made" if made else "there already"
+    return done
+
+
+def make_report(settings: Settings, version: str) -> tuple[str, str]:
+    """Make the page of a stored version again, from what is stored with it; return its address and its text.
+
+    Raises:
+        DataError: there is no such version, or what is stored is of another format.
+    """
+    storage = storage_of(settings)
+    facts = read_report(load_model(version, storage), version, storage, model_folder(version))
+    return store_page(facts, storage, model_folder(version))

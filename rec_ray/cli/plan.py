@@ -1,0 +1,200 @@
+"""What a run would do before it does anything: sizes, steps, memory and time, and what would become live.
+
+Settings come in, the registry of Feast and the footers of the files are read, and a `Plan` goes out with estimates from
+rates measured on two cores. It starts no Ray, reads no row, reserves no version and writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rec_ray.config import Settings
+from rec_ray.data.load_features import entity_sources, event_source
+from rec_ray.feature_store.api import FeatureStore
+from rec_ray.feature_store.offline_source import FeatureSource, slice_source
+from rec_ray.feature_store.point_in_time import find_service
+from rec_ray.feature_store.search_targets import find_search_targets, unfed_views
+from rec_ray.publishing.push import SINGLE_WRITERS, find_push_targets
+from rec_ray.runs.context import feature_store_of
+from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.schema import ITEM_ID, USER_ID
+
+START_SECONDS = 15.0
+TRAIN_START_SECONDS = 20.0
+"""Starting Ray with its processes, and Ray Train with its data."""
+LOADED_ROWS, ENCODED_ROWS, LEARNED_EVENTS, RANKED_USERS = 40_000.0, 80_000.0, 12_000.0, 1_500.0
+"""Rows joined, rows encoded, events learned from, users evaluated, each a second and a core."""
+SCORES_A_SECOND = 2e8
+"""Products of a user and an item of 64 dimensions, a second and a core, selection included."""
+PUSHED_ROWS = 800.0
+"""Rows pushed to Feast, a second and a process."""
+PROCESS_BYTES = 700_000_000
+"""A process that has imported Ray, Feast and torch."""
+ROW_BYTES, FIELD_BYTES, EVENT_BYTES = 150, 40, 60
+"""A row of the interactions without features, a feature of it, and an encoded event."""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step with its estimates; bytes are those of all processes of the step together."""
+
+    name: str
+    does: str
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    rows: what -> rows, or None where only reading tells; a user or an item counts once for each row of its source.
+    publishes: push source -> the view and fields that would be written. notes: what the estimates leave open.
+    """
+
+    version: str
+    cores: int
+    rows: dict[str, int | None]
+    steps: list[PlannedStep]
+    disk_bytes: int
+    publishes: dict[str, str]
+    where: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """All steps together."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The step that needs most."""
+        return max(step.memory_bytes for step in self.steps)
+
+
+def plan_run(settings: Settings) -> Plan:
+    """Estimate what `rec-ray run` would take.
+
+    Raises:
+        ConfigError, SchemaError: a service, a push source or a field is not as the settings say.
+        UnavailableError: the registry, a file or the database cannot be read.
+    """
+    store = feature_store_of(settings)
+    feast = settings.feast
+    sources = {
+        "interactions": [event_source(store, find_service(store, feast.interaction_service), feast, settings.features)],
+        "users": entity_sources(store, find_service(store, feast.user_service), USER_ID, feast.user_key),
+        "items": entity_sources(store, find_service(store, feast.item_service), ITEM_ID, feast.item_key),
+    }
+    rows = {name: _rows(store, found, feast.join_rows) for name, found in sources.items()}
+    notes = [
+        f"the {name} lie in a source that only reading counts: they are taken as {_or_guess(count):,} rows"
+        for name, count in rows.items()
+        if count is None
+    ]
+    if settings.side_tables.url:
+        notes.append("the rows of the side tables are not counted")
+    cores = settings.ray.num_cpus or os.cpu_count() or 1
+    if settings.ray.address:
+        notes.append(f"the cluster at {settings.ray.address} is not asked: estimates are for {cores} cores")
+    events, users, items = (_or_guess(count) for count in rows.values())
+    database = database_of(settings)
+    numbers = [int(row.version) for row in database.list_versions() if row.version.isdecimal()]
+    stored = [int(name) for name in storage_of(settings).folders("two-tower") if name.isdecimal()]
+    lists = users * (settings.candidates.k * 16 + settings.model.embedding_size * 4)
+    return Plan(
+        version=str(max([*numbers, *stored], default=0) + 1),
+        cores=cores,
+        rows=rows,
+        steps=_steps(settings, events, users, items, cores, _writers(store, cores)),
+        disk_bytes=events * EVENT_BYTES + lists + 4 * items * settings.model.embedding_size * 4,
+        publishes=_publishes(store, settings),
+        where={"store": storage_of(settings).uri(), "versions": database.url, "feature repository": feast.repo},
+        notes=[
+            *notes,
+            *unfed_views(store, settings.search),
+            "the version may be a later one: other runs may have reserved numbers",
+        ],
+    )
+
+
+def _rows(store: FeatureStore, sources: Sequence[FeatureSource], join_rows: int) -> int | None:
+    counts = [part.rows for source in sources for part in slice_source(store, source, join_rows)]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def _or_guess(count: int | None) -> int:
+    return 1_000_000 if count is None else count
+
+
+def _writers(store: FeatureStore, cores: int) -> int:
+    return 1 if str(store.config.online_store.type) in SINGLE_WRITERS else cores
+
+
+def _steps(settings: Settings, events: int, users: int, items: int, cores: int, writers: int) -> list[PlannedStep]:
+    model, train = settings.model, settings.train
+    size, k = model.embedding_size, settings.candidates.k
+    fields = len(settings.features.user)
+    block = min(events + 3 * users, settings.feast.join_rows) * (ROW_BYTES + fields * FIELD_BYTES)
+    whole = (events + 3 * users) * (ROW_BYTES + fields * FIELD_BYTES)
+    processes = cores * PROCESS_BYTES
+    again = {"continue": train.refit_epochs, "full": train.epochs, "off": 0}[train.refit]
+    epochs = train.epochs + again * (2 if train.refit_check else 1)
+    workers = train.least_workers * train.cpus_per_worker
+    table = items * size * 4
+    # Weights, their gradients' squares and the best epoch's copy; scores of a batch with their gradients.
+    towers = 3 * table + 3 * train.batch_size * (train.batch_size + train.uniform_negatives) * 4
+    cache = min(events * EVENT_BYTES, train.cache_bytes * train.most_workers)
+    scoring = table + cores * (table + settings.candidates.batch_size * items // 50 * 4)
+    products = users * items * size / 64
+    pushed = items + 2 * users
+    return [
+        PlannedStep("start", "start or join Ray, open Feast", START_SECONDS, processes),
+        PlannedStep(
+            "load_features",
+            f"join {events:,} interactions with {fields} user features, point in time",
+            (events + 3 * users) / LOADED_ROWS / cores,
+            processes + 3 * cores * block + whole,
+        ),
+        PlannedStep(
+            "training_data",
+            f"encode the timelines of up to {users:,} users",
+            (events + 3 * users) / ENCODED_ROWS / cores,
+            processes + 2 * cores * block + whole,
+        ),
+        PlannedStep(
+            "train",
+            f"{model.history} history, {size} dimensions, up to {epochs} passes on {train.least_workers} worker(s)",
+            TRAIN_START_SECONDS + epochs * events / LEARNED_EVENTS / workers,
+            train.most_workers * (PROCESS_BYTES + towers) + processes + cache,
+        ),
+        PlannedStep(
+            "evaluate",
+            f"rank {items:,} items for the users with held-out events, beside four baselines",
+            users / RANKED_USERS / cores + products / SCORES_A_SECOND / cores,
+            processes + scoring,
+        ),
+        PlannedStep("model_store", "store the model under its version", 1.0, PROCESS_BYTES + 2 * table),
+        PlannedStep(
+            "candidates",
+            f"the best {k} of {items:,} items for each of {users:,} users",
+            users / RANKED_USERS / cores + products / SCORES_A_SECOND / cores,
+            processes + scoring,
+        ),
+        PlannedStep(
+            "update_features",
+            f"push {pushed:,} rows to Feast by {writers} writer(s), then make the version live",
+            pushed / PUSHED_ROWS / writers,
+            processes,
+        ),
+    ]
+
+
+def _publishes(store: FeatureStore, settings: Settings) -> dict[str, str]:
+    targets = [
+        *find_push_targets(store, settings.publish).values(),
+        *find_search_targets(store, settings.search).values(),
+    ]
+    return {target.source: f"{target.view}: {', '.join(target.fields.values())}" for target in targets}

@@ -1,0 +1,94 @@
+"""What is known of versions: all of them in a row, or everything of one.
+
+Settings come in, plain values come out, read from the version table and the object store. It opens neither Feast nor
+Ray and changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rec_ray.config import Settings
+from rec_ray.errors import DataError
+from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.storage.model_store import find_model, model_folder, read_metadata, stored_versions
+from rec_ray.storage.object_store import Storage
+from rec_ray.versions.registry import Reservation
+
+
+def list_versions(settings: Settings) -> list[dict[str, Any]]:
+    """Return every version that is stored or was published, the live one first."""
+    database, storage = database_of(settings), storage_of(settings)
+    rows = database.list_versions()
+    reserved = {each.version: each for each in database.reservations()}
+    published = [
+        {
+            "version": row.version,
+            "state": "live" if place == 0 else _state(reserved.get(row.version), "published"),
+            "updated_at": row.updated_at.isoformat() if row.updated_at else None,
+            "run_id": row.run_id,
+            "metrics": row.metrics,
+            "artifact": row.artifact_uri,
+            "parent": row.parent,
+        }
+        for place, row in enumerate(rows)
+    ]
+    known = {row.version for row in rows}
+    stored = [version for version in stored_versions(storage) if version not in known]
+    return published + [
+        {
+            "version": version,
+            "state": _state(reserved.get(version), "stored"),
+            "artifact": storage.uri(model_folder(version)),
+            "run_id": reserved[version].run_id if version in reserved else None,
+        }
+        for version in stored
+    ]
+
+
+def _state(reservation: Reservation | None, otherwise: str) -> str:
+    """Return how far a number came, unless the database knows less than the object store."""
+    if reservation is None or reservation.state == "published":
+        return otherwise
+    return reservation.state
+
+
+def show_version(settings: Settings, version: str) -> dict[str, Any]:
+    """Return all that is known of one version: its publications, its number, its files.
+
+    Raises:
+        DataError: nothing is known of it.
+    """
+    database, storage = database_of(settings), storage_of(settings)
+    rows = database.list_versions()
+    mine = [row for row in rows if row.version == version]
+    reservation = next((each for each in database.reservations() if each.version == version), None)
+    metadata, fault = _metadata_of(version, storage)
+    if not mine and reservation is None and metadata is None:
+        raise DataError(f"there is no version {version!r}; see `rec-ray versions`")
+    newest = mine[0] if mine else None
+    live = bool(rows) and rows[0].version == version
+    return {
+        "version": version,
+        "state": "live" if live else _state(reservation, "published" if mine else "stored"),
+        "published": [row.updated_at.isoformat() for row in mine if row.updated_at],
+        "parent": newest.parent if newest else None,
+        "run_id": newest.run_id if newest else reservation.run_id if reservation else None,
+        "reserved_at": reservation.reserved_at.isoformat() if reservation else None,
+        "artifact": newest.artifact_uri if newest else storage.uri(model_folder(version)),
+        "sha256": newest.sha256 if newest else None,
+        "settings_hash": newest.settings_hash if newest else None,
+        "data_from": newest.data_from.isoformat() if newest and newest.data_from else None,
+        "data_to": newest.data_to.isoformat() if newest and newest.data_to else None,
+        "metrics": newest.metrics if newest else (metadata or {}).get("metrics"),
+        "files": fault or "complete",
+    }
+
+
+def _metadata_of(version: str, storage: Storage) -> tuple[dict[str, Any] | None, str | None]:
+    """Return what a stored model tells of itself, or what is wrong with it."""
+    try:
+        find_model(version, storage)
+        return read_metadata(version, storage), None
+    except DataError as error:
+        return None, str(error)

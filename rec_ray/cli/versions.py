@@ -1,0 +1,122 @@
+"""The commands `rec-ray versions ...`: list, show, rollback, prune.
+
+Options come in, one function that does the work is called, its answer is printed as a table or as one JSON object. No
+command has logic of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rec_ray.cli.options import AsJson, Config, Project, Set, aside, settings_of
+from rec_ray.errors import ConfigError
+
+versions_app = typer.Typer(help="List the versions; show one, go back to one, remove old ones.")
+
+OneVersion = Annotated[str, typer.Argument(help="Version of the model.")]
+
+
+@versions_app.callback(invoke_without_command=True)
+def versions(
+    context: typer.Context,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the versions: what is live, what was published before, what is only stored."""
+    if context.invoked_subcommand is None:
+        _list(project, config, overrides, as_json)
+    elif project is not None or config is not None or overrides or as_json:
+        raise ConfigError(f"options stand behind the command: rec-ray versions {context.invoked_subcommand} -C ...")
+
+
+@versions_app.command("list")
+def list_all(project: Project = None, config: Config = None, overrides: Set = None, as_json: AsJson = False) -> None:
+    """List the versions, the live one first; the same as `rec-ray versions`."""
+    _list(project, config, overrides, as_json)
+
+
+def _list(project: Project, config: Config, overrides: Set, as_json: bool) -> None:
+    settings = settings_of(project, config, overrides)
+    from rec_ray.cli.version_listing import list_versions
+
+    found = list_versions(settings)
+    if as_json:
+        print(json.dumps({"versions": found}, default=str))
+        return
+    from rec_ray.reports.terminal import print_versions
+
+    print_versions(Console(), found)
+
+
+@versions_app.command()
+def show(
+    version: OneVersion,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show all that is known of one version: metrics, data range, parent, run, checksum, address."""
+    settings = settings_of(project, config, overrides)
+    from rec_ray.cli.version_listing import show_version
+
+    found = show_version(settings, version)
+    if as_json:
+        print(json.dumps(found, default=str))
+        return
+    from rec_ray.reports.terminal import print_version
+
+    print_version(Console(), found)
+
+
+@versions_app.command()
+def rollback(
+    version: OneVersion,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push the stored recommendations of a version that was live before, and make it live again."""
+    settings = settings_of(project, config, overrides)
+    from rec_ray.pipeline import run_rollback
+
+    report = aside(run_rollback, settings, version)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(report), default=str))
+        return
+    from rec_ray.reports.terminal import print_rows
+
+    console = Console()
+    print_rows(console, f"Version {report.version} is live again", report.counts)
+    print_rows(console, "Seconds of each step", report.seconds | {"total": sum(report.seconds.values())})
+
+
+@versions_app.command()
+def prune(
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Newest versions whose files are kept.")],
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the files of old versions; never those of the live one or of its parent. The records stay."""
+    settings = settings_of(project, config, overrides)
+    from rec_ray.cli.maintenance import run_pruning
+
+    pruned = run_pruning(settings, keep)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(pruned)))
+        return
+    from rec_ray.reports.terminal import print_rows
+
+    console = Console()
+    print_rows(console, "Kept", pruned.kept)
+    print_rows(console, "Removed", dict.fromkeys(pruned.removed, "files removed, record kept"))

@@ -1,0 +1,42 @@
+"""Settings of events and features: which columns are read, and the role of each.
+
+Plain values go in and frozen sections come out. It does not describe where the data lie.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import (
+    Field,
+)
+
+from rec_ray.config.section import Positive, Section
+from rec_ray.schema import FeatureDeclaration
+
+
+class InteractionSettings(Section):
+    """What the events mean."""
+
+    type_field: str | None = Field("interaction_type", description="Field with the type of an event, or null.")
+    value_field: str | None = Field(None, description="Field with a rating, scales the weight of a positive; or null.")
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Weight of a positive by type; a type not named weighs 1."
+    )
+    negative_types: list[str] = Field(default_factory=list, description="Types that are never positives.")
+
+
+class FeatureSettings(Section):
+    """Which features are used and how each is read; nothing is guessed from values."""
+
+    user: dict[str, FeatureDeclaration] = Field(default_factory=dict, description="Features of users, by field name.")
+    item: dict[str, FeatureDeclaration] = Field(default_factory=dict, description="Features of items, by field name.")
+    interaction: InteractionSettings = Field(default_factory=InteractionSettings, description="What the events mean.")
+    item_name: str | None = Field(None, description="Field of an item that people read, for recommend and reports.")
+    text_encoder: str = Field(
+        "hashing",
+        pattern=r"^(hashing|transformers:\S.*)$",
+        description="How texts of items are read: hashing (n-grams), or transformers:<name or path of a model>.",
+    )
+    text_buckets: Positive = Field(16_384, description="Hash buckets for the n-grams of all text fields.")
+    max_vocabulary: Positive = Field(100_000, description="Most frequent values kept of one categorical field.")

@@ -1,0 +1,101 @@
+"""`FeatureTables` into `FeatureTables` whose items carry a vector of their text, made by a language model.
+
+The declared text fields of an item are joined and encoded once by a pool of actors; vectors are kept in the object
+store by the hash of their text, so a later run encodes new texts only. It knows neither towers nor Feast.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import ray
+
+from rec_ray.config import FeatureSettings
+from rec_ray.contracts import FeatureTables
+from rec_ray.errors import SchemaError
+from rec_ray.item_vectors.texts import FOLDER, encode_texts, vectors_of
+from rec_ray.retrieval.encoders.text import TextEncoder, fingerprint
+from rec_ray.schema import FeatureDeclaration
+from rec_ray.storage.object_store import Storage
+from rec_ray.storage.vector_cache import VectorCache
+
+HASHING, TRANSFORMERS = "hashing", "transformers:"
+TEXT_VECTOR = "text_vector"
+"""The feature that stands for all text fields of an item."""
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Tables whose items have `TEXT_VECTOR`, and the settings under which it is read.
+
+    encoded, kept: texts that were encoded now, and those whose vectors were there.
+    """
+
+    tables: FeatureTables
+    features: FeatureSettings
+    encoded: int
+    kept: int
+
+
+def encode_item_text(tables: FeatureTables, features: FeatureSettings, encoder: str, storage: Storage) -> EncodedText:
+    """Give every item a vector of its texts, in the place of the declared text features.
+
+    encoder: `transformers:` and the name or folder of a model; every node must be able to load it.
+
+    Raises:
+        ConfigError: transformers or the model is missing.
+        SchemaError: no item feature is declared as text, or one of them is not there.
+    """
+    fields = [name for name, declaration in features.item.items() if declaration.kind == "text"]
+    if not fields:
+        raise SchemaError(
+            "features.text_encoder names a model, but no feature of items is declared as text; declare one with "
+            "`kind: text`, or take `text_encoder: hashing`"
+        )
+    name = encoder.removeprefix(TRANSFORMERS)
+    model, dimensions = ray.get(_describe.remote(name))
+    cache = VectorCache(storage, f"{FOLDER}/{model}")
+    items = tables.items.materialize()
+    # The two instants of an item stay in one block, as they came.
+    items.context.target_max_block_size = None
+    encoded, kept = encode_texts(items, fields, functools.partial(TextEncoder, name), cache)
+    with_vectors = items.map_batches(
+        _attach,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"fields": fields, "cache": cache},
+    )
+    return EncodedText(
+        replace(tables, items=with_vectors), with_text_vector(features, dimensions), encoded=encoded, kept=kept
+    )
+
+
+def with_text_vector(features: FeatureSettings, dimensions: int) -> FeatureSettings:
+    """Return the settings with `TEXT_VECTOR` for items in the place of their text features.
+
+    Raises:
+        SchemaError: a feature of that name is declared already.
+    """
+    if TEXT_VECTOR in features.item:
+        raise SchemaError(f"the item feature {TEXT_VECTOR!r} has the name of what features.text_encoder makes")
+    others = {name: declaration for name, declaration in features.item.items() if declaration.kind != "text"}
+    vector = FeatureDeclaration("vector", length=dimensions)
+    return features.model_copy(update={"item": {**others, TEXT_VECTOR: vector}})
+
+
+@ray.remote(num_cpus=0.5)
+def _describe(name: str) -> tuple[str, int]:
+    encoder = TextEncoder(name)
+    return fingerprint(name, encoder.pooling), encoder.dimensions
+
+
+def _attach(items: pa.Table, fields: Sequence[str], cache: VectorCache) -> pa.Table:
+    """Append the vector of each item's text; null where there is none."""
+    if TEXT_VECTOR in items.column_names:
+        items = items.drop_columns([TEXT_VECTOR])
+    if not items.num_rows:
+        return items.append_column(TEXT_VECTOR, pa.array([], pa.list_(pa.float32())))
+    return items.append_column(TEXT_VECTOR, vectors_of(items, fields, cache))

@@ -1,0 +1,407 @@
+"""Feast into `FeatureTables`: every event with the features of its user as of then, and every item as of two instants.
+
+A Feast store and the names in the settings come in, two streaming Ray Datasets come out; Feast does each point-in-time
+join and Ray spreads the joins over blocks (rows in = rows out is asserted at each). It knows nothing of encoding,
+models or what events and fields are used for, beyond the instants at which the features of users are wanted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from rec_ray.config import CandidateSettings, EvaluationSettings, FeastSettings, FeatureSettings, SideTableSettings
+from rec_ray.contracts import ActiveUsers, FeatureTables, RowCounts, SplitTimes
+from rec_ray.data.events import (
+    EventSurvey,
+    active_users,
+    as_events,
+    as_query_markers,
+    as_sign_ups,
+    count_rows,
+    fill_from_sign_ups,
+    is_blank,
+    split_times,
+    survey_events,
+    whole,
+    with_query_rows,
+)
+from rec_ray.data.side_tables import SideTable, find_side_tables, read_chunks
+from rec_ray.distributed.worker_cache import shared_value
+from rec_ray.errors import ConfigError, EmptyDataError, SchemaError, listed
+from rec_ray.feature_store.api import FeatureService, FeatureStore, RepoConfig
+from rec_ray.feature_store.offline_source import FeatureSource, SourceSlice, read_slice, slice_source
+from rec_ray.feature_store.point_in_time import (
+    find_service,
+    point_in_time,
+    portable_config,
+    raw_fields,
+    require_fields,
+    views_of,
+)
+from rec_ray.logs import LOGGER
+from rec_ray.retrieval.lists.item_filters import try_filters
+from rec_ray.schema import (
+    AS_OF,
+    EVENT_TIMESTAMP,
+    EVENT_TYPE,
+    EVENT_VALUE,
+    FIRST_SEEN,
+    INTERACTIONS,
+    ITEM_ID,
+    SIGN_UP,
+    TIMESTAMP,
+    USER_ID,
+    require_columns,
+)
+
+SIDE_ORDER = 2**61
+"""`event_order` of the first row of a side table."""
+ITEMS = pa.schema([(ITEM_ID, pa.string()), (FIRST_SEEN, TIMESTAMP), (AS_OF, TIMESTAMP)])
+
+
+def load_features(
+    store: FeatureStore,
+    feast: FeastSettings,
+    features: FeatureSettings,
+    evaluation: EvaluationSettings,
+    as_of: datetime,
+    side_tables: SideTableSettings | None = None,
+    *,
+    candidates: CandidateSettings | None = None,
+    raw_of_items: Mapping[str, str] | None = None,
+    active: ActiveUsers | None = None,
+) -> FeatureTables:
+    """Read all events, users and items that Feast knows up to `as_of`, with their features point in time.
+
+    side_tables: tables of the shop whose rows are added. candidates: the fields that its filters name are read, too;
+    raw_of_items: so are these of items -> the setting that names each. active: only these users, and nothing held out.
+
+    Raises:
+        ConfigError: a feature service does not exist, or a setting names a field that there is not.
+        SchemaError: a service lacks a declared feature, or a source lacks a column or has it with a wrong type.
+        DataError: a file is damaged.
+        EmptyDataError: no usable event, or no item, is there.
+        FeatureStoreError: the registry or the offline store does not answer.
+    """
+    interaction_service = find_service(store, feast.interaction_service)
+    user_service = find_service(store, feast.user_service)
+    item_service = find_service(store, feast.item_service)
+    require_fields(user_service, features.user, feast.user_key, INTERACTIONS.names)
+    item_fields = set(features.item) | ({features.item_name} if features.item_name else set())
+    require_fields(item_service, item_fields, feast.item_key, ITEMS.names)
+    candidates = candidates or CandidateSettings()
+    raw_items = raw_fields(item_service, {**(raw_of_items or {}), **candidates.item_fields}, ITEMS.names)
+    raw_users = raw_fields(user_service, candidates.user_fields, INTERACTIONS.names)
+    try_filters(candidates.filters, raw_items, raw_users, features.item, features.user)
+    item_fields |= set(raw_items.names)
+    raw_items = raw_items.append(ITEMS.field(FIRST_SEEN)) if candidates.fresh_share else raw_items
+
+    config = portable_config(store)
+    events = event_source(store, interaction_service, feast, features)
+    event_slices = slice_source(store, events, feast.join_rows)
+    side = find_side_tables(side_tables or SideTableSettings(), features)
+    if active is not None:
+        rows, times = active.rows, SplitTimes(as_of, as_of, as_of)
+    else:
+        surveys = ray.get([_survey_slice.remote(config, part, as_of) for part in event_slices])
+        if side.interactions:
+            surveys += ray.get(_survey_side_table.remote(side.interactions, as_of))
+        rows = _counted(surveys, event_slices)
+        times = split_times(surveys, evaluation, as_of)
+
+    parts = [_read(config, event_slices, functools.partial(as_events, as_of=as_of))]
+    users = entity_sources(store, user_service, USER_ID, feast.user_key) if active is None else []
+    user_slices = [part for source in users for part in slice_source(store, source, feast.join_rows)]
+    if user_slices:
+        parts.append(_read(config, user_slices, as_query_markers))
+    if side.interactions:
+        parts.append(_read_side_table(side.interactions, functools.partial(as_events, as_of=as_of)))
+    if side.users:
+        parts = [part.map_batches(_without_sign_up, batch_size=None, batch_format="pyarrow") for part in parts]
+        parts.append(_read_side_table(side.users, lambda chunk, _: as_sign_ups(chunk, as_of)))
+    if active is not None:
+        of_active = {"fn_kwargs": {"users": active.ids}, "batch_size": None, "batch_format": "pyarrow"}
+        parts = [part.map_batches(_of_users, **of_active).materialize() for part in parts]
+    everything = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
+    held = rows.kept if active is None else sum(part.count() for part in parts)
+    partitions = max(1, -(-held // feast.join_rows))
+    # All rows of a user in one block: one block needs no hashing, and hashing costs seconds to start.
+    grouped = everything.repartition(partitions, keys=[USER_ID]) if partitions > 1 else everything.repartition(1)
+    interactions = grouped.map_batches(
+        _join_users,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={
+            "config": config,
+            "service": feast.user_service,
+            "user_key": feast.user_key,
+            "fields": list(dict.fromkeys([*features.user, *raw_users.names])),
+            "instants": [times.validation_start, times.test_start, times.as_of],
+            "join_rows": feast.join_rows,
+        },
+    )
+    items = _load_items(store, config, item_service, sorted(item_fields), feast, times)
+    return FeatureTables(interactions, items, times, rows, raw_items, raw_users)
+
+
+def find_active_users(
+    store: FeatureStore,
+    feast: FeastSettings,
+    features: FeatureSettings,
+    as_of: datetime,
+    since: datetime,
+    side_tables: SideTableSettings | None = None,
+) -> ActiveUsers:
+    """Find the users with a usable event from `since` on, up to `as_of`.
+
+    Raises:
+        As `load_features`, for what concerns events.
+    """
+    service, config = find_service(store, feast.interaction_service), portable_config(store)
+    slices = slice_source(store, event_source(store, service, feast, features), feast.join_rows)
+    side = find_side_tables(side_tables or SideTableSettings(), features)
+    found = [_active_in_slice.remote(config, part, as_of, since) for part in slices]
+    if side.interactions:
+        found.append(_active_in_side_table.remote(side.interactions, as_of, since))
+    ids, count = _distinct_ids.remote(*(ids for ids, _ in found))
+    surveys = [survey for part in ray.get([surveys for _, surveys in found]) for survey in part]
+    return ActiveUsers(ids, ray.get(count), _counted(surveys, slices))
+
+
+def event_source(
+    store: FeatureStore, service: FeatureService, feast: FeastSettings, features: FeatureSettings
+) -> FeatureSource:
+    """Return the source of the view that has both entities: its rows are the events."""
+    views = views_of(store, service)
+    for view in views:
+        if {feast.user_key, feast.item_key} <= set(view.join_keys):
+            interaction = features.interaction
+            optional = {EVENT_TYPE: interaction.type_field, EVENT_VALUE: interaction.value_field}
+            have = [feature.name for feature in view.features]
+            missing = [field for field in optional.values() if field and field not in have]
+            if missing:
+                raise SchemaError(
+                    f"feature view {view.name!r} has no field {listed(missing)}; it has {listed(have, 30)}. Correct "
+                    "features.interaction.type_field and value_field, or set them to null"
+                )
+            columns = {USER_ID: feast.user_key, ITEM_ID: feast.item_key}
+            columns |= {name: field for name, field in optional.items() if field}
+            return FeatureSource.of(view.batch_source, columns, what=f"the events of view {view.name!r}")
+    raise ConfigError(
+        f"feature service {service.name!r} has no view with the join keys {feast.user_key!r} and {feast.item_key!r}; "
+        f"its views are {listed(f'{view.name}{view.join_keys}' for view in views)}"
+    )
+
+
+def entity_sources(store: FeatureStore, service: FeatureService, name: str, key: str) -> list[FeatureSource]:
+    """Return the sources that tell which entities there are: those of the views keyed by `key` alone."""
+    views = [view for view in views_of(store, service) if list(view.join_keys) == [key]]
+    return [FeatureSource.of(view.batch_source, {name: key}, what=f"view {view.name!r}") for view in views]
+
+
+def _read(config: RepoConfig, slices: Sequence[SourceSlice], shape: Any) -> ray.data.Dataset:
+    """Return a dataset of the slices, one task each, brought into the shape of `schema.INTERACTIONS`."""
+
+    shared = ray.put(list(slices))
+
+    def read(batch: dict[str, Any]) -> pa.Table:
+        parts = [shared_value(shared)[number] for number in batch["id"]]
+        return pa.concat_tables([shape(read_slice(config, part), part.first_row) for part in parts])
+
+    slots = _keep_blocks_whole(ray.data.range(len(slices), override_num_blocks=max(1, len(slices))))
+    return slots.map_batches(read, batch_size=1, batch_format="numpy")
+
+
+def _keep_blocks_whole(dataset: ray.data.Dataset) -> ray.data.Dataset:
+    """Make a dataset, and all that is made from it, keep what a task gives back in one block, however large.
+
+    Ray Data 2.60 cuts the output of a map or a shuffle that is 1.5 times larger than
+    `DataContext.target_max_block_size` (128 MB). That would part the rows of a user, or the two instants of an item.
+    Each dataset carries its own context and hands it on, so the datasets of others are left as they are; `join_rows`
+    bounds the blocks instead.
+    """
+    dataset.context.target_max_block_size = None
+    return dataset
+
+
+def _read_side_table(table: SideTable, shape: Callable[[pa.Table, int], pa.Table]) -> ray.data.Dataset:
+    """Return a dataset of a side table, read by one task and handed on chunk by chunk."""
+
+    def read(_: dict[str, Any]) -> Iterator[pa.Table]:
+        # Behind the rows of Feast's sources, in front of the query rows.
+        first_row = SIDE_ORDER
+        for chunk in read_chunks(table):
+            yield shape(chunk, first_row)
+            first_row += chunk.num_rows
+
+    slot = _keep_blocks_whole(ray.data.range(1, override_num_blocks=1))
+    return slot.map_batches(read, batch_size=1, batch_format="numpy")
+
+
+def _without_sign_up(rows: pa.Table) -> pa.Table:
+    return rows.append_column(SIGN_UP, pa.nulls(rows.num_rows, pa.string()))
+
+
+def _of_users(block: pa.Table, users: ray.ObjectRef) -> pa.Table:
+    return block.filter(pc.is_in(block[USER_ID], value_set=shared_value(users))) if block.num_rows else block
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def _active_in_slice(
+    config: RepoConfig, part: SourceSlice, as_of: datetime, since: datetime
+) -> tuple[pa.Array, list[EventSurvey]]:
+    table = read_slice(config, part)
+    return active_users(table, as_of, since), [survey_events(table, as_of)]
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def _active_in_side_table(table: SideTable, as_of: datetime, since: datetime) -> tuple[pa.Array, list[EventSurvey]]:
+    chunks = [(active_users(chunk, as_of, since), survey_events(chunk, as_of)) for chunk in read_chunks(table)]
+    ids = pa.chunked_array([ids for ids, _ in chunks], pa.string())
+    return whole(pc.unique(ids)), [survey for _, survey in chunks]
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def _distinct_ids(*parts: pa.Array) -> tuple[pa.Array, int]:
+    ids = whole(pc.unique(pa.chunked_array(list(parts), pa.string())))
+    return ids, len(ids)
+
+
+@ray.remote(num_cpus=1)
+def _survey_side_table(table: SideTable, as_of: datetime) -> list[EventSurvey]:
+    return [survey_events(chunk, as_of) for chunk in read_chunks(table)]
+
+
+@ray.remote(num_cpus=1)
+def _survey_slice(config: RepoConfig, part: SourceSlice, as_of: datetime) -> EventSurvey:
+    return survey_events(read_slice(config, part), as_of)
+
+
+def _counted(surveys: Sequence[EventSurvey], slices: Sequence[SourceSlice]) -> RowCounts:
+    """Return what becomes of all rows, log each decision about events with its count, and refuse what is empty."""
+    rows = count_rows(surveys)
+    lost = {"null keys": rows.null_keys, "null timestamps": rows.null_timestamps, "a time to come": rows.in_the_future}
+    if rows.read > rows.kept:
+        said = ", ".join(f"{count:,} with {name}" for name, count in lost.items() if count)
+        LOGGER.warning("of %s interactions %s are left out: %s", f"{rows.read:,}", f"{rows.read - rows.kept:,}", said)
+    if any(part.naive_time for part in slices):
+        LOGGER.info("interactions: timestamps without a zone are taken as UTC")
+    if not rows.kept:
+        raise EmptyDataError(f"no usable interaction among {rows.read:,} rows; check keys and timestamps of the source")
+    return rows
+
+
+def _join_users(
+    block: pa.Table,
+    config: RepoConfig,
+    service: str,
+    user_key: str,
+    fields: Sequence[str],
+    instants: Sequence[datetime],
+    join_rows: int,
+) -> pa.Table:
+    """Add the query rows, put the rows in order, and join the features of users."""
+    sign_ups = block.filter(pc.is_null(block[ITEM_ID])) if SIGN_UP in block.column_names else None
+    rows = with_query_rows(block.select(INTERACTIONS.names), instants)
+    if not fields or not rows.num_rows:
+        return rows
+    parts = [
+        point_in_time(config, service, user_key, whole(part[USER_ID]), whole(part[EVENT_TIMESTAMP]), fields)
+        for part in (rows.slice(start, join_rows) for start in range(0, rows.num_rows, join_rows))
+    ]
+    joined = pa.concat_tables(parts).combine_chunks()
+    for name in fields:
+        rows = rows.append_column(name, joined[name])
+    return rows if sign_ups is None else fill_from_sign_ups(rows, sign_ups, fields)
+
+
+@ray.remote(num_cpus=1)
+def _distinct_items(config: RepoConfig, part: SourceSlice) -> pa.Table:
+    """Return the items of a slice with the time each was first seen."""
+    table = read_slice(config, part).select([ITEM_ID, EVENT_TIMESTAMP])
+    return table.group_by(ITEM_ID).aggregate([(EVENT_TIMESTAMP, "min")])
+
+
+@ray.remote(num_cpus=1, num_returns=3)
+def _catalogue(as_of: datetime, *parts: pa.Table) -> tuple[pa.Table, int, dict[str, int]]:
+    """Return each usable item once, in the order of its id, with `first_seen`; how many; and what is left out."""
+    merged = pa.concat_tables(parts).group_by(ITEM_ID).aggregate([(f"{EVENT_TIMESTAMP}_min", "min")])
+    merged = merged.rename_columns([ITEM_ID, FIRST_SEEN])
+    blank = is_blank(merged[ITEM_ID])
+    begun = pc.fill_null(pc.less_equal(merged[FIRST_SEEN], pa.scalar(as_of, TIMESTAMP)), False)
+    usable = merged.filter(pc.and_(pc.invert(blank), begun)).sort_by(ITEM_ID)
+    left_out = {
+        "a null or empty id": pc.sum(blank).as_py() or 0,
+        "no time, or only a time to come": pc.sum(pc.and_(pc.invert(blank), pc.invert(begun))).as_py() or 0,
+    }
+    return usable, usable.num_rows, left_out
+
+
+def _load_items(
+    store: FeatureStore,
+    config: RepoConfig,
+    service: FeatureService,
+    fields: Sequence[str],
+    feast: FeastSettings,
+    times: SplitTimes,
+) -> ray.data.Dataset:
+    """Return the catalogue with its features as of `test_start` and as of `as_of`."""
+    sources = entity_sources(store, service, ITEM_ID, feast.item_key)
+    if not sources:
+        raise ConfigError(f"feature service {service.name!r} has no view with the join key {feast.item_key!r} alone")
+    slices = [part for source in sources for part in slice_source(store, source, feast.join_rows)]
+    parts = [_distinct_items.remote(config, part) for part in slices]
+    catalogue, rows, left_out = _catalogue.remote(times.as_of, *parts) if parts else (None, 0, {})
+    for what, count in ray.get(left_out).items() if parts else ():
+        if count:
+            LOGGER.warning("%s items with %s are left out", f"{count:,}", what)
+    count = ray.get(rows) if parts else 0
+    if not count:
+        raise EmptyDataError(f"feature service {service.name!r} knows no item as of {times.as_of:%Y-%m-%d %H:%M}")
+    instants = [times.test_start, times.as_of]
+    blocks = -(-len(instants) * count // feast.join_rows)
+    return (
+        _keep_blocks_whole(ray.data.from_arrow_refs([catalogue]))
+        .repartition(min(blocks, count))
+        .map_batches(
+            _join_items,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={
+                "config": config,
+                "service": feast.item_service,
+                "item_key": feast.item_key,
+                "fields": list(fields),
+                "instants": instants,
+            },
+        )
+    )
+
+
+def _join_items(
+    block: pa.Table,
+    config: RepoConfig,
+    service: str,
+    item_key: str,
+    fields: Sequence[str],
+    instants: Sequence[datetime],
+) -> pa.Table:
+    """Join the features of items as of each instant: all rows of one instant, then all of the next."""
+    n = block.num_rows
+    rows = pa.concat_tables([block] * len(instants)).combine_chunks()
+    moments = pa.concat_arrays([pa.array([instant] * n, TIMESTAMP) for instant in instants])
+    rows = rows.append_column(AS_OF, moments)
+    if fields and n:
+        joined = point_in_time(config, service, item_key, whole(rows[ITEM_ID]), moments, fields)
+        for name in fields:
+            rows = rows.append_column(name, joined[name])
+    require_columns(rows, ITEMS, what="the items")
+    return rows

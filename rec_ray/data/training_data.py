@@ -1,0 +1,344 @@
+"""`FeatureTables` into `TrainingData`: what must be known before encoding is fitted, then timelines are written once.
+
+Blocks that hold all rows of their users come in; encoded timelines and two encoded catalogues (as of the test cut-off,
+and as of now) are left as Parquet under the prefix of the run, with the raw fields that filters read. It fits on
+training events only, knows nothing of Feast, and never holds a table of all events in one process.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from rec_ray.config import FeatureSettings
+from rec_ray.contracts import FeatureTables, SplitTimes, TrainingData
+from rec_ray.distributed.parquet_source import ROW_GROUP
+from rec_ray.distributed.worker_cache import shared_value
+from rec_ray.errors import DataError, EmptyDataError
+from rec_ray.logs import LOGGER
+from rec_ray.retrieval.features.catalogue import CATALOGUE, catalogue_rows
+from rec_ray.retrieval.features.columns import index_of
+from rec_ray.retrieval.features.encoding import Labelling, encode_timelines, label_events
+from rec_ray.retrieval.features.preprocessing import FeatureStatistics, Preprocessor, collect_statistics, fit_features
+from rec_ray.retrieval.features.timelines import TIMELINES
+from rec_ray.schema import (
+    AS_OF,
+    FIRST_SEEN,
+    INTERACTIONS,
+    ITEM_ID,
+    RAW_ITEM,
+    RAW_NOW,
+    RAW_TEST,
+    TIMESTAMP,
+    require_columns,
+)
+from rec_ray.storage.object_store import Storage
+
+TIMELINES_FOLDER, CATALOGUE_FOLDER, CATALOGUE_NOW_FOLDER = "timelines", "catalogue", "catalogue_now"
+
+
+@dataclass
+class _Survey:
+    """What blocks say before anything is fitted; surveys add up."""
+
+    users: FeatureStatistics = field(default_factory=FeatureStatistics)
+    types: Counter[str] = field(default_factory=Counter)
+    item_positives: Counter[str] = field(default_factory=Counter)
+    items_held_out: Counter[str] = field(default_factory=Counter)
+    items_before_test: Counter[str] = field(default_factory=Counter)
+    facts: Counter[str] = field(default_factory=Counter)
+    value_maximum: float = 0.0
+
+    def merge(self, other: _Survey) -> _Survey:
+        self.users = self.users.merge(other.users)
+        for mine, theirs in (
+            (self.types, other.types),
+            (self.item_positives, other.item_positives),
+            (self.items_held_out, other.items_held_out),
+            (self.items_before_test, other.items_before_test),
+            (self.facts, other.facts),
+        ):
+            mine.update(theirs)
+        self.value_maximum = max(self.value_maximum, other.value_maximum)
+        return self
+
+
+def prepare_training_data(
+    tables: FeatureTables, features: FeatureSettings, split: str, storage: Storage, prefix: str, *, refit: bool = False
+) -> TrainingData:
+    """Fit the preprocessor on the training events and write timelines and catalogues under `prefix`.
+
+    split: `time` or `leave_one_out`, as in the settings.
+    refit: whether held-out events are learned from later; their items then have an own row too.
+
+    Raises:
+        EmptyDataError: no positive event is left to learn from.
+        SchemaError: a declared feature cannot be read as its kind.
+    """
+    interactions = tables.interactions.materialize()
+    items = tables.items.materialize()
+    item_ids, item_statistics = _survey_items(items, features, tables.split_times)
+    item_ids_ref = ray.put(item_ids)
+    labelling = Labelling.of(features.interaction, split, tables.split_times)
+    survey = _survey_interactions(interactions, item_ids_ref, labelling, features)
+    _say(survey.facts)
+    if not survey.item_positives:
+        raise EmptyDataError(
+            f"no positive event before {tables.split_times.test_start:%Y-%m-%d %H:%M} is left to learn from; event "
+            f"types are {dict(survey.types)}, of which {features.interaction.negative_types} are declared negative"
+        )
+    fit = functools.partial(fit_features, text_buckets=features.text_buckets, max_vocabulary=features.max_vocabulary)
+    preprocessor = Preprocessor(
+        users=fit(survey.users, features.user),
+        items=fit(item_statistics, features.item),
+        item_ids=tuple(sorted({*survey.item_positives, *(survey.items_held_out if refit else ())})),
+        event_types=tuple(sorted(survey.types)),
+    )
+    labelling = labelling.with_value_maximum(survey.value_maximum)
+    return _write(
+        interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
+    )
+
+
+def encode_tables(
+    tables: FeatureTables,
+    preprocessor: Preprocessor,
+    features: FeatureSettings,
+    split: str,
+    storage: Storage,
+    prefix: str,
+    *,
+    item_ids: pa.Array | None = None,
+) -> TrainingData:
+    """Encode newer tables with the preprocessor of a stored model; nothing is fitted.
+
+    item_ids: the items that there are, in order; None takes those of the tables. Other items are left out.
+
+    Raises:
+        SchemaError: a feature that the model reads is missing.
+    """
+    interactions = tables.interactions.materialize()
+    items = tables.items.materialize()
+    if item_ids is None:
+        item_ids, _ = _survey_items(items, None, tables.split_times)
+    else:
+        items = items.map_batches(
+            _of_items, batch_size=None, batch_format="pyarrow", fn_kwargs={"item_ids": ray.put(item_ids)}
+        )
+    item_ids_ref = ray.put(item_ids)
+    labelling = Labelling.of(features.interaction, split, tables.split_times)
+    survey = _survey_interactions(interactions, item_ids_ref, labelling, None)
+    _say(survey.facts)
+    labelling = labelling.with_value_maximum(survey.value_maximum)
+    return _write(
+        interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
+    )
+
+
+def _write(
+    interactions: ray.data.Dataset,
+    items: ray.data.Dataset,
+    item_ids: ray.ObjectRef,
+    item_count: int,
+    preprocessor: Preprocessor,
+    labelling: Labelling,
+    survey: _Survey,
+    tables: FeatureTables,
+    storage: Storage,
+    prefix: str,
+) -> TrainingData:
+    fitted = ray.put(preprocessor)
+    counts = ray.put((survey.item_positives, survey.items_before_test))
+    storage.delete_prefix(prefix)
+
+    def write(dataset: ray.data.Dataset, encode: Callable[..., pa.Table], folder: str, **arguments: Any) -> str:
+        path = storage.path(prefix, folder)
+        encoded = dataset.map_batches(encode, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments)
+        encoded.write_parquet(path, filesystem=storage.filesystem, row_group_size=ROW_GROUP)
+        return path
+
+    timelines = write(
+        interactions,
+        _encode_block,
+        TIMELINES_FOLDER,
+        item_ids=item_ids,
+        fitted=fitted,
+        labelling=labelling,
+        raw=tables.raw_users,
+    )
+    times = tables.split_times
+    catalogue = write(
+        items,
+        _encode_items,
+        CATALOGUE_FOLDER,
+        item_ids=item_ids,
+        fitted=fitted,
+        counts=counts,
+        instant=times.test_start,
+        other=times.as_of,
+        first=True,
+        raw=tables.raw_items,
+    )
+    catalogue_now = write(
+        items,
+        _encode_items,
+        CATALOGUE_NOW_FOLDER,
+        item_ids=item_ids,
+        fitted=fitted,
+        counts=counts,
+        instant=times.as_of,
+        other=times.test_start,
+        first=False,
+        raw=tables.raw_items,
+    )
+    return TrainingData(
+        timelines=timelines,
+        catalogue=catalogue,
+        catalogue_now=catalogue_now,
+        preprocessor=preprocessor,
+        users=survey.facts["users"],
+        items=item_count,
+        events=survey.facts["events"],
+        positives=survey.facts["training_positives"],
+        split_times=times,
+        rows=tables.rows,
+        facts=dict(survey.facts),
+    )
+
+
+def _survey_interactions(
+    interactions: ray.data.Dataset, item_ids: ray.ObjectRef, labelling: Labelling, features: FeatureSettings | None
+) -> _Survey:
+    pending = [_survey_block.remote(ref, item_ids, labelling, features) for ref in interactions.to_arrow_refs()]
+    survey = _Survey()
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1)
+        survey.merge(ray.get(done[0]))
+    return survey
+
+
+@ray.remote(num_cpus=1)
+def _survey_block(
+    block: pa.Table, item_ids: pa.Array, labelling: Labelling, features: FeatureSettings | None
+) -> _Survey:
+    if block.num_rows == 0:
+        return _Survey()
+    require_columns(block, INTERACTIONS, what="the interactions")
+    events = label_events(block, item_ids, labelling)
+    survey = _Survey(facts=Counter(events.facts), value_maximum=events.value_maximum)
+    survey.types.update(_counts(events.table["event_type"].drop_null()))
+    training = pa.array(events.is_training)
+    positive = pa.array(events.is_training & (events.weight > 0))
+    survey.item_positives.update(_counts(events.table[ITEM_ID].filter(positive)))
+    held_out = pa.array(~events.is_training & (events.weight > 0))
+    survey.items_held_out.update(_counts(events.table[ITEM_ID].filter(held_out)))
+    survey.items_before_test.update(_counts(events.table[ITEM_ID].filter(pa.array(events.is_before_test))))
+    if features is not None:
+        survey.users = collect_statistics(events.table.filter(training), features.user)
+    return survey
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    counted = pc.value_counts(column)
+    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+
+
+def _say(facts: Counter[str]) -> None:
+    """Log each decision about rows, with its count."""
+    said = {
+        "unknown_items": "interactions with items that are not in the catalogue are left out",
+        "duplicates": "interactions that repeat another one in every column are counted once",
+        "bad_values": "ratings that are not finite are taken as missing",
+    }
+    for name, what in said.items():
+        if facts[name]:
+            LOGGER.warning("%s %s", f"{facts[name]:,}", what)
+
+
+def _survey_items(
+    items: ray.data.Dataset, features: FeatureSettings | None, times: SplitTimes
+) -> tuple[pa.Array, FeatureStatistics]:
+    """Return all item ids in order, and the statistics of their features as of the test cut-off."""
+    pending = [_survey_item_block.remote(ref, features, times) for ref in items.to_arrow_refs()]
+    ids, statistics = [], FeatureStatistics()
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1)
+        block_ids, block_statistics = ray.get(done[0])
+        ids.append(block_ids)
+        statistics = statistics.merge(block_statistics)
+    distinct = pc.unique(pa.chunked_array(ids, pa.string()))
+    return distinct.take(pc.sort_indices(distinct)), statistics
+
+
+@ray.remote(num_cpus=1)
+def _survey_item_block(
+    block: pa.Table, features: FeatureSettings | None, times: SplitTimes
+) -> tuple[pa.Array, FeatureStatistics]:
+    if block.num_rows == 0:
+        return pa.array([], pa.string()), FeatureStatistics()
+    ids = pc.unique(block[ITEM_ID])
+    if features is None:
+        return ids, FeatureStatistics()
+    then = block.filter(pc.equal(block[AS_OF], pa.scalar(times.test_start, TIMESTAMP)))
+    return ids, collect_statistics(then.filter(pc.less_equal(then[FIRST_SEEN], then[AS_OF])), features.item)
+
+
+def _encode_block(block: pa.Table, item_ids: Any, fitted: Any, labelling: Labelling, raw: pa.Schema) -> pa.Table:
+    """Encode the users of a block; the raw fields stand behind, as of now and as of the test."""
+    if block.num_rows == 0:
+        return _with_raw(_with_raw(TIMELINES.empty_table(), RAW_NOW, raw, block, []), RAW_TEST, raw, block, [])
+    events = label_events(block, _get(item_ids), labelling)
+    table = encode_timelines(events, _get(fitted))
+    table = _with_raw(table, RAW_NOW, raw, events.rows, events.query[:, 2])
+    return _with_raw(table, RAW_TEST, raw, events.rows, events.query[:, 1])
+
+
+def _with_raw(encoded: pa.Table, beginning: str, raw: pa.Schema, rows: pa.Table, places: Any) -> pa.Table:
+    """Append the raw fields of the rows at some places, one for each row that is encoded."""
+    for column in raw:
+        values = rows[column.name].take(pa.array(places, pa.int64())) if encoded.num_rows else pa.array([], column.type)
+        encoded = encoded.append_column(f"{beginning}{column.name}", pc.cast(values, column.type))
+    return encoded
+
+
+def _of_items(block: pa.Table, item_ids: ray.ObjectRef) -> pa.Table:
+    return block.filter(pc.is_in(block[ITEM_ID], value_set=shared_value(item_ids))) if block.num_rows else block
+
+
+def _encode_items(
+    block: pa.Table, item_ids: Any, fitted: Any, counts: Any, instant: Any, other: Any, first: bool, raw: pa.Schema
+) -> pa.Table:
+    """Encode the rows of one instant; when both instants are the same, the first or the second half of them."""
+    if block.num_rows == 0:
+        return _with_raw(CATALOGUE.empty_table(), RAW_ITEM, raw, block, [])
+    preprocessor: Preprocessor = _get(fitted)
+    positives, before_test = _get(counts)
+    if instant == other:
+        half = block.num_rows // 2
+        rows = block.slice(0, half) if first else block.slice(half)
+    else:
+        rows = block.filter(pc.equal(block[AS_OF], pa.scalar(instant, TIMESTAMP)))
+    ids = rows[ITEM_ID].combine_chunks() if isinstance(rows[ITEM_ID], pa.ChunkedArray) else rows[ITEM_ID]
+    index = index_of(ids, _get(item_ids)) + 1
+    if (index == 0).any():
+        raise DataError("the catalogue changed while it was encoded")
+    names = ids.to_pylist()
+    known = pc.less_equal(rows[FIRST_SEEN], rows[AS_OF]).to_numpy(zero_copy_only=False)
+    known = known | np.array([name in before_test for name in names], bool)
+    count = np.array([positives.get(name, 0) for name in names], np.int64)
+    id_index = preprocessor.encode_item_ids(ids)
+    encoded = catalogue_rows(index, ids, id_index, known, count, preprocessor.items.encode(rows))
+    return _with_raw(encoded, RAW_ITEM, raw, rows, np.arange(rows.num_rows))
+
+
+def _get(value: Any) -> Any:
+    return shared_value(value) if isinstance(value, ray.ObjectRef) else value

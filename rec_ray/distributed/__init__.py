@@ -1,0 +1,1 @@
+"""Ray: its start, caches in workers, Parquet read by tasks."""

@@ -1,0 +1,144 @@
+"""Counts of everything before the test, made in parallel: what the baselines and the segments are fitted from.
+
+Encoded timelines come in as a Ray dataset; out go the fitted baselines, as a reference into Ray's object store, the
+bounds of the users' activity and the periods of the split. Blocks are counted side by side; it ranks nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.data
+
+from rec_ray.contracts import KNN, POPULARITY, RECENT, TEST, TRAIN, TRANSITIONS, VALIDATION
+from rec_ray.retrieval.features.batch import FeatureShape
+from rec_ray.retrieval.features.timelines import Timelines
+from rec_ray.retrieval.metrics.baselines import (
+    Neighbours,
+    PairCounts,
+    Popularity,
+    count_cooccurrences,
+    count_popularity,
+    count_transitions,
+    fit_item_knn,
+    fit_transitions,
+)
+from rec_ray.retrieval.metrics.holdout import positives_before_test, users_with_targets
+from rec_ray.retrieval.metrics.segments import activity_bounds
+
+HALF_LIVES = 20
+"""Half-lives of recent popularity that the history before the test has."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted before any ranking.
+
+    baselines: reference to the fitted baselines by name. bounds: of activity, of the users who are asked about.
+    periods: `train`, `validation` and `test` -> number of events, and the seconds since 1970 of the first and the last.
+    """
+
+    baselines: ray.ObjectRef
+    bounds: tuple[int, int, int]
+    periods: dict[str, tuple[int, int, int]]
+
+
+def fit_baselines(timelines: ray.data.Dataset, shape: FeatureShape, items: int) -> Counted:
+    """Count what happened before the test, block by block.
+
+    shape: of the user features in the timelines. items: size of the catalogue.
+    """
+    blocks = timelines.materialize().to_arrow_refs()
+    surveys = ray.get([_survey.remote(block, shape) for block in blocks])
+    firsts = [survey.first for survey in surveys if survey.first is not None]
+    lasts = [survey.last for survey in surveys if survey.last is not None]
+    first, last = (min(firsts), max(lasts)) if firsts else (0, 1)
+    users = np.zeros(max((len(survey.users_by_events) for survey in surveys), default=0), np.int64)
+    for survey in surveys:
+        users[: len(survey.users_by_events)] += survey.users_by_events
+    counts = [_count.remote(block, shape, items + 1, last, (last - first) / HALF_LIVES) for block in blocks]
+    while len(counts) > 1:
+        counts = [_merge.remote(*counts[i : i + 8]) for i in range(0, len(counts), 8)]
+    periods = {}
+    for label, name in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
+        parts = [survey.periods[label] for survey in surveys if label in survey.periods]
+        if parts:
+            numbers, begins, ends = zip(*parts, strict=True)
+            periods[name] = (sum(numbers), min(begins), max(ends))
+    return Counted(_fit.remote(counts[0]), activity_bounds(users), periods)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What a block says before anything is counted.
+
+    first, last: seconds of the positives before the test. users_by_events: of the users who have a target.
+    periods: label of the split -> its number of events, and the seconds of the first and the last.
+    """
+
+    first: int | None
+    last: int | None
+    users_by_events: Array
+    periods: dict[int, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    together: PairCounts
+    following: PairCounts
+    popularity: Array
+    recent: Array
+
+
+@ray.remote(num_cpus=1)
+def _survey(block: pa.Table, shape: FeatureShape) -> _Survey:
+    timelines = Timelines.from_table(block, shape)
+    seconds = positives_before_test(timelines)[1]
+    events = timelines.events_before(TEST)[1][users_with_targets(timelines)]
+    first, last = (int(seconds.min()), int(seconds.max())) if len(seconds) else (None, None)
+    periods = {}
+    for label in np.unique(timelines.split).tolist():
+        own = timelines.event_seconds[timelines.split == label]
+        periods[label] = (len(own), int(own.min()), int(own.max()))
+    return _Survey(first, last, np.bincount(events), periods)
+
+
+@ray.remote(num_cpus=1)
+def _count(block: pa.Table, shape: FeatureShape, item_count: int, now: int, half_life: float) -> _Counts:
+    items, seconds, offsets = positives_before_test(Timelines.from_table(block, shape))
+    return _Counts(
+        count_cooccurrences(items, offsets, item_count),
+        count_transitions(items, offsets, item_count),
+        count_popularity(items, item_count),
+        count_popularity(items, item_count, times=seconds, now=now, half_life=max(half_life, 1.0)),
+    )
+
+
+@ray.remote(num_cpus=1)
+def _merge(first: _Counts, *others: _Counts) -> _Counts:
+    merged = first
+    for other in others:
+        merged = _Counts(
+            merged.together.merge(other.together),
+            merged.following.merge(other.following),
+            merged.popularity + other.popularity,
+            merged.recent + other.recent,
+        )
+    return merged
+
+
+@ray.remote(num_cpus=1)
+def _fit(counts: _Counts) -> dict[str, Popularity | Neighbours]:
+    return {
+        POPULARITY: Popularity(counts.popularity),
+        RECENT: Popularity(counts.recent),
+        KNN: fit_item_knn(counts.together),
+        TRANSITIONS: fit_transitions(counts.following),
+    }

@@ -1,0 +1,213 @@
+"""Model and held-out events into an `Evaluation`: the whole catalogue ranked for every user, others beside it.
+
+Encoded timelines stream through Ray Data and each batch gives sums that add up; users are seen as they were before the
+test, and targets are their positives after it. It never looks at a sample of items or at a training shard, and knows
+nothing of Feast, stores or what is done with the figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from rec_ray.config import CandidateSettings, EvaluationSettings
+from rec_ray.contracts import LIVE, MODEL, REFITTED, Evaluation, Example, LiveVersion, Segment, TrainingData
+from rec_ray.distributed.parquet_source import read_rows
+from rec_ray.evaluation.baseline_counts import fit_baselines
+from rec_ray.evaluation.rank_task import RECOMMENDED, SHOWN_USERS, ListFigures, RankingPlan, rank_targets, read_sums
+from rec_ray.logs import LOGGER
+from rec_ray.retrieval.metrics.rankers import LIST_LENGTH
+from rec_ray.retrieval.metrics.segment_metrics import EVERYONE, SegmentSums
+from rec_ray.retrieval.metrics.segments import describe_segment
+from rec_ray.retrieval.model.bundle import TwoTowerBundle
+from rec_ray.storage.object_store import Storage
+
+USERS = 4096
+"""Timelines of one task: the sums that it gives back have the same size for one user and for all of these."""
+DRAWN_ITEMS, DRAWN_SCORES = 400, 1000
+"""Points at most of a drawn curve over all items; scores at most of a drawn distribution."""
+
+
+def evaluate_model(
+    data: TrainingData,
+    bundle: TwoTowerBundle,
+    settings: EvaluationSettings,
+    storage: Storage,
+    *,
+    candidates: CandidateSettings,
+    live: LiveVersion | None = None,
+    refitted: TwoTowerBundle | None = None,
+) -> Evaluation:
+    """Rank all items known before the test for every user with a held-out positive.
+
+    candidates: with `exclude_seen`, items that the user interacted with before the test are left out of the ranking, as
+        the recommendations do; a held-out positive among them is no target then, and is counted. Where filters or other
+        options change the lists, the lists as recommended are judged beside the model, on the same targets, with what
+        the fields of items and users were at the test cut-off.
+    live: the version to judge on the same users, if there is one; one whose events are those of other users is said
+        and left out.
+    refitted: the model refitted with the validation events, which the baselines count too: what refitting is worth.
+    """
+    timelines = read_rows(storage, data.timelines)
+    counted = fit_baselines(timelines, bundle.preprocessor.users.shape, data.items)
+
+    def plan(name: str, own: TwoTowerBundle, catalogue: str, baselines: ray.ObjectRef | None) -> RankingPlan:
+        model, ks = ray.put(own.without_evaluated()), tuple(settings.ks)
+        wanted = candidates if name == MODEL and candidates.changes_lists else None
+        now, exclude_seen = data.split_times.test_start, candidates.exclude_seen
+        return RankingPlan(name, model, baselines, catalogue, storage, ks, counted.bounds, exclude_seen, wanted, now)
+
+    found = _Found(SegmentSums(settings.ks, counted.bounds, data.items))
+    for row in _rank(timelines, plan(MODEL, bundle, data.catalogue, counted.baselines)):
+        found.add(row)
+    facts: dict[str, Any] = {**found.counts, **found.known, "periods": counted.periods}
+    if found.lists:
+        facts["lists"] = {method: own.means() for method, own in found.lists.items()}
+    users = found.sums.users(MODEL)
+    if not users:
+        LOGGER.warning("no user has a held-out positive event: there are no metrics")
+        return Evaluation({}, 0, 0, facts=facts)
+    if refitted is not None:
+        for row in _rank(timelines, plan(REFITTED, refitted, data.catalogue, None)):
+            found.sums.add_table(read_sums(row["sums"]))
+    if live is not None:
+        beside = SegmentSums(settings.ks, counted.bounds, data.items)
+        others = read_rows(storage, live.data.timelines)
+        for row in _rank(others, plan(LIVE, live.bundle, live.data.catalogue, None)):
+            beside.add_table(read_sums(row["sums"]))
+        if beside.users(LIVE) == users:
+            found.sums.add_table(beside.to_table())
+            facts["live_version"] = live.version
+        else:
+            LOGGER.warning(
+                "the live version %s is not compared: it was asked about %s users and the model about %s, so events "
+                "were added or taken out meanwhile",
+                live.version,
+                f"{beside.users(LIVE):,}",
+                f"{users:,}",
+            )
+    return _summarise(found, facts, _learned(data, storage))
+
+
+def _rank(timelines: ray.data.Dataset, plan: RankingPlan) -> Iterator[dict[str, Any]]:
+    ranked = timelines.map_batches(
+        rank_targets, fn_kwargs={"plan": plan}, batch_size=USERS, batch_format="pyarrow", zero_copy_batch=True
+    )
+    for batch in ranked.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from batch.to_pylist()
+
+
+@dataclass
+class _Found:
+    """What the tasks of the model and the baselines gave back so far."""
+
+    sums: SegmentSums
+    counts: Counter[str] = field(default_factory=Counter)
+    known: dict[str, int] = field(default_factory=dict)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    lists: dict[str, ListFigures] = field(default_factory=dict)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.sums.add_table(read_sums(row["sums"]))
+        said = json.loads(row["said"])
+        for name, count in said["counts"].items():
+            self.counts[name] += count
+        self.known = said["known"]
+        for method, figures in said["lists"].items():
+            self.lists.setdefault(method, ListFigures()).add(figures)
+        for name, values in said["scores"].items():
+            self.scores.setdefault(name, []).extend(values)
+        for example in said["examples"]:
+            own = self.examples.setdefault(example["segment"], [])
+            own.append(example)
+            own.sort(key=lambda one: (one["number"], one["user_id"]))
+            del own[SHOWN_USERS:]
+
+    def chosen_examples(self) -> tuple[Example, ...]:
+        """Return users of all segments in turn until there are enough."""
+        chosen = [
+            (place, segment, own[place]) for segment, own in sorted(self.examples.items()) for place in range(len(own))
+        ]
+        chosen.sort(key=lambda one: one[:2])
+        first = sorted(chosen[:SHOWN_USERS], key=lambda one: one[1])
+        return tuple(
+            Example(
+                user_id=one["user_id"],
+                segment=describe_segment(segment, self.sums.bounds),
+                history=tuple(one["history"]),
+                recommended=tuple(one["recommended"]),
+                scores=tuple(one["scores"]),
+                taken=tuple(one["taken"]),
+            )
+            for _, segment, one in first
+        )
+
+
+def _summarise(found: _Found, facts: dict[str, Any], learned: Any) -> Evaluation:
+    sums = found.sums
+    # Beside the model comes what is live, then what only counts.
+    first = [MODEL, RECOMMENDED, REFITTED, LIVE]
+    methods = sorted(sums.methods(), key=lambda name: first.index(name) if name in first else len(first))
+    everyone = {method: sums.sums[method, EVERYONE] for method in methods}
+    metrics = {method: own.means() for method, own in everyone.items()}
+    for method in methods:
+        shown = np.count_nonzero(sums.recommended[method])
+        metrics[method][f"coverage@{LIST_LENGTH}"] = float(shown / max(1, facts["known_items"]))
+    model = everyone[MODEL]
+    segments = {}
+    for segment in sums.segments():
+        own = {method: sums.sums[method, segment] for method in methods if (method, segment) in sums.sums}
+        segments[segment] = Segment(
+            described=describe_segment(segment, sums.bounds),
+            users=sums.users(MODEL, segment),
+            metrics={method: each.means() for method, each in own.items()},
+            intervals={method: each.intervals() for method, each in own.items()},
+        )
+    return Evaluation(
+        metrics=metrics,
+        users=sums.users(MODEL),
+        targets=found.counts["targets"],
+        intervals={method: own.intervals() for method, own in everyone.items()},
+        facts=facts,
+        differences={
+            method: {name: model.interval_of_difference(own, name) for name in model.metrics}
+            for method, own in everyone.items()
+            if method != MODEL
+        },
+        segments=segments,
+        examples=found.chosen_examples(),
+        distributions={
+            "scores": {name: _thinned(values) for name, values in found.scores.items()},
+            "learned": _curve(learned),
+            "recommended": _curve(sums.recommended[MODEL][1:]),
+        },
+    )
+
+
+def _learned(data: TrainingData, storage: Storage) -> Any:
+    """Return how often each item is in the events to learn from."""
+    table = pq.read_table(data.catalogue, columns=["count"], filesystem=storage.filesystem)
+    return table["count"].to_numpy()
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """Return every n-th value, so that few enough are left to draw."""
+    return [round(value, 4) for value in values[:: -(-len(values) // DRAWN_SCORES) or 1]]
+
+
+def _curve(counts: Any) -> list[list[float]]:
+    """Return points of the curve of counts, the largest first: place (1 on) and count, closer at the front."""
+    ordered = np.sort(counts)[::-1]
+    places = (
+        np.unique(np.geomspace(1, len(ordered), DRAWN_ITEMS).astype(np.int64)) if len(ordered) else np.zeros(0, int)
+    )
+    return [[int(place), int(ordered[place - 1])] for place in places]

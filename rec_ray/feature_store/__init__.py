@@ -1,0 +1,1 @@
+"""Feast, both directions: point-in-time joins, offline sources, push targets."""

@@ -1,0 +1,1 @@
+"""Vectors of item texts and images, cached by content."""

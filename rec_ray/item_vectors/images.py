@@ -1,0 +1,179 @@
+"""Images of items into vectors that are kept: each is fetched once a run and encoded once, by actors that hold a model.
+
+A Ray dataset of items and the name of the field with the address of an image come in; a `VectorCache` holds the vectors
+afterwards, by the hash of an image's bytes, and an `EncodedImages` says which address has which. It knows neither views
+nor what the vectors are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from rec_ray.distributed.worker_cache import shared_value
+from rec_ray.errors import DataError
+from rec_ray.item_vectors.fetch import ImageFiles, shown
+from rec_ray.item_vectors.texts import joined_texts, known_hashes, room_for_actors
+from rec_ray.logs import LOGGER
+from rec_ray.retrieval.encoders.image import ImageEncoder, decode_image
+from rec_ray.storage.vector_cache import HASH, VectorCache, hash_of
+
+FOLDER = "image_vectors"
+"""Folder of the object store with the vectors that were made, a folder a model."""
+IMAGES = 32
+"""Images of one call of an actor: all of them are held decoded."""
+NAMED = 3
+"""Unreadable images that are named."""
+_ADDRESS, _WHY, _NEW = "address", "why", "new"
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """What became of the images of a field.
+
+    hashes: reference to a table of addresses and the hashes of their images. encoded, kept: images that were encoded
+    now, and those whose vectors were there. unreadable: addresses without an image.
+    """
+
+    hashes: ray.ObjectRef
+    encoded: int
+    kept: int
+    unreadable: int
+
+
+def encode_images(
+    items: ray.data.Dataset, field: str, model: str, cache: VectorCache, files: ImageFiles
+) -> EncodedImages:
+    """Fetch the image of every address and encode those that have no vector yet; what cannot be read is said once.
+
+    The same image at several addresses is encoded once by each actor that meets it.
+
+    Raises:
+        ConfigError: the model is missing.
+        SchemaError: there is no such field, or it is no text.
+    """
+    addresses = items.map_batches(
+        _addresses, batch_size=None, batch_format="pyarrow", fn_kwargs={"field": field}
+    ).materialize()
+    count = addresses.count()
+    if not count:
+        return EncodedImages(ray.put(_found([])), 0, 0, 0)
+    blocks = max(1, -(-count // IMAGES))
+    if addresses.num_blocks() > 1:
+        addresses = addresses.repartition(blocks, keys=[_ADDRESS]).map_batches(
+            _distinct, batch_size=None, batch_format="pyarrow"
+        )
+    else:
+        addresses = addresses.repartition(blocks)
+    actors, share = room_for_actors()
+    LOGGER.info("%s images to fetch by %d actors", f"{count:,}", min(actors, blocks))
+    known = known_hashes.remote(cache)
+    found = addresses.map_batches(
+        _ImageActor,
+        batch_size=IMAGES,
+        batch_format="pyarrow",
+        fn_constructor_kwargs={"model": model, "cache": cache, "files": files, "known": [known]},
+        compute=ActorPoolStrategy(min_size=1, max_size=min(actors, blocks)),
+        num_cpus=share,
+    ).materialize()
+    hashes, said = _gathered.remote(*found.to_arrow_refs())
+    read, encoded, unreadable, examples = ray.get(said)
+    if unreadable:
+        LOGGER.warning(
+            "%s of %s images cannot be read, and their items go without: %s%s",
+            f"{unreadable:,}",
+            f"{read + unreadable:,}",
+            "; ".join(examples),
+            " and others" if unreadable > len(examples) else "",
+        )
+    return EncodedImages(hashes, encoded, read - encoded, unreadable)
+
+
+def image_vectors_of(items: pa.Table, field: str, hashes: pa.Table, cache: VectorCache) -> pa.Array:
+    """Return the vector of each item's image, a list, null where it has none or it could not be read.
+
+    hashes: the table of `EncodedImages`.
+
+    Raises:
+        DataError: an image was not encoded.
+    """
+    place = pc.index_in(joined_texts(items, [field]), value_set=hashes[_ADDRESS].combine_chunks(), skip_nulls=True)
+    return cache.read(hashes[HASH].combine_chunks().take(place))
+
+
+def _addresses(items: pa.Table, field: str) -> pa.Table:
+    if not items.num_rows:
+        return pa.table({_ADDRESS: pa.array([], pa.string())})
+    return _distinct(pa.table({_ADDRESS: joined_texts(items, [field])}))
+
+
+def _distinct(addresses: pa.Table) -> pa.Table:
+    return pa.table({_ADDRESS: pc.unique(addresses[_ADDRESS]).drop_null()})
+
+
+def _found(rows: list[dict[str, Any]]) -> pa.Table:
+    kinds = [(_ADDRESS, pa.string()), (HASH, pa.string()), (_WHY, pa.string()), (_NEW, pa.bool_())]
+    return pa.Table.from_pylist(rows, schema=pa.schema(kinds))
+
+
+@ray.remote(num_cpus=0.5, num_returns=2)
+def _gathered(*parts: pa.Table) -> tuple[pa.Table, tuple[int, int, int, list[str]]]:
+    """Return the addresses that have an image, and how many images were read, encoded and not read, with some names."""
+    table = pa.concat_tables([part for part in parts if part.num_rows])
+    bad = table.filter(pc.is_valid(table[_WHY]))
+    good = table.filter(pc.is_null(table[_WHY])).select([_ADDRESS, HASH, _NEW])
+    some = bad.sort_by(_ADDRESS).slice(0, NAMED).to_pylist()
+    said = [f"{shown(row[_ADDRESS])} ({row[_WHY]})" for row in some]
+    images = len(pc.unique(good[HASH]))
+    encoded = len(pc.unique(good.filter(good[_NEW])[HASH]))
+    return good.select([_ADDRESS, HASH]), (images, encoded, bad.num_rows, said)
+
+
+class _ImageActor:
+    """Holds the model, fetches images, encodes those without a vector and keeps what it made."""
+
+    def __init__(self, model: str, cache: VectorCache, files: ImageFiles, known: list[ray.ObjectRef]) -> None:
+        torch.set_num_threads(1)
+        self.encoder, self.cache, self.files = ImageEncoder(model), cache, files
+        self.known, self.made = shared_value(known[0]), set[str]()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        addresses = batch[_ADDRESS].to_pylist()
+        rows = [
+            self._row(address, data) for address, data in zip(addresses, self.files.read_all(addresses), strict=True)
+        ]
+        hashes = pa.array([row[HASH] for row in rows], pa.string())
+        there = pc.is_in(hashes, value_set=self.known).to_pylist()
+        images: dict[str, Any] = {}
+        for row, is_known in zip(rows, there, strict=True):
+            data, name = row.pop("data"), row[HASH]
+            row[_NEW] = name is not None and not is_known
+            if not row[_NEW] or name in self.made or name in images:
+                continue
+            try:
+                images[name] = decode_image(data)
+            except DataError as error:
+                row[HASH], row[_WHY], row[_NEW] = None, str(error), False
+        if images:
+            self.cache.write(list(images), np.asarray(self.encoder.encode_images(list(images.values()))))
+            self.made |= set(images)
+        return _found(rows)
+
+    @staticmethod
+    def _row(address: str, data: bytes | DataError) -> dict[str, Any]:
+        failed = isinstance(data, DataError)
+        why = str(data) if failed else None
+        return {
+            _ADDRESS: address,
+            HASH: None if isinstance(data, DataError) else hash_of(data),
+            _WHY: why,
+            "data": data,
+        }

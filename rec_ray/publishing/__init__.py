@@ -1,0 +1,1 @@
+"""Push a stored version to Feast, commit it, roll back, prune."""

@@ -1,0 +1,1 @@
+"""The report of a version: terminal, HTML page, comparison with the live version."""

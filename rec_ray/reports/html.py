@@ -1,0 +1,194 @@
+"""Evaluation and bundle into the report of a version: facts are collected and kept with it, and the page beside them.
+
+A bundle, an evaluation, the run's own figures and a function that names items come in; `report.json` and `report.html`
+are written below the version. It knows neither Feast nor when a report is due, and trains and ranks nothing.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from rec_ray.contracts import Evaluation, TrainingData
+from rec_ray.errors import DataError
+from rec_ray.logs import LOGGER
+from rec_ray.reports.item_map import map_vectors
+from rec_ray.reports.page.facts import ReportFacts, facts_of_bundle
+from rec_ray.retrieval.features.catalogue import Catalogue
+from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor
+from rec_ray.retrieval.model.bundle import TwoTowerBundle
+from rec_ray.schema import FeatureDeclaration
+from rec_ray.storage.object_store import Storage
+
+FACTS, PAGE = "report.json", "report.html"
+MAPPED_ITEMS = 800
+"""Items of the map at most, drawn by a hash of their ids; the page says how many of how many."""
+PATH_SEPARATOR = "|"
+
+ReadFields = Callable[[Sequence[str], Sequence[str]], Mapping[str, Mapping[str, Any]]]
+"""Item ids and names of fields -> field -> item id -> value."""
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What a run says of itself: the word of the gate and its reasons, counts, and the seconds of each step so far."""
+
+    gate: str
+    gate_reasons: tuple[str, ...]
+    counts: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+def write_report(
+    bundle: TwoTowerBundle,
+    version: str,
+    evaluation: Evaluation,
+    data: TrainingData,
+    storage: Storage,
+    folder: str,
+    read_fields: ReadFields,
+    *,
+    item_name: str | None,
+    run: RunFigures,
+) -> str:
+    """Write the report of a version below its folder and return its address; one that fails is said, and stops nothing.
+
+    The arguments are those of `collect_facts`.
+    """
+    try:
+        facts = collect_facts(bundle, version, evaluation, data, storage, read_fields, item_name=item_name, run=run)
+        return store_report(facts, storage, folder)
+    except Exception as error:
+        # What a task raised has its own traceback as text; the last line is what was said.
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+        LOGGER.warning("the report of version %s is not written: %s", version, reason)
+        return f"not written: {reason}"
+
+
+def collect_facts(
+    bundle: TwoTowerBundle,
+    version: str,
+    evaluation: Evaluation,
+    data: TrainingData,
+    storage: Storage,
+    read_fields: ReadFields,
+    *,
+    item_name: str | None,
+    run: RunFigures,
+) -> ReportFacts:
+    """Return the facts of a version that was just trained.
+
+    item_name: field of an item that people read, if there is one.
+    """
+    item_map: dict[str, Any] = ray.get(_map_items.remote(bundle.without_evaluated(), data.catalogue_now, storage))
+    shown = dict.fromkeys(item_map["item_ids"])
+    for example in evaluation.examples:
+        shown |= dict.fromkeys((*example.history, *example.recommended, *example.taken))
+    category = category_field(bundle.preprocessor.items)
+    fields = list(dict.fromkeys(name for name in (item_name, category) if name))
+    found = read_fields(list(shown), fields) if fields and shown else {}
+    declared = bundle.preprocessor.items.declarations.get(category or "")
+    return ReportFacts(
+        **facts_of_bundle(bundle, version) | {"evaluation": asdict(evaluation)},
+        gate=run.gate,
+        gate_reasons=list(run.gate_reasons),
+        item_map=item_map,
+        names=_texts(found.get(item_name or "", {})),
+        categories=_categories(found.get(category or "", {}), declared) if declared else {},
+        seconds={name: round(took, 1) for name, took in run.seconds.items()},
+        counts=dict(run.counts),
+    )
+
+
+def store_report(facts: ReportFacts, storage: Storage, folder: str) -> str:
+    """Write facts and page below the folder of a version, and return the address of the page."""
+    data = facts.to_json()
+    storage.write_bytes(f"{folder}/{FACTS}", data)
+    # The page is made of what was stored, so that it comes out the same when it is made again.
+    return store_page(ReportFacts.from_json(data), storage, folder)[0]
+
+
+def store_page(facts: ReportFacts, storage: Storage, folder: str) -> tuple[str, str]:
+    """Write the page of the facts below the folder of a version, and return its address and its text."""
+    # Here, as matplotlib takes a second to import: commands and tasks that draw nothing do without.
+    from rec_ray.reports.page.page import render_report
+
+    page = render_report(facts)
+    storage.write_bytes(f"{folder}/{PAGE}", page.encode())
+    return storage.uri(f"{folder}/{PAGE}"), page
+
+
+def read_report(bundle: TwoTowerBundle, version: str, storage: Storage, folder: str) -> ReportFacts:
+    """Return the stored facts of a version; without any, what its bundle says of itself.
+
+    Raises:
+        DataError: the facts are of another format.
+    """
+    key = f"{folder}/{FACTS}"
+    if not storage.exists(key):
+        return ReportFacts(**facts_of_bundle(bundle, version))
+    facts = ReportFacts.from_json(storage.read_bytes(key))
+    if facts.version != version:
+        raise DataError(f"{storage.uri(key)} belongs to version {facts.version!r}; was the folder copied or renamed?")
+    return facts
+
+
+def category_field(items: FeaturePreprocessor) -> str | None:
+    """Return the item feature by which items are coloured: a path before a category, and of more than one value."""
+    for kind in ("category_path", "categorical", "categories"):
+        for name, declaration in items.declarations.items():
+            if declaration.kind == kind and len(items.vocabularies[name]) > 1:
+                return name
+    return None
+
+
+@ray.remote(num_cpus=1)
+def _map_items(bundle: TwoTowerBundle, catalogue: str, storage: Storage) -> dict[str, Any]:
+    """Return the map of a sample of the catalogue: ids and two coordinates, and in words what they are."""
+    torch.set_num_threads(1)
+    table = pq.read_table(catalogue, filesystem=storage.filesystem)
+    total = table.num_rows
+    hashes = np.array([zlib.crc32(item_id.encode()) for item_id in table["item_id"].to_pylist()])
+    chosen = np.sort(np.argsort(hashes, kind="stable")[:MAPPED_ITEMS])
+    table = table.take(pa.array(chosen))
+    numbered = pa.array(np.arange(1, len(chosen) + 1), pa.int32())
+    table = table.set_column(table.schema.get_field_index("item_index"), "item_index", numbered)
+    items = Catalogue.from_table(table, bundle.preprocessor.items.shape)
+    with torch.inference_mode():
+        vectors = items.embed(bundle.model, torch.arange(1, len(chosen) + 1)).numpy()
+    places = map_vectors(vectors)
+    return {
+        "item_ids": items.item_ids.to_pylist(),
+        "x": places[:, 0].round(4).tolist(),
+        "y": places[:, 1].round(4).tolist(),
+        "total": total,
+        "said": "near points are similar to the model, how far apart others are means little (t-SNE)",
+    }
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {item_id: str(value) for item_id, value in values.items() if value is not None}
+
+
+def _categories(values: Mapping[str, Any], declaration: FeatureDeclaration) -> dict[str, str]:
+    """Return each item's category as one text: the first part of a path, or the first of several."""
+    separator = declaration.separator
+    if declaration.kind == "category_path" and separator is None:
+        separator = PATH_SEPARATOR
+    categories = {}
+    for item_id, value in values.items():
+        first = (value[0] if len(value) else None) if isinstance(value, list | tuple | np.ndarray) else value
+        text = "" if first is None else str(first)
+        if separator and declaration.kind != "categorical":
+            text = text.split(separator)[0]
+        if text.strip():
+            categories[item_id] = text.strip()
+    return categories

@@ -1,0 +1,132 @@
+"""What the report of a version says, as plain values that are stored with it, so that the page can be made again.
+
+A bundle, an evaluation and what the run knows of itself come in; `ReportFacts` goes out, to and from JSON. It reads
+nothing from anywhere and knows neither HTML nor plots.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from rec_ray.contracts import Evaluation
+from rec_ray.errors import DataError
+from rec_ray.retrieval.features.preprocessing import NUMBERS, FeaturePreprocessor, Preprocessor
+from rec_ray.retrieval.model.bundle import TwoTowerBundle
+
+FORMAT_VERSION = 1
+SHOWN_VALUES = 4
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything a report shows; what was not measured is empty, and the page says so.
+
+    evaluation: `Evaluation` as plain values. epochs: `EpochResult`s as plain values.
+    features: rows with `side`, `name`, `kind` and `said`. item_map: see `ItemMap`.
+    names, categories: item id -> text, for the items of the map and of the examples.
+    settings: with secrets masked. seconds: of each step so far. counts: what the run counted.
+    """
+
+    version: str
+    run_id: str = ""
+    created_at: str = ""
+    data_to: str = ""
+    test_start: str = ""
+    refit: str = ""
+    gate: str = ""
+    gate_reasons: list[str] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    features: list[dict[str, str]] = field(default_factory=list)
+    item_map: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    categories: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """Return the facts as JSON; a number that is not finite is null."""
+        values = {"format_version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps(_without_nan(values), ensure_ascii=False, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> ReportFacts:
+        """Read stored facts.
+
+        Raises:
+            DataError: they are not of this format.
+        """
+        try:
+            values = json.loads(data)
+            found = values.pop("format_version")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DataError(f"the stored facts of the report cannot be read: {error}") from error
+        if found != FORMAT_VERSION:
+            raise DataError(
+                f"the stored facts of the report are of format {found!r}, this program reads {FORMAT_VERSION}"
+            )
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def facts_of_bundle(bundle: TwoTowerBundle, version: str) -> dict[str, Any]:
+    """Return what a stored model says of itself, as arguments of `ReportFacts`."""
+    metadata = bundle.metadata
+    metrics = metadata.get("metrics") or {}
+    facts = metadata.get("evaluation") or {}
+    return {
+        "version": version,
+        "run_id": str(metadata.get("run_id") or ""),
+        "created_at": str(metadata.get("created_at") or ""),
+        "data_to": str(metadata.get("data_to") or ""),
+        "test_start": str(metadata.get("test_start") or ""),
+        "refit": str(metadata.get("refit") or ""),
+        "evaluation": asdict(Evaluation(metrics, 0, int(facts.get("targets") or 0), facts=facts)) if metrics else {},
+        "epochs": list(metadata.get("epochs") or []),
+        "best_epoch": int(metadata.get("best_epoch") or 0),
+        "features": describe_features(bundle.preprocessor),
+        "settings": dict(metadata.get("settings") or {}),
+        "packages": dict(metadata.get("packages") or {}),
+    }
+
+
+def describe_features(preprocessor: Preprocessor) -> list[dict[str, str]]:
+    """Return a row a feature: its side, name and kind, and in words what was learned of it from the training events."""
+    sides = (("user", preprocessor.users), ("item", preprocessor.items))
+    return [
+        {"side": side, "name": name, "kind": declaration.kind, "said": _describe(fitted, name)}
+        for side, fitted in sides
+        for name, declaration in fitted.declarations.items()
+    ]
+
+
+def _describe(fitted: FeaturePreprocessor, name: str) -> str:
+    declaration = fitted.declarations[name]
+    if declaration.kind in NUMBERS:
+        mean, deviation = fitted.scales[name]
+        unit = " days since 1970" if declaration.kind == "timestamp" else ""
+        return f"mean {mean:,.4g}{unit}, standard deviation {deviation:,.4g}"
+    if declaration.kind == "text":
+        return f"words and character trigrams, hashed into {fitted.text_buckets:,} buckets"
+    if declaration.kind == "vector":
+        return f"{declaration.length:,} numbers"
+    values = list(fitted.vocabularies[name])
+    shown = ", ".join(values[:SHOWN_VALUES])
+    if len(values) <= SHOWN_VALUES:
+        return f"{len(values):,} values: {shown}" if values else "no value"
+    return f"{len(values):,} values; most often {shown}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(entry) for key, entry in value.items()}
+    return [_without_nan(entry) for entry in value] if isinstance(value, list | tuple) else value

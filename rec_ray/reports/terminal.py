@@ -1,0 +1,167 @@
+"""What a run says to the person who started it: tables on a terminal.
+
+Figures of an `Evaluation`, counts, seconds and addresses come in; text goes out through rich. It computes nothing and
+reads no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rec_ray.contracts import Evaluation
+from rec_ray.reports.comparison import name_method, verdict
+
+SHOWN, SHOWN_WHERE_WIDE = ("recall@10", "ndcg@10", "mrr"), ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
+WIDE = 120
+"""Columns of a terminal from which more is shown."""
+HEADINGS = {
+    "recall": "Recall",
+    "ndcg": "NDCG",
+    "mrr": "MRR",
+    "coverage": "Coverage",
+    "diversity": "diversity",
+    "fresh": "new",
+}
+
+
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """Print the metrics, a row a method, the model first, and say honestly how it compares with the others."""
+    if not evaluation.metrics:
+        console.print("No held-out event to evaluate on: there are no metrics.")
+        return
+    have = next(iter(evaluation.metrics.values()))
+    wide = console.width >= WIDE
+    shown = [name for name in (SHOWN_WHERE_WIDE if wide else SHOWN) if name in have]
+    with_interval = {"recall@10", "ndcg@10"} if wide else {"recall@10"}
+    title = f"Held-out events of {evaluation.users:,} users, all items ranked"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    table.add_column("", no_wrap=True)
+    for name in shown:
+        table.add_column(_heading(name), justify="right", no_wrap=True)
+        if name in with_interval:
+            table.add_column("95 %", justify="right", no_wrap=True)
+    table.add_column("model is", no_wrap=True)
+    best = {name: max(values[name] for values in evaluation.metrics.values()) for name in shown}
+    for method, values in evaluation.metrics.items():
+        cells = []
+        for name in shown:
+            text = f"{values[name]:.4f}"
+            cells.append(f"[bold]{text}[/]" if values[name] == best[name] else text)
+            if name in with_interval:
+                low, high = evaluation.intervals.get(method, {}).get(name, (None, None))
+                cells.append("" if low is None or high is None else f"[dim]{_short(low)} {_short(high)}[/]")
+        table.add_row(Text(name_method(method)), *cells, _beside(evaluation, method))
+    console.print(table)
+    for sentence in verdict(vars(evaluation)):
+        console.print(sentence, markup=False, highlight=False)
+    for method, figures in evaluation.facts.get("lists", {}).items():
+        said = ", ".join(f"{_heading(name)} {value:.3f}" for name, value in figures.items())
+        console.print(f"Lists of {name_method(method)}: {said}.", markup=False, highlight=False)
+    left_out = {"seen_targets": "the user had already seen", "unknown_targets": "of items not known before the test"}
+    for name, what in left_out.items():
+        if evaluation.facts.get(name):
+            console.print(f"{evaluation.facts[name]:,} held-out events {what} are no targets.")
+
+
+def _beside(evaluation: Evaluation, method: str) -> str:
+    """Return how the model's Recall@10 compares with that of a method over the same users."""
+    low, high = evaluation.differences.get(method, {}).get("recall@10", (None, None))
+    if low is None or high is None:
+        return ""
+    return "better" if low > 0 else "[bold]worse[/]" if high < 0 else "no different"
+
+
+def _short(share: float) -> str:
+    """Return a share without the zero in front of its point."""
+    return f"{share:.4f}".replace("0.", ".", 1)
+
+
+def _heading(metric: str) -> str:
+    name, _, k = metric.partition("@")
+    return HEADINGS.get(name, name) + (f"@{k}" if k else "")
+
+
+def print_rows(console: Console, title: str, rows: Mapping[str, object], *, unit: str = "") -> None:
+    """Print names and values in two columns."""
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right" if all(isinstance(v, int | float) for v in rows.values()) else "left")
+    for name, value in rows.items():
+        text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        table.add_row(Text(name.replace("_", " ")), Text(text + unit))
+    console.print(table)
+
+
+def print_items(
+    console: Console, title: str, item_ids: Sequence[str], scores: Sequence[float], names: Mapping[str, str]
+) -> None:
+    """Print a ranked list of items with names and scores; ids and names are text, whatever is in them."""
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("", justify="right")
+    table.add_column("Item", no_wrap=True)
+    if names:
+        table.add_column("Name")
+    if scores:
+        table.add_column("Score", justify="right")
+    for place, item_id in enumerate(item_ids):
+        cells = [str(place + 1), item_id]
+        cells += [names.get(item_id, "")] if names else []
+        cells += [f"{scores[place]:.3f}"] if scores else []
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def print_version(console: Console, version: Mapping[str, Any]) -> None:
+    """Print all that is known of one version: a row a fact, then the metrics of each method."""
+    facts = {name: value for name, value in version.items() if name != "metrics" and value is not None}
+    facts["published"] = ", ".join(facts.get("published", [])) or "never"
+    print_rows(console, f"Version {version['version']}", facts)
+    for method, metrics in (version.get("metrics") or {}).items():
+        print_rows(console, f"Metrics of {method}", {name: _figure(value) for name, value in metrics.items()})
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def print_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
+    """Print one row a version."""
+    if not versions:
+        console.print("No version yet; do `rec-ray run`.")
+        return
+    table = Table()
+    for heading in ("Version", "State", "Since", "Recall@10", "NDCG@10", "Run"):
+        table.add_column(heading)
+    for version in versions:
+        model = ((version.get("metrics") or {}).get("model")) or {}
+        figures = [f"{model[name]:.4f}" if model.get(name) is not None else "" for name in ("recall@10", "ndcg@10")]
+        since = str(version.get("updated_at") or "")[:19].replace("T", " ")
+        cells = [version["version"], version["state"], since, *figures, version.get("run_id") or ""]
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def print_plan(console: Console, plan: Any) -> None:
+    """Print a `plan.Plan`: rows, steps with their estimates, what would be published, and what is left open."""
+    rows = {name: "unknown" if count is None else f"{count:,}" for name, count in plan.rows.items()}
+    print_rows(console, f"Version {plan.version} would be made of these rows", rows)
+    table = Table(title=f"Steps, on {plan.cores} cores, about", title_justify="left")
+    table.add_column("")
+    table.add_column("")
+    table.add_column("Seconds", justify="right")
+    table.add_column("GB of memory", justify="right")
+    for step in plan.steps:
+        cells = [step.name, step.does, f"{step.seconds:,.0f}", f"{step.memory_bytes / 1e9:.1f}"]
+        table.add_row(*map(Text, cells))
+    table.add_row("together", "", f"{plan.seconds:,.0f}", f"{plan.memory_bytes / 1e9:.1f}")
+    console.print(table)
+    print_rows(console, "Would be published", plan.publishes)
+    print_rows(console, "To and from", plan.where | {"disk": f"about {plan.disk_bytes / 1e9:.2f} GB"})
+    for note in plan.notes:
+        console.print(f"- {note}", markup=False, highlight=False)

@@ -1,0 +1,1 @@
+"""From columns to encoded features: preprocessing, timelines, catalogue."""

@@ -1,0 +1,270 @@
+"""Blocks of raw events into encoded timelines: labels, weights, indices, and each user's distinct feature rows.
+
+A block with all rows of its users, in the order of time and with the query rows behind the events, comes in; a table of
+`TIMELINES` comes out. It works on whole columns, never user by user, and knows nothing of where blocks come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rec_ray.contracts import TEST, TRAIN, VALIDATION, SplitTimes
+from rec_ray.errors import SchemaError, listed
+from rec_ray.retrieval.features.catalogue import lists_of
+from rec_ray.retrieval.features.columns import index_of, is_list
+from rec_ray.retrieval.features.preprocessing import EncodedFeatures, Preprocessor
+from rec_ray.retrieval.features.timelines import QUERIES, TIMELINES
+from rec_ray.retrieval.ragged import ragged_positions
+from rec_ray.schema import EVENT_ORDER, EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, TIMESTAMP, USER_ID
+
+Array = npt.NDArray[Any]
+
+LEAST_VALUE = 0.05
+"""Weight that the lowest rating keeps: a bad rating is a weak positive unless its type is declared negative."""
+
+
+class _Meaning(Protocol):
+    @property
+    def weights(self) -> Mapping[str, float]: ...
+    @property
+    def negative_types(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How an event gets its weight and its part in the split.
+
+    value_maximum: the largest rating; a positive's weight is scaled by its rating over it. 0 leaves ratings out.
+    """
+
+    weights: Mapping[str, float]
+    negative_types: tuple[str, ...]
+    split: str
+    validation_start: datetime
+    test_start: datetime
+    value_maximum: float = 0.0
+
+    @classmethod
+    def of(cls, meaning: _Meaning, split: str, times: SplitTimes) -> Labelling:
+        """Make one from the declared meaning of events (`weights`, `negative_types`) and the split."""
+        negative = tuple(meaning.negative_types)
+        return cls(dict(meaning.weights), negative, split, times.validation_start, times.test_start)
+
+    def with_value_maximum(self, value_maximum: float) -> Labelling:
+        """Return the same with the largest rating."""
+        return replace(self, value_maximum=value_maximum)
+
+
+@dataclass(frozen=True)
+class LabelledEvents:
+    """The events of a block that are used, with their labels; users without any event are there too.
+
+    table: the events' raw rows. rows: all rows of the block, query rows included.
+    user: [E] place of each event's user in `user_ids`. row: [E] place of the event in `rows`.
+    query: [u, QUERIES] place in `rows` of the user's query rows.
+    """
+
+    user_ids: pa.Array
+    rows: pa.Table
+    table: pa.Table
+    user: Array
+    row: Array
+    query: Array
+    item_index: Array
+    weight: Array
+    split: Array
+    value_maximum: float
+    facts: Mapping[str, int]
+
+    @property
+    def is_training(self) -> Array:
+        """[E] bool: events to learn from."""
+        return self.split == TRAIN
+
+    @property
+    def is_before_test(self) -> Array:
+        """[E] bool: events before the test."""
+        return self.split < TEST
+
+
+def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> LabelledEvents:
+    """Find the usable events of a block and say what each is: its item, its weight as a positive, its split.
+
+    item_ids: the catalogue in order. Events of unknown items and exact repeats of an event are left out and counted.
+
+    Raises:
+        ValueError: the rows of a user do not lie together, or its query rows are not `QUERIES`.
+    """
+    block = block.combine_chunks()
+    users = block[USER_ID].combine_chunks().dictionary_encode()
+    user_of_row = users.indices.to_numpy(zero_copy_only=False)
+    if (np.diff(user_of_row) < 0).any():
+        raise ValueError("the rows of a user do not lie together")
+    is_event = pc.is_valid(block[ITEM_ID]).to_numpy(zero_copy_only=False)
+    # The query rows end each user's rows, in the order of their instants.
+    queries = np.flatnonzero(~is_event)
+    if not np.array_equal(user_of_row[queries], np.repeat(np.arange(len(users.dictionary)), QUERIES)):
+        raise ValueError(f"expected {QUERIES} query rows for each of {len(users.dictionary)} users, got {len(queries)}")
+    query = queries.reshape(-1, QUERIES)
+    row = np.flatnonzero(is_event)
+    item_index = index_of(block[ITEM_ID].take(pa.array(row)), item_ids) + 1
+    facts = {"users": len(query), "unknown_items": int((item_index == 0).sum())}
+    row, item_index = row[item_index > 0], item_index[item_index > 0]
+    fresh = ~_repeats(block, user_of_row, row, item_index)
+    facts["duplicates"] = int(len(row) - fresh.sum())
+    row, item_index = row[fresh], item_index[fresh]
+    table = block.take(pa.array(row))
+    user = user_of_row[row]
+
+    values = table[EVENT_VALUE].to_numpy()
+    finite = np.isfinite(values)
+    facts["bad_values"] = int((~finite & pc.is_valid(table[EVENT_VALUE]).to_numpy(zero_copy_only=False)).sum())
+    weight = _weights(table, np.where(finite, values, np.nan), labelling)
+    split = _splits(table, user, weight > 0, len(query), labelling)
+    if labelling.split == "leave_one_out":
+        query = _queries_at_events(query, user, row, split, weight > 0)
+    facts["events"] = len(row)
+    facts["training_positives"] = int(((split == TRAIN) & (weight > 0)).sum())
+    facts["test_positives"] = int(((split == TEST) & (weight > 0)).sum())
+    highest = float(values[finite].max()) if finite.any() else 0.0
+    return LabelledEvents(
+        users.dictionary, block, table, user, row, query, item_index, weight, split, max(highest, 0.0), facts
+    )
+
+
+def _repeats(block: pa.Table, user_of_row: Array, row: Array, item_index: Array) -> Array:
+    """Return [E] bool: the event has the same user, time, item, type and value as one before it."""
+    events = block.take(pa.array(row))
+    types = events[EVENT_TYPE].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+    times = events[EVENT_TIMESTAMP].cast(pa.int64()).to_numpy()
+    value = np.nan_to_num(events[EVENT_VALUE].to_numpy(), nan=-1e30)
+    order = np.lexsort((events[EVENT_ORDER].to_numpy(), value, types, item_index, times, user_of_row[row]))
+    keys = (user_of_row[row][order], times[order], item_index[order], types[order], value[order])
+    same = np.all([key[1:] == key[:-1] for key in keys], axis=0) if len(order) else np.zeros(0, bool)
+    repeats = np.zeros(len(row), bool)
+    repeats[order[1:]] = same
+    return repeats
+
+
+def _weights(table: pa.Table, values: Array, labelling: Labelling) -> Array:
+    """Return [E] float32: what an event weighs as a positive, 0 for types declared negative."""
+    types = table[EVENT_TYPE].combine_chunks().dictionary_encode()
+    by_type = [
+        0.0 if name in labelling.negative_types else labelling.weights.get(name, 1.0)
+        for name in types.dictionary.to_pylist()
+    ]
+    index = types.indices.fill_null(len(by_type)).to_numpy()
+    weight = np.array([*by_type, 1.0], np.float32)[index]
+    if labelling.value_maximum > 0:
+        share = np.clip(values / labelling.value_maximum, LEAST_VALUE, 1.0)
+        weight = weight * np.where(np.isnan(share), 1.0, share).astype(np.float32)
+    return weight
+
+
+def _splits(table: pa.Table, user: Array, positive: Array, users: int, labelling: Labelling) -> Array:
+    """Return [E] int8 labels: by time, or the last and the last but one positive of each user."""
+    if labelling.split == "time":
+        times = table[EVENT_TIMESTAMP].cast(pa.int64()).to_numpy()
+        starts = [pa.scalar(t, TIMESTAMP).value for t in (labelling.validation_start, labelling.test_start)]
+        return np.searchsorted(np.array(starts), times, side="right").astype(np.int8)
+    total = np.bincount(user[positive], minlength=users)
+    through = np.cumsum(positive)
+    ends = np.cumsum(np.bincount(user, minlength=users))
+    # Positives at or after an event, within its user.
+    ahead = (np.concatenate([[0], through])[ends])[user] - through + positive
+    testable, validatable = total[user] >= 2, total[user] >= 3
+    is_test = testable & ((ahead == 0) | ((ahead == 1) & positive))
+    is_validation = validatable & (((ahead == 1) & ~positive) | ((ahead == 2) & positive))
+    return np.select([is_test, is_validation], [TEST, VALIDATION], TRAIN).astype(np.int8)
+
+
+def _queries_at_events(query: Array, user: Array, row: Array, split: Array, positive: Array) -> Array:
+    """Leave one out: the features of a query are those as of the held-out event itself."""
+    query = query.copy()
+    for place, label in ((0, VALIDATION), (1, TEST)):
+        held_out = (split == label) & positive
+        query[user[held_out], place] = row[held_out]
+    return query
+
+
+def encode_timelines(events: LabelledEvents, preprocessor: Preprocessor) -> pa.Table:
+    """Encode labelled events as one row of `TIMELINES` a user.
+
+    Raises:
+        SchemaError: a feature that the preprocessor reads is missing or cannot be read as its kind.
+    """
+    users = len(events.user_ids)
+    counts = np.bincount(events.user, minlength=users)
+    # Rows of the block whose features are needed: those of a user's events, then those of the queries.
+    needed = np.empty(len(events.row) + QUERIES * users, np.int64)
+    ends = np.cumsum(counts + QUERIES)
+    needed[ragged_positions(ends - counts - QUERIES, counts)] = events.row
+    needed[ragged_positions(ends - QUERIES, np.full(users, QUERIES))] = events.query.reshape(-1)
+    owner = np.repeat(np.arange(users), counts + QUERIES)
+    table = events.rows.take(pa.array(needed))
+    changed = np.concatenate([[True], owner[1:] != owner[:-1]]) if len(owner) else np.zeros(0, bool)
+    for name in preprocessor.users.names:
+        if name not in table.column_names:
+            raise SchemaError(f"there is no user feature {name!r}; the events have {listed(table.column_names)}")
+        changed[1:] |= _differs(table[name].combine_chunks())
+    distinct = np.flatnonzero(changed)
+    features = preprocessor.users.encode(table.take(pa.array(distinct)))
+    rows = np.bincount(owner[distinct], minlength=users)
+    own_row = np.cumsum(changed) - 1 - (np.cumsum(rows) - rows)[owner]
+    seconds = events.table[EVENT_TIMESTAMP].cast(pa.int64()).to_numpy() // 1_000_000
+    columns = [
+        events.user_ids,
+        lists_of(counts, events.item_index, pa.int32()),
+        lists_of(counts, preprocessor.encode_event_types(events.table[EVENT_TYPE]), pa.int32()),
+        lists_of(counts, seconds, pa.int64()),
+        lists_of(counts, events.weight, pa.float32()),
+        lists_of(counts, events.split, pa.int8()),
+        lists_of(counts + QUERIES, own_row, pa.int32()),
+        *_feature_lists(features, rows),
+    ]
+    return pa.table(columns, schema=TIMELINES)
+
+
+def _feature_lists(features: EncodedFeatures, rows: Array) -> list[pa.Array]:
+    """Cut encoded feature rows into one list a user. rows: [u] how many of them each user has."""
+    tokens = (
+        np.add.reduceat(np.append(features.token_counts.sum(axis=1), 0), np.cumsum(rows) - rows)
+        if len(rows)
+        else np.zeros(0, np.int64)
+    )
+    return [
+        lists_of(rows * features.numeric.shape[1], features.numeric.reshape(-1), pa.float32()),
+        lists_of(tokens, features.tokens, pa.int32()),
+        lists_of(rows * features.token_counts.shape[1], features.token_counts.reshape(-1), pa.int32()),
+        lists_of(rows * features.vector.shape[1], features.vector.reshape(-1), pa.float32()),
+    ]
+
+
+def _differs(column: pa.Array) -> Array:
+    """Return [n - 1] bool: whether a row's value differs from that of the row before."""
+    if not is_list(column.type):
+        codes = _codes(column)
+        return codes[1:] != codes[:-1]
+    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    counts = np.maximum(lengths, 0)
+    first = np.cumsum(counts) - counts
+    codes = _codes(pc.list_flatten(column))
+    differs = lengths[1:] != lengths[:-1]
+    # Rows as long as the one before are compared value by value.
+    row = np.flatnonzero(~differs)
+    own, before = (codes[ragged_positions(first[row + k], counts[row])] for k in (1, 0))
+    differs[np.repeat(row, counts[row])[own != before]] = True
+    return differs
+
+
+def _codes(values: pa.Array) -> Array:
+    """Return a number for each value, the same for equal ones; -1 is null."""
+    return values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)

@@ -1,0 +1,295 @@
+"""Encoded timelines of users, and the padded batches that the user tower reads.
+
+An Arrow table with one row a user (`TIMELINES`) comes in; `training_windows` cuts it into stretches whose positives are
+each predicted once, `query_batch` takes the newest events before a point of evaluation. It knows indices and labels
+only: no ids of items, no settings, and nothing of how a timeline was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
+from rec_ray.retrieval.ragged import ragged_positions
+
+Array = npt.NDArray[Any]
+
+TIMELINES = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("item_index", pa.list_(pa.int32())),
+        pa.field("event_type", pa.list_(pa.int32())),
+        pa.field("event_seconds", pa.list_(pa.int64())),
+        pa.field("weight", pa.list_(pa.float32())),
+        pa.field("split", pa.list_(pa.int8())),
+        pa.field("feature_row", pa.list_(pa.int32())),
+        pa.field("user_numeric", pa.list_(pa.float32())),
+        pa.field("user_tokens", pa.list_(pa.int32())),
+        pa.field("user_token_counts", pa.list_(pa.int32())),
+        pa.field("user_vector", pa.list_(pa.float32())),
+    ]
+)
+"""One row a user; the lists run over the user's n events in the order of time, unless said otherwise.
+
+item_index: place in the catalogue, 1 on. event_type: 0 is unknown. event_seconds: since 1970. weight: of the event as a
+positive, 0 when its type is declared negative. split: `contracts.TRAIN`, `VALIDATION` or `TEST`.
+feature_row: n + 3 places in the user's own feature rows: as of each event, then as of the validation, the test and now.
+user_*: the user's distinct feature rows, flat.
+"""
+
+COLD_USERS = 10
+"""One in so many users teaches what a user without history takes. Where users have no features they are all one and the
+same there, and in short sessions a third of all positions would say no more than what is popular."""
+
+QUERIES = 3
+"""Feature rows behind those of the events: as of the validation, as of the test, and now."""
+
+
+@dataclass(frozen=True)
+class Timelines:
+    """The timelines of `u` users as flat arrays.
+
+    first: [u + 1] int64, where each user's events begin in the arrays over events. row_first: [u + 1], likewise for
+    the distinct feature rows, numbered through in `user_features`. feature_row: [E + 3 u], numbered through.
+    """
+
+    user_ids: pa.Array
+    first: Array
+    item_index: Array
+    event_type: Array
+    event_seconds: Array
+    weight: Array
+    split: Array
+    feature_row: Array
+    user_features: FeatureBatch
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return len(self.first) - 1
+
+    @property
+    def users_are_alike(self) -> bool:
+        """Whether users have no features."""
+        features = self.user_features
+        return not (features.numeric.shape[1] or features.token_counts.shape[1] or features.vector.shape[1])
+
+    @classmethod
+    def from_table(cls, table: pa.Table, user_shape: FeatureShape) -> Timelines:
+        """Read a table of `TIMELINES`."""
+        table = table.combine_chunks()
+        first, item_index = _flat(table, "item_index")
+        counts = np.diff(first)
+        numeric = _flat(table, "user_numeric")[1]
+        token_counts = _flat(table, "user_token_counts")[1]
+        vector = _flat(table, "user_vector")[1]
+        row_of = _flat(table, "feature_row")[1].astype(np.int64)
+        # Each user numbers the own rows from 0: add where they begin.
+        own = np.repeat(np.arange(len(counts)), counts + QUERIES)
+        ends = np.cumsum(counts + QUERIES)
+        rows = np.maximum.reduceat(row_of, ends - counts - QUERIES) + 1 if len(counts) else np.zeros(0, np.int64)
+        row_first = np.concatenate([[0], np.cumsum(rows)])
+        total = int(row_first[-1])
+        return cls(
+            user_ids=table["user_id"].combine_chunks(),
+            first=first,
+            item_index=item_index,
+            event_type=_flat(table, "event_type")[1],
+            event_seconds=_flat(table, "event_seconds")[1],
+            weight=_flat(table, "weight")[1],
+            split=_flat(table, "split")[1],
+            feature_row=row_of + row_first[own],
+            user_features=FeatureBatch.from_numpy(
+                numeric.reshape(total, user_shape.numeric),
+                _flat(table, "user_tokens")[1],
+                token_counts.reshape(total, user_shape.fields),
+                vector.reshape(total, user_shape.vector),
+            ),
+        )
+
+    def query_row(self, query: int) -> Array:
+        """Return [u] int64: the feature row of each user as of the validation (0), the test (1) or now (2)."""
+        ends = self.first[1:] + QUERIES * np.arange(1, len(self.first))
+        return self.feature_row[ends - QUERIES + query]
+
+    def events_before(self, split: int) -> tuple[Array, Array]:
+        """Return [u] where each user's events begin and how many come before those labelled `split` or later."""
+        user = np.repeat(np.arange(len(self)), np.diff(self.first))
+        counts = np.bincount(user[self.split < split], minlength=len(self))
+        return self.first[:-1], counts
+
+    def positives(self, split: int) -> tuple[Array, Array]:
+        """Return the positives labelled `split`: [T] item index and [u + 1] where each user's begin."""
+        chosen = (self.split == split) & (self.weight > 0)
+        user = np.repeat(np.arange(len(self)), np.diff(self.first))
+        counts = np.bincount(user[chosen], minlength=len(self))
+        return self.item_index[chosen], np.concatenate([[0], np.cumsum(counts)])
+
+
+@dataclass
+class TimelineBatch:
+    """Padded stretches of `b` timelines, with `L` events at most; padding has item index 0.
+
+    item_index, event_type: [b, L] int64. gap_seconds: [b, L] float32, since the event before. length: [b] int64.
+    user_features: rows of user features; feature_row: [b, L + 1] int64, the row as of each position.
+    target, weight: [b, L + 1] int64 and float32: what follows position t, and how much it counts (0: not at all).
+    negative: [b, L + 1] int64: what follows position t and is declared negative, else 0.
+    """
+
+    item_index: Tensor
+    event_type: Tensor
+    gap_seconds: Tensor
+    length: Tensor
+    user_features: FeatureBatch
+    feature_row: Tensor
+    target: Tensor
+    weight: Tensor
+    negative: Tensor
+
+    def pin_memory(self) -> TimelineBatch:
+        """Return the same batch in page-locked memory."""
+        return TimelineBatch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+
+    def to(self, device: torch.device | str) -> TimelineBatch:
+        """Return the same batch on `device`."""
+        return TimelineBatch(
+            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of timelines: events [start, start + events) of the flat arrays.
+
+    All arrays are [w] int64. user: the timeline that a stretch is cut from. stale: its first events, which are context
+    only, because the stretch before predicts them.
+    """
+
+    user: Array
+    start: Array
+    events: Array
+    stale: Array
+
+    def __len__(self) -> int:
+        """Number of stretches."""
+        return len(self.user)
+
+
+def training_windows(timelines: Timelines, history_length: int, below_split: int) -> Windows:
+    """Cut timelines into stretches so that each event is predicted once, from up to `history_length` events before it.
+
+    A stretch has one event more, the last one is only predicted: so training sees as long a history as a query does.
+    A timeline that is longer gives several stretches, each half new and half context. Only events labelled below
+    `below_split` are used; stretches without a positive are left out. Without user features the first event of a
+    timeline is context only, but for one user in `COLD_USERS`.
+    """
+    first, counts = timelines.events_before(below_split)
+    most = history_length + 1
+    stride = max(1, history_length // 2)
+    further = np.maximum(0, -(-(counts - most) // stride))
+    pieces = np.where(counts > 0, 1 + further, 0)
+    user = np.repeat(np.arange(len(timelines)), pieces)
+    piece = ragged_positions(np.zeros(len(pieces), np.int64), pieces)
+    # The last stretch ends with the timeline; the one before ends a stride earlier, and so on.
+    end = np.where(piece == pieces[user] - 1, counts[user], most + piece * stride)
+    before = np.where(piece == 0, 0, most + (piece - 1) * stride)
+    begin = np.maximum(0, end - most)
+    stale = np.maximum(0, before - begin)
+    if timelines.users_are_alike:
+        stale = np.where((begin == 0) & (user % COLD_USERS != 0), np.maximum(stale, 1), stale)
+    windows = Windows(user, first[user] + begin, end - begin, stale)
+    positive = np.concatenate([[0], np.cumsum(timelines.weight > 0)])
+    useful = positive[windows.start + windows.events] > positive[windows.start + windows.stale]
+    return Windows(windows.user[useful], windows.start[useful], windows.events[useful], windows.stale[useful])
+
+
+def training_batch(timelines: Timelines, windows: Windows, chosen: Array) -> TimelineBatch:
+    """Pad the chosen stretches into one batch: L is their longest less one, as the last event is only predicted.
+
+    chosen: [b] int64 places in `windows`.
+    """
+    start, events = windows.start[chosen], windows.events[chosen]
+    user = windows.user[chosen]
+    width = int(events.max()) - 1
+    item_index, mask = _padded(timelines.item_index, start, events, width + 1)
+    weight = _padded(timelines.weight, start, events, width + 1)[0]
+    fresh = np.arange(width + 1)[None, :] >= windows.stale[chosen][:, None]
+    negative = np.where(fresh & mask & (weight == 0), item_index, 0)
+    weight = np.where(fresh, weight, 0.0)
+    # The rows of features have QUERIES entries more for each user that stands before.
+    rows = _padded(timelines.feature_row, start + QUERIES * user, events, width + 1)[0]
+    used, feature_row = np.unique(rows, return_inverse=True)
+    length = events - 1
+    history = mask[:, 1:]
+    return TimelineBatch(
+        item_index=torch.from_numpy(np.where(history, item_index[:, :width], 0)),
+        event_type=torch.from_numpy(_padded(timelines.event_type, start, length, width)[0].astype(np.int64)),
+        gap_seconds=torch.from_numpy(_gaps(timelines, start, length, width, timelines.first[user])),
+        length=torch.from_numpy(length),
+        user_features=timelines.user_features.select(torch.from_numpy(used)),
+        feature_row=torch.from_numpy(feature_row.reshape(rows.shape)),
+        target=torch.from_numpy(np.where(weight > 0, item_index, 0)),
+        weight=torch.from_numpy(weight.astype(np.float32)),
+        negative=torch.from_numpy(negative),
+    )
+
+
+def query_batch(timelines: Timelines, chosen: Array, *, split: int, query: int, history_length: int) -> TimelineBatch:
+    """Pad the newest events before `split` of the chosen users; the vector at position `length` is the query.
+
+    chosen: [b] int64 users. split: events labelled so or later are not seen. query: the feature row, as in `query_row`.
+    """
+    first, counts = timelines.events_before(split)
+    first, counts = first[chosen], counts[chosen]
+    length = np.minimum(counts, history_length)
+    start = first + counts - length
+    width = int(length.max()) if len(length) else 0
+    row = timelines.query_row(query)[chosen]
+    used, own_row = np.unique(row, return_inverse=True)
+    shape = (len(chosen), width + 1)
+    return TimelineBatch(
+        item_index=torch.from_numpy(_padded(timelines.item_index, start, length, width)[0].astype(np.int64)),
+        event_type=torch.from_numpy(_padded(timelines.event_type, start, length, width)[0].astype(np.int64)),
+        gap_seconds=torch.from_numpy(_gaps(timelines, start, length, width, first)),
+        length=torch.from_numpy(length.astype(np.int64)),
+        user_features=timelines.user_features.select(torch.from_numpy(used)),
+        feature_row=torch.from_numpy(np.repeat(own_row.reshape(-1, 1), width + 1, axis=1)),
+        target=torch.zeros(shape, dtype=torch.long),
+        weight=torch.zeros(shape),
+        negative=torch.zeros(shape, dtype=torch.long),
+    )
+
+
+def _flat(table: pa.Table, name: str) -> tuple[Array, Array]:
+    """Return offsets [rows + 1] from 0 and the flat values of a list column."""
+    column = table[name]
+    lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if len(lists) == 0:
+        return np.zeros(1, np.int64), np.zeros(0, lists.type.value_type.to_pandas_dtype())
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    values = lists.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+    return offsets - offsets[0], values
+
+
+def _padded(values: Array, start: Array, length: Array, width: int) -> tuple[Array, Array]:
+    """Return [b, width] with values[start : start + length] in each row, zeros behind, and the mask of the filled."""
+    mask = np.arange(width)[None, :] < length[:, None]
+    out = np.zeros(mask.shape, np.int64 if values.dtype.kind in "iu" else values.dtype)
+    out[mask] = values[ragged_positions(start, np.minimum(length, width))]
+    return out, mask
+
+
+def _gaps(timelines: Timelines, start: Array, length: Array, width: int, first: Array) -> Array:
+    """Return [b, width] float32: seconds since the event before, 0 for a user's first one."""
+    now, mask = _padded(timelines.event_seconds, start, length, width)
+    before = _padded(timelines.event_seconds, np.maximum(start - 1, first), length, width)[0]
+    # A stretch that begins with the user's first event has itself as its neighbour: shift the rest by one.
+    begins = (start == first)[:, None]
+    shifted = np.concatenate([now[:, :1], now[:, :-1]], axis=1)
+    return np.where(mask, now - np.where(begins, shifted, before), 0).astype(np.float32)

@@ -1,0 +1,1 @@
+"""The learner: losses, negatives, optimizer, gradients, prefetch."""

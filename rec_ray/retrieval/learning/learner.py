@@ -1,0 +1,306 @@
+"""One learner: towers, optimizers and loss, a step at a time, and the validation that tells when to stop.
+
+Timelines and a catalogue come in, a trained model comes out; with several processes of torch.distributed the learner
+shares negatives and gradients with the others. It does not know where batches come from, who saves the state, or Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rec_ray.retrieval.features.catalogue import Catalogue
+from rec_ray.retrieval.features.timelines import TimelineBatch, Timelines, Windows, query_batch, training_batch
+from rec_ray.retrieval.learning.gradients import average_gradients, world_size
+from rec_ray.retrieval.learning.losses import (
+    bpr_loss,
+    gather_candidates,
+    global_total_weight,
+    inclusion_log_q,
+    softmax_loss,
+)
+from rec_ray.retrieval.learning.optimizer import RowwiseAdamW
+from rec_ray.retrieval.metrics.metrics import ndcg_at_k
+from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries, seen_items, without
+from rec_ray.retrieval.model.towers import TwoTower
+from rec_ray.retrieval.ragged import take_ragged
+from rec_ray.retrieval.search import ExactTopK
+
+Array = npt.NDArray[Any]
+
+BUCKET_BATCHES = 50
+"""Batches that are sorted by length among each other: enough to save padding, few enough to stay random."""
+
+
+UNSEEN_SHARE = 0.25
+"""Share of the items without any positive that may be negatives of a batch. They are never anything else: always among
+the negatives they sink below everything, whatever their features say, and never among them they crowd the lists. On the
+generated shop, with 5 % of the products held back, their Recall@50 was 3.6 times chance at 1, 6.2 at 0.25, 7.6 at 0."""
+
+
+LEAST_RATE = 0.02
+"""Share of the learning rate that is left at the end."""
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How a learner learns; the names are those of the settings section `train`."""
+
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup: float
+    temperature: float
+    loss: str
+    in_batch_negatives: bool
+    uniform_negatives: int
+    log_q: bool
+    explicit_negatives: bool
+    label_smoothing: float
+    precision: str
+    seed: int
+
+
+def shuffled_batches(windows: Windows, batch_size: int, seed: int) -> list[Array]:
+    """Return the places of the windows of each batch: random, but alike in length, so that little is padding.
+
+    batch_size: events in a batch, to within one window.
+    """
+    if not len(windows):
+        return []
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(windows))
+    together = max(1, int(BUCKET_BATCHES * batch_size / windows.events.mean()))
+    batches: list[Array] = []
+    for start in range(0, len(order), together):
+        bucket = order[start : start + together]
+        bucket = bucket[np.argsort(windows.events[bucket], kind="stable")]
+        number = np.cumsum(windows.events[bucket]) // batch_size
+        batches += np.split(bucket, np.flatnonzero(np.diff(number)) + 1)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+class Learner:
+    """The state of a training: the model, its optimizers, and the number of steps done."""
+
+    def __init__(
+        self,
+        model: TwoTower,
+        catalogue: Catalogue,
+        settings: LearningSettings,
+        *,
+        total_steps: int,
+        device: torch.device | str = "cpu",
+        known_rows: Tensor | None = None,
+    ) -> None:
+        """total_steps: steps of the whole training, over which the learning rate rises and falls.
+
+        known_rows: [vocabulary_size] bool, rows of the item ids that were learned before. An item without such a row
+            and without a positive event is as good as unknown: it shares row 0, so that only its features count.
+        """
+        self.model = model.to(device)
+        own = torch.from_numpy(catalogue.count > 0)
+        if known_rows is not None:
+            own |= known_rows[catalogue.id_index]
+        self.untrained_rows = catalogue.id_index[~own].unique()
+        self.catalogue = replace(catalogue, id_index=torch.where(own, catalogue.id_index, 0)).to(device)
+        self.settings = settings
+        self.device = torch.device(device)
+        self.total_steps = max(1, total_steps)
+        self.steps = 0
+        # What is learned from is a candidate, whatever its first-seen time says.
+        self.known = torch.from_numpy(np.flatnonzero(catalogue.known | (catalogue.count > 0))).to(device)
+        count = torch.from_numpy(catalogue.count.astype(np.float32))
+        self.probability = (count / count.sum().clamp(min=1)).to(device)
+        self.has_unseen = bool((self.probability[self.known] == 0).any())
+        decayed = [parameter for parameter in model.dense_parameters() if parameter.ndim > 1]
+        free = [parameter for parameter in model.dense_parameters() if parameter.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        self.dense = torch.optim.AdamW(groups, lr=settings.learning_rate, foreach=True)
+        self.tables = RowwiseAdamW(model.sparse_parameters(), lr=settings.learning_rate)
+        # Weights, moments and losses stay float32.
+        self.half = multiplies_in_half(settings.precision, self.device)
+        rank = dist.get_rank() if world_size() > 1 else 0
+        self.negatives = torch.Generator().manual_seed(settings.seed + 1_000_003 * rank)
+
+    def batches(self, timelines: Timelines, windows: Windows, epoch: int) -> Iterator[TimelineBatch]:
+        """Yield the batches of an epoch in an order that the seed and the epoch decide."""
+        for chosen in shuffled_batches(windows, self.settings.batch_size, self.settings.seed * 7919 + epoch):
+            yield training_batch(timelines, windows, chosen)
+
+    def step(self, batch: TimelineBatch) -> float:
+        """Learn from one batch and return its loss.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        self._set_learning_rate()
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            loss = self.loss(batch.to(self.device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss became {value} at step {self.steps}; try a smaller train.learning_rate or a higher "
+                "train.temperature"
+            )
+        self.dense.zero_grad(set_to_none=True)
+        self.tables.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.model)
+        self.dense.step()
+        self.tables.step()
+        self.steps += 1
+        return value
+
+    def loss(self, batch: TimelineBatch) -> Tensor:
+        """Return the weighted loss of the positives of a batch, averaged so that workers' gradients add up."""
+        place = batch.weight > 0
+        target, weight = batch.target[place], batch.weight[place]
+        total_weight = global_total_weight(weight)
+        candidates, places, log_q = self._candidates(target)
+        column, drawn = places[: len(target)], places[len(target) :]
+        # The items of the batch are embedded once, whether they are read as history or scored as candidates.
+        explicit, row = self._explicit_negatives(batch, place)
+        wanted = torch.cat([candidates, batch.item_index.reshape(-1), explicit])
+        needed, where = torch.unique(wanted, return_inverse=True)
+        vectors = self.catalogue.embed(self.model, needed)
+        of_candidates, of_history, of_explicit = where.split([len(candidates), batch.item_index.numel(), len(explicit)])
+        candidate = vectors[of_candidates]
+        past, of_history = torch.unique(of_history, return_inverse=True)
+        read = self.catalogue.as_history(self.model, needed[past], vectors[past])
+        history = read[of_history].view(*batch.item_index.shape, vectors.shape[1])
+        query = self.model.embed_timelines(
+            history, batch.event_type, batch.gap_seconds, batch.length, batch.user_features, batch.feature_row
+        )[place]
+        settings = self.settings
+        if settings.loss == "bpr":
+            negative = torch.randint(len(candidates), (len(query),), generator=self.negatives).to(self.device)
+            scale = 1.0 if self.model.similarity == "dot" else 1 / settings.temperature
+            mean = bpr_loss(query * scale, candidate[column], candidate[negative], weight=weight)
+            return mean * weight.sum() / total_weight
+        if log_q is not None and not settings.in_batch_negatives:
+            # Equal chances of all draws cancel out: no correction.
+            return self._loss_over_draws(query, candidate, column, drawn.unique(), weight / total_weight)
+        if log_q is not None and world_size() > 1:
+            candidate, ids = gather_candidates(candidate, candidates)
+            column = torch.searchsorted(ids, target)
+            log_q = self._log_q(ids, len(target) * world_size(), settings.uniform_negatives * world_size())
+        return softmax_loss(
+            query,
+            candidate,
+            column,
+            temperature=settings.temperature,
+            log_q=log_q if settings.log_q else None,
+            weight=weight,
+            total_weight=total_weight,
+            explicit_row=row if len(row) else None,
+            explicit_candidate=vectors[of_explicit] if len(row) else None,
+            label_smoothing=settings.label_smoothing,
+        )
+
+    def _explicit_negatives(self, batch: TimelineBatch, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Pair each positive with what the same user declared negative within the stretch, but for the same item.
+
+        place: [b, L + 1] bool, where the positives are. Returns the items and the rows of the positives, both [e].
+        """
+        if not self.settings.explicit_negatives:
+            none = torch.zeros(0, dtype=torch.long, device=self.device)
+            return none, none
+        disliked = batch.negative > 0
+        of_timeline = disliked.sum(1)
+        first = of_timeline.cumsum(0) - of_timeline
+        timeline = place.nonzero()[:, 0]
+        counts = of_timeline[timeline]
+        row = torch.repeat_interleave(torch.arange(len(timeline), device=self.device), counts)
+        within = torch.arange(len(row), device=self.device) - (counts.cumsum(0) - counts)[row]
+        items = batch.negative[disliked][first[timeline][row] + within]
+        different = items != batch.target[place][row]
+        return items[different], row[different]
+
+    def _loss_over_draws(
+        self, query: Tensor, candidate: Tensor, column: Tensor, drawn: Tensor, row_weight: Tensor
+    ) -> Tensor:
+        """Softmax of each target among the drawn columns alone; a draw that is the target itself is left out."""
+        logits = query @ candidate[drawn].T / self.settings.temperature
+        target = (query * candidate[column]).sum(1) / self.settings.temperature
+        smoothing = self.settings.label_smoothing * (target - logits.mean(1))
+        others = logits.masked_fill(drawn[None] == column[:, None], float("-inf"))
+        rows = torch.logsumexp(torch.cat([target[:, None], others], 1), 1) - target
+        return (row_weight * (rows + smoothing)).sum()
+
+    def _candidates(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the items that a batch is scored against, where among them its targets and then its uniform draws
+        are, and the log of their chance to be there; all known items have no draws and no such chance.
+        """
+        settings = self.settings
+        if settings.uniform_negatives >= len(self.known):
+            known = self._some_unseen(self.known)
+            return known, torch.searchsorted(known, target), None
+        uniform = settings.uniform_negatives
+        drawn = torch.cat([target, self._draw(uniform)])
+        ids, places = torch.unique(drawn, return_inverse=True)
+        return ids, places, self._log_q(ids, len(target), uniform)
+
+    def _draw(self, draws: int) -> Tensor:
+        """Return items drawn as negatives: of those without a positive only some stay. [up to draws] int64."""
+        drawn = self.known[torch.randint(len(self.known), (draws,), generator=self.negatives).to(self.device)]
+        return self._some_unseen(drawn)
+
+    def _some_unseen(self, items: Tensor) -> Tensor:
+        if not self.has_unseen:
+            return items
+        lots = torch.rand(len(items), generator=self.negatives).to(self.device)
+        return items[(self.probability[items] > 0) | (lots < UNSEEN_SHARE)]
+
+    def _log_q(self, ids: Tensor, batch_draws: int, uniform_draws: int) -> Tensor:
+        return inclusion_log_q(self.probability[ids], batch_draws, uniform_draws, len(self.known))
+
+    def _set_learning_rate(self) -> None:
+        """Rise linearly over the warm-up and fall along a cosine (Loshchilov & Hutter 2017)."""
+        done = (self.steps + 1) / self.total_steps
+        rise = min(1.0, (self.steps + 1) / max(1, int(self.settings.warmup * self.total_steps)))
+        factor = rise * max(LEAST_RATE, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        for optimizer in (self.dense, self.tables):
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate * factor
+
+    @torch.no_grad()
+    def validation_ndcg(
+        self, timelines: Timelines, users: Array, *, split: int, query: int, history_length: int, exclude_seen: bool
+    ) -> tuple[float, int]:
+        """Return the sum over users of NDCG@10 on their positives labelled `split`, and the number of users.
+
+        users: [v] places in `timelines`. The whole known catalogue is ranked.
+        """
+        self.model.eval()
+        items = embed_catalogue(self.model, self.catalogue)
+        history = embed_as_history(self.model, self.catalogue, items)
+        index = ExactTopK(items.cpu().numpy())
+        positives, first = timelines.positives(split)
+        total, counted = 0.0, 0
+        for start in range(0, len(users), 512):
+            chosen = users[start : start + 512]
+            batch = query_batch(timelines, chosen, split=split, query=query, history_length=history_length)
+            queries = embed_queries(self.model, batch.to(self.device), history).cpu().numpy()
+            targets, offsets = take_ragged(positives, first, chosen)
+            seen = seen_items(timelines, chosen, split) if exclude_seen else None
+            targets, offsets = without(targets, offsets, seen)
+            ranks = index.target_ranks(queries, targets, offsets, seen, self.catalogue.known)
+            values = ndcg_at_k(ranks, offsets, 10)
+            total += float(np.nansum(values))
+            counted += int((np.diff(offsets) > 0).sum())
+        return total, counted
+
+
+def multiplies_in_half(precision: str, device: torch.device) -> bool:
+    """Whether products are in bf16, twice as fast where the hardware has it; precision: auto, bf16 or float32."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")

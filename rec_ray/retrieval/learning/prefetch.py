@@ -1,0 +1,61 @@
+"""Batches made ready on a thread of their own while the accelerator works on the one before.
+
+An iterator of `TimelineBatch` and a device come in, the same batches in the same order go out: on a CUDA device pinned
+and on their way there, on a CPU untouched, where a second thread would only take time from the first. It does not know
+how batches are made.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import torch
+
+from rec_ray.retrieval.features.timelines import TimelineBatch
+
+AHEAD = 2
+"""Batches that wait at most."""
+
+
+def prefetched(
+    batches: Iterator[TimelineBatch], device: torch.device, *, threaded: bool | None = None
+) -> Iterator[TimelineBatch]:
+    """Yield the batches; what making one raises is raised here.
+
+    threaded: make them on a thread; by default only for CUDA.
+    """
+    on_cuda = device.type == "cuda"
+    if not (on_cuda if threaded is None else threaded):
+        yield from batches
+        return
+    waiting: queue.Queue[TimelineBatch | BaseException | None] = queue.Queue(AHEAD)
+    stopped = threading.Event()
+
+    def put(value: TimelineBatch | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put(value, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for batch in batches:
+                if not put(batch.pin_memory().to(device) if on_cuda else batch):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=make, name="prefetch", daemon=True).start()
+    try:
+        while (batch := waiting.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+    finally:
+        stopped.set()

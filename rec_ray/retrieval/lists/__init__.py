@@ -1,0 +1,1 @@
+"""From scores to the list of a user: filters, rules, re-ranking, popularity."""

@@ -1,0 +1,289 @@
+"""Which items may be recommended to whom: declared rules over raw fields of items and users, as masks.
+
+Raw Arrow columns and the declared rules come in; what depends on items alone is evaluated once into one mask [n], and a
+block of users is divided into groups that share a mask. Nothing is evaluated user by user, a missing value restricts
+nothing, and `now` is an argument. It knows no scores, no search, no settings, and not where the columns come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rec_ray.errors import SchemaError, listed
+from rec_ray.retrieval.features.columns import as_values, index_of
+from rec_ray.retrieval.lists.user_rules import (
+    NO_VALUE,
+    Bags,
+    ComparedNumbers,
+    ComparedSets,
+    column_of,
+    declaration_of,
+    distinct_bags,
+    numbers_of,
+    prepare_rule,
+)
+from rec_ray.schema import FIRST_SEEN, TIMESTAMP, FeatureDeclaration
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+_KEPT_MASKS = 50_000_000
+"""Bytes of masks of single rules that are kept for the next block of users."""
+
+
+class _DeclaredFilters(Protocol):
+    """What is declared about items and users; the names are those of the settings section `candidates.filters`."""
+
+    @property
+    def available(self) -> str | None: ...
+    @property
+    def available_from(self) -> str | None: ...
+    @property
+    def available_until(self) -> str | None: ...
+    @property
+    def category(self) -> str | None: ...
+    @property
+    def separator(self) -> str | None: ...
+    @property
+    def allowed_categories(self) -> Sequence[str]: ...
+    @property
+    def blocked_categories(self) -> Sequence[str]: ...
+    @property
+    def most_per_category(self) -> int | None: ...
+    @property
+    def category_level(self) -> int | None: ...
+    @property
+    def rules(self) -> Sequence[Any]: ...
+    @property
+    def always_include(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class UserGroups:
+    """Users of a block that may get the same items.
+
+    group: [q] of each user. masks: the items that may be recommended to each group, [n] bool. emptied_by: per group the
+    rule after which no item was left, or None.
+    """
+
+    group: Array
+    masks: Sequence[Mask]
+    emptied_by: Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class ItemFilters:
+    """Everything that the fields of `n` items say, evaluated once.
+
+    allowed: [n] bool, items that may be recommended to anybody, or None for all.
+    emptied_by: the rule on items alone after which none was left, or None.
+    left_out: rule on items alone -> how many items it takes away, each counted at the first.
+    categories: codes of the categories that `most_per_category` counts, or None.
+    always: [m] item indices of `always_include` that are in the catalogue. fresh: [n] bool, new items, or None.
+    """
+
+    count: int
+    allowed: Mask | None = None
+    emptied_by: str | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    rules: Sequence[ComparedNumbers | ComparedSets] = ()
+    user_fields: Sequence[str] = ()
+    categories: Bags | None = None
+    most_per_category: int = 0
+    always: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    fresh: Mask | None = None
+    notes: Sequence[str] = ()
+    _masks: dict[tuple[int, bytes], Mask] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_masks": {}}
+
+    def groups(self, users: Mapping[str, pa.Array], count: int) -> UserGroups:
+        """Divide the `count` users of a block by what may be recommended to them.
+
+        users: field -> [count] raw values, for the fields in `user_fields`.
+
+        Raises:
+            SchemaError: a user's field cannot be compared with the item's.
+        """
+        everything = np.ones(self.count, bool) if self.allowed is None else self.allowed
+        if not self.rules:
+            return UserGroups(np.zeros(count, np.int64), [everything], [self.emptied_by])
+        codes = [rule.codes(users[name]) for rule, name in zip(self.rules, self.user_fields, strict=True)]
+        ends = np.cumsum([own.shape[1] for own in codes])
+        rows, group = np.unique(np.concatenate(codes, axis=1), axis=0, return_inverse=True)
+        masks, emptied = [], []
+        for row in rows:
+            mask, by = everything, self.emptied_by
+            for number, rule in enumerate(self.rules):
+                mask = mask & self._mask(number, row[ends[number] - codes[number].shape[1] : ends[number]])
+                if by is None and not mask.any():
+                    by = rule.name
+            masks.append(mask)
+            emptied.append(by)
+        return UserGroups(group.reshape(-1), masks, emptied)
+
+    def _mask(self, number: int, codes: Array) -> Mask:
+        key = (number, codes[codes != NO_VALUE].tobytes())
+        if key not in self._masks:
+            if len(self._masks) * self.count > _KEPT_MASKS:
+                self._masks.clear()
+            self._masks[key] = self.rules[number].mask(codes)
+        return self._masks[key]
+
+    def capacity(self, mask: Mask) -> int:
+        """Return how many items of a mask a list can hold at most, given `most_per_category`."""
+        if self.categories is None:
+            return int(np.count_nonzero(mask))
+        filed = self.categories.counts > 0
+        first = (np.cumsum(self.categories.counts) - self.categories.counts)[filed & mask]
+        must = np.isin(np.flatnonzero(filed & mask), self.always)
+        own = self.categories.codes[first]
+        always, others = (np.bincount(own[which], minlength=int(own.max(initial=0)) + 1) for which in (must, ~must))
+        room = np.minimum(others, np.maximum(self.most_per_category - always, 0))
+        return int(np.count_nonzero(mask & ~filed) + always.sum() + room.sum())
+
+
+def raw_columns(table: pa.Table, beginning: str, fields: Sequence[str]) -> dict[str, pa.Array]:
+    """Return the raw fields that encoded rows carry, without the beginning of their columns' names.
+
+    Raises:
+        SchemaError: a field is not among them: they were encoded for other filters.
+    """
+    missing = [name for name in fields if f"{beginning}{name}" not in table.column_names]
+    if missing:
+        raise SchemaError(f"the encoded rows do not carry {listed(missing)}, which filters read; load them anew")
+    return {name: column_of(table, f"{beginning}{name}") for name in fields}
+
+
+def evaluate_item_filters(
+    declared: _DeclaredFilters,
+    items: pa.Table,
+    item_ids: pa.Array,
+    now: datetime,
+    *,
+    item_features: Mapping[str, FeatureDeclaration],
+    user_features: Mapping[str, FeatureDeclaration],
+    known: Mask | None = None,
+    fresh_days: float | None = None,
+) -> ItemFilters:
+    """Evaluate the declared filters on the raw fields of all items.
+
+    items: [n] rows, a column for each field that is declared, and `first_seen` when `fresh_days` is given. item_ids:
+        [n]. item_features, user_features: how features are read; a field with categories that is among them is read
+        so. known: [n] bool, items that are there at all. fresh_days: an item is new for so long after `first_seen`.
+
+    Raises:
+        SchemaError: a field cannot be read as its rule needs it.
+    """
+    n = len(item_ids)
+    notes: list[str] = []
+    always = index_of(pa.array(declared.always_include, pa.string()), item_ids)
+    missing = [item for item, place in zip(declared.always_include, always, strict=True) if place < 0]
+    notes += [f"always_include names item {item!r}, which is not in the catalogue" for item in missing]
+    always = np.unique(always[always >= 0]).astype(np.int64)
+
+    steps: dict[str, Mask] = {} if known is None else {"known": known}
+    if declared.available:
+        steps["available"] = _as_true(items, declared.available)
+    if declared.available_from:
+        steps["available_from"] = ~(_as_times(items, declared.available_from, "available_from") > _micros(now))
+    if declared.available_until:
+        steps["available_until"] = ~(_as_times(items, declared.available_until, "available_until") <= _micros(now))
+    always = always[np.all([step[always] for step in steps.values()], axis=0)] if steps else always
+    categories: Bags | None = None
+    if declared.category:
+        column = column_of(items, declared.category)
+        declaration = declaration_of(column, item_features.get(declared.category), declared.separator)
+        counts, values = as_values(pa.table({declared.category: column}), declared.category, declaration)
+        vocabulary = pc.unique(values)
+        index = index_of(values, vocabulary)
+        bags = distinct_bags(counts, index)
+        for name in ("allowed_categories", "blocked_categories"):
+            if chosen := getattr(declared, name):
+                wanted = index_of(pa.array(chosen, pa.string()), vocabulary)
+                notes += [f"{name}: no item is of {c!r}" for c, w in zip(chosen, wanted, strict=True) if w < 0]
+                has = np.bincount(bags.owner[np.isin(bags.codes, wanted[wanted >= 0] + 1)], minlength=n) > 0
+                steps[name] = has if name == "allowed_categories" else ~has
+                steps[name][always] = True
+        if declared.most_per_category:
+            path = declaration.kind == "category_path"
+            categories = _at_level(counts, index, declared.category_level) if path else bags
+    allowed = np.ones(n, bool)
+    left_out: dict[str, int] = {}
+    emptied_by: str | None = None
+    for name, kept in steps.items():
+        left_out[name] = int(np.count_nonzero(allowed & ~kept))
+        allowed &= kept
+        if emptied_by is None and not allowed.any():
+            emptied_by = name
+    fresh = None
+    if fresh_days is not None:
+        fresh = _as_times(items, FIRST_SEEN, "fresh_share") > _micros(now) - fresh_days * 86_400e6
+    return ItemFilters(
+        count=n,
+        allowed=allowed if steps else None,
+        emptied_by=emptied_by,
+        left_out=left_out,
+        rules=tuple(prepare_rule(rule, items, item_features, user_features) for rule in declared.rules),
+        user_fields=tuple(rule.user for rule in declared.rules),
+        categories=categories,
+        most_per_category=declared.most_per_category or 0,
+        always=always,
+        fresh=fresh,
+        notes=tuple(notes),
+    )
+
+
+def try_filters(
+    declared: _DeclaredFilters,
+    items: pa.Schema,
+    users: pa.Schema,
+    item_features: Mapping[str, FeatureDeclaration],
+    user_features: Mapping[str, FeatureDeclaration],
+) -> None:
+    """Evaluate filters on no rows at all, so that a field of a wrong type is found before the hours of a training.
+
+    Raises:
+        SchemaError: a field cannot be read as its rule needs it.
+    """
+    nothing = pa.array([], pa.string())
+    now = datetime.now(UTC)
+    evaluated = evaluate_item_filters(
+        declared, items.empty_table(), nothing, now, item_features=item_features, user_features=user_features
+    )
+    evaluated.groups({column.name: pa.array([], column.type) for column in users}, 0)
+
+
+def _as_true(items: pa.Table, name: str) -> Mask:
+    column = column_of(items, name)
+    if not (pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
+        raise SchemaError(f"candidates.filters.available: field {name!r} holds {column.type}; expected true or false")
+    return pc.fill_null(pc.cast(column, pa.bool_()), True).to_numpy(zero_copy_only=False)
+
+
+def _as_times(items: pa.Table, name: str, setting: str) -> Array:
+    column = column_of(items, name)
+    if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type) or pa.types.is_null(column.type)):
+        raise SchemaError(f"candidates.filters.{setting}: field {name!r} holds {column.type}; expected a time")
+    return numbers_of(column, name)
+
+
+def _micros(now: datetime) -> float:
+    return float(pa.scalar(now, TIMESTAMP).value)
+
+
+def _at_level(counts: Array, index: Array, level: int | None) -> Bags:
+    """Return one code a path: its prefix of `level` parts, or the whole of it. The prefixes come from short to long."""
+    counts = counts.astype(np.int64)
+    first = (np.cumsum(counts) - counts)[counts > 0]
+    depth = counts[counts > 0] if level is None else np.minimum(counts[counts > 0], level)
+    return Bags((counts > 0).astype(np.int64), index[first + depth - 1].astype(np.int64) + 1)

@@ -1,0 +1,210 @@
+"""Rules between a field of an item and a field of a user, such as `age_limit` at most `age`.
+
+Raw Arrow columns come in; the item's side is prepared once, users of a block become rows of codes, equal for users for
+whom the rule allows the same items, and a row of codes gives the mask [n] of those items. A missing value of an item
+restricts nothing. It knows no other filter, no scores and no settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rec_ray.errors import SchemaError
+from rec_ray.retrieval.features.columns import as_values, index_of, is_list
+from rec_ray.schema import FeatureDeclaration
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Comparison = Literal["equal", "at_least", "at_most", "contains", "contained_in"]
+
+REFUSED, FREE = -2, -3
+"""Codes of a user without a value: only items without one, or all items."""
+NO_VALUE = -1
+"""Fills rows of codes that are shorter than others."""
+
+
+class _DeclaredRule(Protocol):
+    """A rule between a field of an item and a field of a user, with the names of the settings."""
+
+    @property
+    def item(self) -> str: ...
+    @property
+    def must_be(self) -> Comparison: ...
+    @property
+    def user(self) -> str: ...
+    @property
+    def unknown_user(self) -> Literal["refuse", "allow"]: ...
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Sets of codes, ragged: the codes of row i are the next `counts[i]` of `codes`; none occurs twice in a row."""
+
+    counts: Array
+    codes: Array
+
+    @property
+    def owner(self) -> Array:
+        """Return the row of each code: [total]."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def padded(self) -> Array:
+        """Return [rows, most codes of a row] in ascending order, filled with -1 in front."""
+        place = np.arange(len(self.codes)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        out = np.full((len(self.counts), int(self.counts.max(initial=0))), NO_VALUE, np.int64)
+        out[self.owner, place] = self.codes
+        out.sort(axis=1)
+        return out
+
+
+@dataclass(frozen=True)
+class ComparedNumbers:
+    """at_least or at_most. A user is coded by how many of the distinct values of items are below or up to the own."""
+
+    name: str
+    kind: str
+    values: Array
+    thresholds: Array
+    rank: Array
+    at_most: bool
+    unknown: int
+
+    def codes(self, column: pa.Array) -> Array:
+        """Return [q, 1] codes of users by their raw values.
+
+        Raises:
+            SchemaError: the values cannot be compared with the items'.
+        """
+        values = numbers_of(column, self.name)
+        if {self.kind, _kind(column)} == {"times", "numbers"}:
+            raise SchemaError(
+                f"candidates.filters.rules: {self.name}: the item has {self.kind}, the user {_kind(column)}"
+            )
+        side: Literal["left", "right"] = "right" if self.at_most else "left"
+        place = np.searchsorted(self.thresholds, values, side=side)
+        return np.where(np.isnan(values), self.unknown, place).reshape(-1, 1)
+
+    def mask(self, codes: Array) -> Mask:
+        """Return the items [n] that the rule allows a user of these codes."""
+        code = int(codes[0])
+        free = np.isnan(self.values)
+        if code in (REFUSED, FREE):
+            return free | (code == FREE)
+        return free | (self.rank < code if self.at_most else self.rank >= code)
+
+
+@dataclass(frozen=True)
+class ComparedSets:
+    """equal, contains or contained_in. A user is coded by the own values that any item has; -2 stands for any other."""
+
+    name: str
+    bags: Bags
+    vocabulary: pa.Array
+    how: str
+    unknown: int
+    user: FeatureDeclaration | None
+
+    def codes(self, column: pa.Array) -> Array:
+        """Return [q, most values] codes of users by their raw values, `NO_VALUE` in front.
+
+        Raises:
+            SchemaError: the values cannot be read.
+        """
+        counts, values = as_values(pa.table({self.name: column}), self.name, declaration_of(column, self.user))
+        bags = distinct_bags(counts, index_of(values, self.vocabulary))
+        # Two unknown values are as good as one: no item has either.
+        padded = bags.padded()
+        padded = padded if padded.shape[1] else np.full((len(padded), 1), NO_VALUE)
+        padded[bags.counts == 0, -1] = self.unknown
+        return padded
+
+    def mask(self, codes: Array) -> Mask:
+        """Return the items [n] that the rule allows a user of these codes."""
+        free = self.bags.counts == 0
+        if codes[-1] in (REFUSED, FREE):
+            return free | bool(codes[-1] == FREE)
+        known = codes[codes > 0]
+        strange = bool((codes == 0).any())
+        hits = np.bincount(self.bags.owner[np.isin(self.bags.codes, known)], minlength=len(free))
+        contains = (hits == len(known)) & (not strange)
+        contained = hits == self.bags.counts
+        matching = {"contains": contains, "contained_in": contained, "equal": contains & contained}
+        return free | matching[self.how]
+
+
+def prepare_rule(
+    rule: _DeclaredRule,
+    items: pa.Table,
+    item_features: Mapping[str, FeatureDeclaration],
+    user_features: Mapping[str, FeatureDeclaration],
+) -> ComparedNumbers | ComparedSets:
+    """Prepare the item's side of a rule. items: [n] raw fields.
+
+    Raises:
+        SchemaError: the item's field cannot be read as the rule needs it.
+    """
+    column = column_of(items, rule.item)
+    name = f"{rule.item} {rule.must_be} {rule.user}"
+    unknown = FREE if rule.unknown_user == "allow" else REFUSED
+    if rule.must_be in ("at_least", "at_most"):
+        values = numbers_of(column, name)
+        thresholds = np.unique(values[~np.isnan(values)])
+        rank = np.searchsorted(thresholds, values)
+        return ComparedNumbers(name, _kind(column), values, thresholds, rank, rule.must_be == "at_most", unknown)
+    declaration = declaration_of(column, item_features.get(rule.item))
+    counts, values = as_values(pa.table({rule.item: column}), rule.item, declaration)
+    vocabulary = pc.unique(values)
+    bags = distinct_bags(counts, index_of(values, vocabulary))
+    return ComparedSets(name, bags, vocabulary, rule.must_be, unknown, user_features.get(rule.user))
+
+
+def _kind(column: pa.Array) -> str:
+    times = pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)
+    return "nothing" if pa.types.is_null(column.type) else "times" if times else "numbers"
+
+
+def numbers_of(column: pa.Array, what: str) -> Array:
+    """Return a column as [n] float64, times as microseconds since 1970; null and NaN are NaN.
+
+    Raises:
+        SchemaError: it holds neither numbers nor times.
+    """
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        micros = pa.timestamp("us", getattr(kind, "tz", None))
+        column = pc.cast(pc.cast(column, micros, safe=False), pa.int64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise SchemaError(f"candidates.filters: {what} compares numbers or times, but a field holds {kind}")
+    # A time in a far year loses microseconds.
+    return pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def column_of(items: pa.Table, name: str) -> pa.Array:
+    """Return a column in one piece."""
+    column = items[name]
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def declaration_of(
+    column: pa.Array, declared: FeatureDeclaration | None, separator: str | None = None
+) -> FeatureDeclaration:
+    """Return how values of a set are read: as given, as paths where a separator is, else as lists or single values."""
+    if separator is not None:
+        return FeatureDeclaration("category_path", separator=separator)
+    if declared is not None and declared.kind in ("categorical", "categories", "category_path"):
+        return declared
+    return FeatureDeclaration("categories" if is_list(column.type) else "categorical")
+
+
+def distinct_bags(counts: Array, index: Array) -> Bags:
+    """Return bags of index + 1, so that 0 is a value that is in no vocabulary, each value once a row."""
+    owner = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    pairs = np.unique(owner << 32 | (index.astype(np.int64) + 1))
+    return Bags(np.bincount(pairs >> 32, minlength=len(counts)), pairs & 0xFFFFFFFF)

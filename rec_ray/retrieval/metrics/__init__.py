@@ -1,0 +1,1 @@
+"""Held-out events, rankers, metrics of rankings, segments and counting baselines."""

@@ -1,0 +1,1 @@
+"""The two towers, the bundle in which they are stored, and inference."""

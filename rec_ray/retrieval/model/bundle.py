@@ -1,0 +1,281 @@
+"""A trained model with all that was fitted beside it, as a handful of files in memory.
+
+A `TwoTowerBundle` gives its files as bytes and is rebuilt from them, every part checked against the others; the weights
+are safetensors and the rest is JSON, so that no file is ever unpickled. It does not know where the files are kept: a
+serving backend that reads them from anywhere can call `from_files` and embed. Between the processes of a program it is
+pickled as arrays, which may lie in shared memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from rec_ray.errors import BundleError, listed
+from rec_ray.retrieval.features.preprocessing import Preprocessor
+from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
+from rec_ray.retrieval.search.float32 import as_tensor
+
+FORMAT_VERSION = 1
+ARCHITECTURE = "two_tower"
+
+WEIGHTS = "weights.safetensors"
+MODEL = "model.json"
+PREPROCESSOR = "preprocessor.json"
+METADATA = "metadata.json"
+FILES = (WEIGHTS, MODEL, PREPROCESSOR, METADATA)
+EVALUATED = "evaluated.safetensors"
+"""Weights from before the refit, where there was one; optional."""
+
+
+@dataclass(frozen=True, eq=False)
+class TwoTowerBundle:
+    """The towers, what they need to read raw data, and how they came to be.
+
+    model: on the CPU and in evaluation mode when it comes from `from_files`.
+    arguments: what `build_two_tower` was called with.
+    metadata: metrics, range of the data, package versions, `created_at`; JSON values.
+    evaluated: the towers before they were refitted with the held-out events: those that the metrics are of, and with
+        which a later run may begin without having seen what it holds out. None: there was no refit.
+    """
+
+    model: TwoTower
+    arguments: Mapping[str, Any]
+    preprocessor: Preprocessor
+    metadata: Mapping[str, Any]
+    evaluated: TwoTower | None = None
+
+    @property
+    def similarity(self) -> str:
+        """How a user and an item are compared: `cosine` or `dot`; the vector index of a store must use the same."""
+        return self.model.similarity
+
+    @property
+    def embedding_size(self) -> int:
+        """Dimensions of user and item vectors."""
+        return self.model.item_tower.ids.embedding_dim
+
+    def without_evaluated(self) -> TwoTowerBundle:
+        """Return the bundle without the weights from before its refit, for whoever only embeds."""
+        return self if self.evaluated is None else replace(self, evaluated=None)
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the files of the bundle, `FILES` and perhaps `EVALUATED`; the same bundle gives the same bytes.
+
+        A metric that is not finite is stored as null, since JSON has no word for it.
+
+        Raises:
+            BundleError: a weight is not finite, a part is no JSON, or preprocessor and towers do not fit.
+        """
+        _check_fit(self.model, self.arguments, self.preprocessor)
+        weights = {WEIGHTS: _weights_of(self.model)}
+        if self.evaluated is not None:
+            weights[EVALUATED] = _weights_of(self.evaluated)
+        model = {
+            "format_version": FORMAT_VERSION,
+            "architecture": ARCHITECTURE,
+            "arguments": dict(self.arguments),
+        }
+        metadata = {**_without_nan(self.metadata), "format_version": FORMAT_VERSION}
+        return {
+            **{name: safetensors.torch.save(tensors) for name, tensors in weights.items()},
+            MODEL: _to_json(model, MODEL),
+            PREPROCESSOR: _to_json(self.preprocessor.to_dict(), PREPROCESSOR),
+            METADATA: _to_json(metadata, METADATA),
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle weights as arrays: where those lie in shared memory, processes read one copy in place.
+
+        What is rebuilt is in evaluation mode, and its weights may be read-only.
+
+        Raises:
+            BundleError: a weight is not finite.
+        """
+        models = [None if one is None else _arrays_of(one) for one in (self.model, self.evaluated)]
+        return _rebuilt, (*models, dict(self.arguments), self.preprocessor, dict(self.metadata))
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> TwoTowerBundle:
+        """Rebuild a bundle; the state of torch's random generator is left as it was.
+
+        Raises:
+            BundleError: a file is missing, unknown, damaged or of another format version, or the weights are not those
+                of the architecture; the message names it.
+        """
+        missing = [name for name in FILES if name not in files]
+        if missing:
+            raise BundleError(f"the model lacks the files {listed(missing)}; it has {listed(sorted(files))}")
+        unknown = sorted(set(files) - {*FILES, EVALUATED})
+        if unknown:
+            raise BundleError(f"the model has files that this format does not know: {listed(unknown)}")
+        described = _from_json(files[MODEL], MODEL)
+        metadata = _from_json(files[METADATA], METADATA)
+        for name, value in ((MODEL, described), (METADATA, metadata)):
+            if value.get("format_version") != FORMAT_VERSION:
+                raise BundleError(
+                    f"{name} is of format version {value.get('format_version')!r}, this program reads "
+                    f"{FORMAT_VERSION}; use the rec_ray that wrote the model, or train again"
+                )
+        if described.get("architecture") != ARCHITECTURE or not isinstance(described.get("arguments"), dict):
+            raise BundleError(
+                f"{MODEL} describes the architecture {described.get('architecture')!r}; expected {ARCHITECTURE!r} "
+                "with its arguments"
+            )
+        arguments: dict[str, Any] = described["arguments"]
+        model = _build(arguments)
+        _load_weights(model, files[WEIGHTS], WEIGHTS)
+        evaluated = None
+        if EVALUATED in files:
+            evaluated = _build(arguments).eval()
+            _load_weights(evaluated, files[EVALUATED], EVALUATED)
+        preprocessor = _preprocessor(files[PREPROCESSOR])
+        _check_fit(model, arguments, preprocessor)
+        return cls(model.eval(), arguments, preprocessor, metadata, evaluated)
+
+
+def as_evaluated(bundle: TwoTowerBundle) -> TwoTowerBundle:
+    """Return a stored bundle with the weights from before its refit, if there was one: they have not seen its test."""
+    return bundle if bundle.evaluated is None else replace(bundle, model=bundle.evaluated, evaluated=None)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights as they come: to draw those that have no memory, torch (2.13) imports its compiler, which took
+    2.4 s of each process that loads a model."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _build(arguments: dict[str, Any]) -> TwoTower:
+    try:
+        # Weights that only say what is expected: no memory, no random numbers, half the time of loading.
+        with torch.device("meta"), _Unfilled():
+            return build_two_tower(**arguments)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise BundleError(f"{MODEL} holds arguments that the towers do not take: {error}") from error
+
+
+def _arrays_of(model: TwoTower) -> dict[str, NDArray[Any]]:
+    return {name: tensor.numpy() for name, tensor in _weights_of(model).items()}
+
+
+def _rebuilt(
+    weights: Mapping[str, NDArray[Any]],
+    evaluated: Mapping[str, NDArray[Any]] | None,
+    arguments: dict[str, Any],
+    preprocessor: Preprocessor,
+    metadata: dict[str, Any],
+) -> TwoTowerBundle:
+    def model(arrays: Mapping[str, NDArray[Any]]) -> TwoTower:
+        built = _build(arguments)
+        built.load_state_dict({name: as_tensor(array) for name, array in arrays.items()}, assign=True)
+        return built.eval()
+
+    checked = None if evaluated is None else model(evaluated)
+    return TwoTowerBundle(model(weights), arguments, preprocessor, metadata, checked)
+
+
+def _preprocessor(data: bytes) -> Preprocessor:
+    state = _from_json(data, PREPROCESSOR)
+    try:
+        return Preprocessor.from_dict(state)
+    except (BundleError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise BundleError(f"{PREPROCESSOR} cannot be used: {error}") from error
+
+
+def _check_fit(model: TwoTower, arguments: Mapping[str, Any], preprocessor: Preprocessor) -> None:
+    """Refuse towers and a preprocessor of different trainings: their numbers would mean other items and values."""
+    event_types = arguments.get("event_types", 1)
+    pairs = {
+        "rows of the item id table": (model.item_tower.ids.num_embeddings, preprocessor.vocabulary_size),
+        "item features": (model.item_tower.features.shape, preprocessor.items.shape),
+        "user features": (model.user_tower.features.shape, preprocessor.users.shape),
+        "event types": (event_types, len(preprocessor.event_types) + 1 if event_types > 1 else event_types),
+    }
+    for what, (built, fitted) in pairs.items():
+        if built != fitted:
+            raise BundleError(
+                f"the towers and the preprocessor do not fit: {what}: the towers have {built}, "
+                f"the preprocessor gives {fitted}"
+            )
+
+
+def _weights_of(model: TwoTower) -> dict[str, torch.Tensor]:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
+    _check_finite(weights)
+    return weights
+
+
+def _load_weights(model: TwoTower, data: bytes, file: str) -> None:
+    try:
+        weights = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BundleError(f"{file} is no safetensors file: {error}") from error
+    expected = model.state_dict()
+    missing, unknown = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    if missing or unknown:
+        raise BundleError(
+            f"{file} does not fit the architecture in {MODEL}: "
+            f"missing weights {listed(missing)}, unknown weights {listed(unknown)}"
+        )
+    for name, tensor in expected.items():
+        found = weights[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise BundleError(
+                f"{file} does not fit the architecture in {MODEL}: {name!r} has shape {list(found.shape)} of "
+                f"{found.dtype}, expected {list(tensor.shape)} of {tensor.dtype}"
+            )
+    _check_finite(weights)
+    model.load_state_dict(weights, assign=True)
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    # A finite sum has finite parts, and takes a tenth of the time.
+    doubtful = {name: tensor for name, tensor in weights.items() if not math.isfinite(tensor.sum())}
+    broken = [name for name, tensor in doubtful.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise BundleError(
+            f"the weights {listed(broken)} hold NaN or infinite numbers; train with a lower learning rate"
+        )
+
+
+def _to_json(value: Mapping[str, Any], name: str) -> bytes:
+    try:
+        # Keys stay in their order: that of the declared features is the order in which they are encoded.
+        # Vocabularies can be long: they go without line breaks, which is ten times faster.
+        indent = None if name == PREPROCESSOR else 2
+        return (json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{name} cannot be written as JSON: {error}") from error
+
+
+def _from_json(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{name} holds a {type(value).__name__}; expected an object")
+    return value
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return [_without_nan(entry) for entry in value] if isinstance(value, (list, tuple)) else value

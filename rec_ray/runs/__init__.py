@@ -1,0 +1,1 @@
+"""A run: its context, ledger, status, metrics and summary."""

@@ -1,0 +1,122 @@
+"""The outside world of a run, opened once: object store, version database, Feast and Ray.
+
+Settings come in, a `World` goes out that `pipeline` hands to the steps part by part; Ray is stopped behind it. It knows
+how each thing is opened and what to say when it cannot be, and no step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import ray
+import ray.data
+
+from rec_ray.config import Settings
+from rec_ray.distributed.runtime import check_gpus, import_in_worker, open_ray
+from rec_ray.errors import ConfigError, FeatureStoreError
+from rec_ray.feature_store.api import FeatureStore
+from rec_ray.feature_store.point_in_time import secrets_in
+from rec_ray.logs import about, hide, step
+from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
+from rec_ray.runs.metrics import exported_metrics
+from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.storage.object_store import Storage
+from rec_ray.versions.registry import VersionDatabase
+
+SLOW_IMPORTS = ("torch", "rec_ray.feature_store.api")
+"""Modules whose import takes seconds and that workers need first."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The outside world of a run, opened once."""
+
+    settings: Settings
+    storage: Storage
+    database: VersionDatabase
+    store: FeatureStore
+    run_id: str
+    as_of: datetime
+    seconds: dict[str, float]
+
+    @property
+    def owner(self) -> str:
+        """Who holds a lock, in words for the one who has to wait."""
+        return f"run {self.run_id} on {platform.node()}, process {os.getpid()}"
+
+    @property
+    def prefix(self) -> str:
+        """Key below which this run keeps what it needs only while it runs."""
+        return work_folder(self.run_id)
+
+
+@contextlib.contextmanager
+def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[World]:
+    """Open everything a run needs, cheapest first.
+
+    run: gives the run id and the instant up to which is read; without it both are new, and nobody goes on with what
+        was left behind, so it is deleted.
+
+    Raises:
+        ConfigError: the feature repository is not there, or GPUs are wanted where there are none.
+        UnavailableError: the store, the database, Feast or Ray cannot be reached.
+    """
+    seconds: dict[str, float] = {}
+    run_id, as_of = (run.run_id, run.as_of) if run else (new_run_id(), datetime.now(UTC))
+    with about(run_id=run_id), step("start", seconds):
+        storage = storage_of(settings)
+        if run is None:
+            storage.check_writable()
+        database = database_of(settings)
+        database.migrate()
+        stop_ray = open_ray(settings.ray)
+    try:
+        check_gpus(settings, can_come=not stop_ray or settings.ray.address is not None)
+        with about(run_id=run_id), exported_metrics():
+            with step("feast", seconds):
+                # A run that goes on has read Feast already, and its steps differ in what they need.
+                workers = 0 if run is not None and run.done else int(ray.cluster_resources().get("CPU", 1))
+                warming = [import_in_worker.remote(SLOW_IMPORTS) for _ in range(workers)]
+                store = feature_store_of(settings)
+                if warming:
+                    ray.wait(warming, num_returns=len(warming), timeout=30)
+            world = World(settings, storage, database, store, run_id, as_of, seconds)
+            try:
+                yield world
+            finally:
+                if run is None:
+                    delete_work(storage, run_id)
+    finally:
+        if stop_ray:
+            ray.shutdown()
+
+
+def feature_store_of(settings: Settings) -> FeatureStore:
+    """Open the feature repository of the settings.
+
+    Raises:
+        ConfigError: the folder or its feature_store.yaml is not there or cannot be read.
+        FeatureStoreError: the registry cannot be reached.
+    """
+    repo = settings.feast.repo
+    if not (Path(repo) / "feature_store.yaml").is_file():
+        raise ConfigError(f"feast.repo {repo} has no feature_store.yaml; correct the setting or run `rec-ray init`")
+    try:
+        store = FeatureStore(repo_path=repo)
+        hide(secrets_in(store.config))
+        return store
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
+    except Exception as error:
+        raise FeatureStoreError(f"the feature repository {repo} cannot be opened: {error}") from error
+
+
+def owner_of(run_id: str) -> str:
+    """Return who publishes, in words for the one who has to wait."""
+    return f"run {run_id} on {platform.node()}, process {os.getpid()}"

@@ -1,0 +1,260 @@
+"""The ledger of a run: which steps are finished and what they gave, kept in the object store under the id of the run.
+
+A run id and settings come in, and each step is done `once`: a run that starts again under its id takes what was
+finished from here and goes on behind it; what only the run needed is deleted when it ends well. It knows no step by
+name, and nothing of versions, Feast or Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from rec_ray.config import Settings, deciding_settings, hash_settings
+from rec_ray.errors import ConfigError, DataError, LockedError, StorageError, listed
+from rec_ray.logs import LOGGER
+from rec_ray.runs.status import DONE, FAILED, STOPPED, RunStatus
+from rec_ray.runs.step_records import Result, from_files, to_files
+from rec_ray.storage.object_store import Storage
+
+RUNS, TRAININGS = "runs", "training"
+"""Folders of the ledgers and of what Ray Train keeps, each by run id."""
+LEDGER = "ledger.json"
+FORMAT_VERSION = 1
+
+
+def new_run_id() -> str:
+    """Return a name for a run that no other run has."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def run_folder(run_id: str) -> str:
+    """Return the key of the folder of a run.
+
+    Raises:
+        ConfigError: the text cannot be a run id.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run_id):
+        raise ConfigError(
+            f"{run_id!r} is no run id: 1 to 200 letters, digits, dots, dashes and underscores, the first one no mark"
+        )
+    return f"{RUNS}/{run_id}"
+
+
+def work_folder(run_id: str) -> str:
+    """Return the key below which a run keeps what only it needs: deleted when it ends well."""
+    return f"{run_folder(run_id)}/work"
+
+
+def delete_work(storage: Storage, run_id: str) -> None:
+    """Delete what only a run needed; where that fails the run is no worse for it, and it is said."""
+    for key in (work_folder(run_id), f"{TRAININGS}/{run_id}"):
+        try:
+            storage.delete_prefix(key)
+        except StorageError as error:
+            LOGGER.warning("what only run %s needed is left behind: %s", run_id, error)
+
+
+class RunLedger:
+    """A run and how far it is.
+
+    as_of: the instant up to which the run reads, and that of its first attempt: every retry reads the same.
+    report: what the run said at its end, or None while it has not ended well.
+    """
+
+    def __init__(self, storage: Storage, run_id: str, entries: dict[str, Any]) -> None:
+        self.storage, self.run_id = storage, run_id
+        self._folder = run_folder(run_id)
+        self._entries = entries
+
+    @property
+    def as_of(self) -> datetime:
+        """The instant up to which the run reads."""
+        return datetime.fromisoformat(self._entries["as_of"])
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """What the finished run reported."""
+        return self._entries["report"]
+
+    @property
+    def done(self) -> list[str]:
+        """The finished steps, in the order in which they ended."""
+        return list(self._entries["steps"])
+
+    def once(self, step: str, kind: type[Result], do: Callable[[], Result]) -> Result:
+        """Return what a step gives, doing it only when no earlier attempt of this run has finished it.
+
+        What is returned always went through the record, so that a retry works with exactly the same.
+
+        Raises:
+            LockedError: another process has taken this run over.
+            DataError: the record was damaged.
+        """
+        folder = f"{work_folder(self.run_id)}/steps/{step}"
+        if step in self._entries["steps"]:
+            LOGGER.info("%s was finished by an earlier attempt of run %s", step, self.run_id)
+            files = {name: self.storage.read_bytes(f"{folder}/{name}") for name in self._entries["steps"][step]}
+            return from_files(kind, files)
+        files = to_files(do())
+        self.require_mine()
+        for name, data in files.items():
+            self.storage.write_bytes(f"{folder}/{name}", data)
+        self._entries["steps"][step] = sorted(files)
+        self._write()
+        return from_files(kind, files)
+
+    def finish(self, report: Any) -> None:
+        """Record what the run reports, a dataclass; from now on the run id is a no-op."""
+        self.require_mine()
+        self._entries["report"] = dataclasses.asdict(report)
+        self._write()
+
+    def require_mine(self) -> None:
+        """Find out whether this process still is the one that works under the run id.
+
+        Raises:
+            LockedError: another one has taken it over.
+        """
+        owner = self.other_owner()
+        if owner is not None:
+            raise LockedError(
+                f"run {self.run_id} was taken over by {owner}; this process stops. One process at a time may work "
+                "under a run id"
+            )
+
+    def other_owner(self) -> str | None:
+        """Return who has taken the run over from this process, or None: nobody has."""
+        found = _read(self.storage, self.run_id)
+        if found is None:
+            return "somebody who deleted its ledger"
+        return None if found["attempt"] == self._entries["attempt"] else str(found["owner"])
+
+    def take_over(self) -> None:
+        """Be the one process that writes to this ledger; whoever did before finds out at its next step."""
+        self._entries |= {
+            "attempt": uuid.uuid4().hex,
+            "owner": f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        }
+        self._write()
+
+    def _write(self) -> None:
+        data = json.dumps(self._entries, indent=1, default=str) + "\n"
+        self.storage.write_bytes(f"{self._folder}/{LEDGER}", data.encode())
+
+
+@contextlib.contextmanager
+def open_run(storage: Storage, settings: Settings, command: str, run_id: str | None) -> Iterator[RunLedger]:
+    """Begin a run, or go on with it; its status and log are in the object store whatever becomes of it.
+
+    A run that has ended well is given back with its `report`; nothing is left to do for it.
+
+    Raises:
+        ConfigError: the run id belongs to another command or to other settings, or is none.
+        DataError: the ledger was damaged.
+        StorageError: the store cannot be read or written.
+    """
+    run_id = run_id or new_run_id()
+    run_folder(run_id)
+    # Fails in seconds and clearly; reading from a store that is away would be tried again for half a minute.
+    storage.check_writable()
+    deciding = deciding_settings(settings)
+    entries = _read(storage, run_id) or {
+        "format_version": FORMAT_VERSION,
+        "run_id": run_id,
+        "command": command,
+        "as_of": datetime.now(UTC).isoformat(),
+        "settings": deciding,
+        "settings_hash": hash_settings(deciding),
+        "steps": {},
+        "report": None,
+    }
+    _check_same(run_id, entries, command, deciding)
+    run = RunLedger(storage, run_id, entries)
+    if run.report is None:
+        run.take_over()
+        with _told(run, command):
+            yield run
+    else:
+        LOGGER.info("run %s is finished already: nothing is done", run_id)
+        yield run
+    delete_work(storage, run_id)
+
+
+@contextlib.contextmanager
+def _told(run: RunLedger, command: str) -> Iterator[None]:
+    """Let status and log of the run follow what happens, to its end, good or bad."""
+    status = RunStatus(run.storage, run_folder(run.run_id), run_id=run.run_id, command=command)
+    LOGGER.addHandler(status)
+    try:
+        if run.done:
+            LOGGER.info("run %s goes on after %s, with what was as of %s", run.run_id, run.done[-1], run.as_of)
+        yield
+        status.end(DONE)
+    except LockedError as error:
+        # Status and log belong to whoever has taken the run over.
+        if run.other_owner() is None:
+            status.end(FAILED, error)
+        raise
+    except Exception as error:
+        status.end(FAILED, error)
+        raise
+    except BaseException as stop:
+        status.end(STOPPED, stop)
+        LOGGER.warning("run %s was stopped; with `--run-id %s` it goes on there", run.run_id, run.run_id)
+        raise
+    finally:
+        LOGGER.removeHandler(status)
+
+
+def _read(storage: Storage, run_id: str) -> dict[str, Any] | None:
+    key = f"{run_folder(run_id)}/{LEDGER}"
+    if not storage.exists(key):
+        return None
+    try:
+        entries: dict[str, Any] = json.loads(storage.read_bytes(key))
+        if entries["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"{storage.uri(key)} is of format version {entries['format_version']!r}, this program reads "
+                f"{FORMAT_VERSION}; take a new run id"
+            )
+        datetime.fromisoformat(entries["as_of"])
+        for name in ("command", "settings", "steps", "report", "attempt", "owner"):
+            entries[name]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{storage.uri(key)} is damaged; take a new run id") from None
+    return entries
+
+
+def _check_same(run_id: str, entries: dict[str, Any], command: str, deciding: dict[str, Any]) -> None:
+    """Refuse to go on with something else than was begun."""
+    if entries["command"] != command:
+        raise ConfigError(
+            f"run id {run_id!r} belongs to `rec-ray {entries['command']}`; take another one for `rec-ray {command}`"
+        )
+    before, now = _flat(entries["settings"]), _flat(json.loads(json.dumps(deciding)))
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if names:
+        first = names[0]
+        raise ConfigError(
+            f"run id {run_id!r} was begun with other settings: {listed(names)} differ ({first} was "
+            f"{before.get(first)!r}, is {now.get(first)!r}); take another run id, or the settings of then"
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as `section.key` -> value."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat

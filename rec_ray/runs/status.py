@@ -1,0 +1,103 @@
+"""The status and the log of a run in the object store, for whoever looks at a run that is not on a terminal.
+
+The log lines of the process come in (it is a handler beside the one of standard error), and `status.json` and
+`log.jsonl` in the folder of the run follow the steps that they tell of. It never stops a run: a store that cannot be
+written is said once; and it knows no step, and nothing of what a ledger holds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+from rec_ray.errors import RecRayError, foreseen_cause
+from rec_ray.logs import LOGGER, JsonFormatter, without_secrets
+from rec_ray.storage.object_store import Storage
+
+STATUS, LOG = "status.json", "log.jsonl"
+RUNNING, FAILED, STOPPED, DONE = "running", "failed", "stopped", "done"
+
+
+class RunStatus(logging.Handler):
+    """Keeps `status.json` and `log.jsonl` of a run up to date, at the start and the end of each step.
+
+    What earlier attempts of the run have written there is kept: the log goes on behind it.
+    """
+
+    def __init__(self, storage: Storage, folder: str, *, run_id: str, command: str) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
+        self._storage, self._folder = storage, folder
+        self._lines = self._read(LOG).splitlines()
+        earlier = json.loads(self._read(STATUS) or "{}")
+        self._values: dict[str, Any] = {
+            "run_id": run_id,
+            "command": command,
+            "version": earlier.get("version"),
+            "state": RUNNING,
+            "step": None,
+            "error": None,
+            "exit_code": None,
+            "seconds": earlier.get("seconds", {}),
+            "counts": earlier.get("counts", {}),
+            "attempts": earlier.get("attempts", 0) + 1,
+            "started_at": _now(),
+            "updated_at": None,
+            "process": f"{os.getpid()} on {platform.node()}",
+        }
+        self._reachable = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add a line to the log; one that tells of a step changes the status too."""
+        self._lines.append(self.format(record))
+        fields = getattr(record, "fields", {})
+        event, step = fields.get("event"), fields.get("step")
+        if event not in ("start", "end"):
+            return
+        if "version" in fields:
+            self._values["version"] = str(fields["version"])
+        if event == "start":
+            self._values["step"] = step
+        else:
+            self._values["seconds"][step] = fields["seconds"]
+            facts = {name: fields[name] for name in fields if name not in ("step", "event", "seconds", "version")}
+            if facts:
+                self._values["counts"][step] = facts
+        self._write()
+
+    def end(self, state: str, error: BaseException | None = None) -> None:
+        """Say how the attempt ended; the step that it ended in stays named."""
+        self._values["state"] = state
+        if error is not None:
+            cause = foreseen_cause(error)
+            said = str(cause) if isinstance(cause, RecRayError) else f"{type(cause).__name__}: {cause}".rstrip(": ")
+            self._values["error"] = without_secrets(said)
+            self._values["exit_code"] = getattr(cause, "exit_code", 1) if isinstance(cause, Exception) else None
+        self._reachable = True
+        self._write()
+
+    def _write(self) -> None:
+        if not self._reachable:
+            return
+        self._values["updated_at"] = _now()
+        try:
+            log = "".join(f"{line}\n" for line in self._lines)
+            self._storage.write_bytes(f"{self._folder}/{LOG}", log.encode())
+            status = json.dumps(self._values, indent=1, default=str, ensure_ascii=False) + "\n"
+            self._storage.write_bytes(f"{self._folder}/{STATUS}", without_secrets(status).encode())
+        except RecRayError as error:
+            # Once, and not again before the end: each try on a store that is away takes as long as its retries.
+            self._reachable = False
+            LOGGER.warning("status and log of the run are not stored: %s", error)
+
+    def _read(self, name: str) -> str:
+        key = f"{self._folder}/{name}"
+        return self._storage.read_bytes(key).decode() if self._storage.exists(key) else ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,30 @@
+"""The two places that hold versions, opened as the settings say: the object store and the version database.
+
+Settings come in, an open `Storage` or `VersionDatabase` comes out. It knows neither Feast nor Ray, whose import takes
+seconds, so that commands which only read versions answer at once.
+"""
+
+from __future__ import annotations
+
+from rec_ray.config import Settings
+from rec_ray.storage.object_store import Storage, open_storage
+from rec_ray.versions.registry import VersionDatabase
+
+
+def storage_of(settings: Settings) -> Storage:
+    """Open the object store of the settings."""
+    given = settings.storage
+    return open_storage(
+        given.url,
+        endpoint=given.endpoint,
+        region=given.region,
+        ca_bundle=given.ca_bundle,
+        access_key=given.access_key.get_secret_value() if given.access_key else None,
+        secret_key=given.secret_key.get_secret_value() if given.secret_key else None,
+    )
+
+
+def database_of(settings: Settings) -> VersionDatabase:
+    """Open the version database of the settings."""
+    password = settings.database.password
+    return VersionDatabase(settings.database.url, password.get_secret_value() if password else None)

@@ -1,0 +1,340 @@
+"""The steps of the line, each called with what it takes of the world, and logged.
+
+A `World` and what the steps before gave come in, what the step gives goes out. It does not know the order of the steps,
+which `pipeline` has, nor what any of them does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from rec_ray.candidate_store.increments import increments_folder
+from rec_ray.candidates.generate import generate_candidates
+from rec_ray.config import FeatureSettings, deciding_settings, hash_settings, redacted
+from rec_ray.contracts import (
+    ActiveUsers,
+    Candidates,
+    Evaluation,
+    FeatureTables,
+    LiveVersion,
+    SearchVectors,
+    StoredModel,
+    TrainedModel,
+    TrainingData,
+    UpdateReport,
+)
+from rec_ray.data.item_texts import HASHING, encode_item_text
+from rec_ray.data.load_features import find_active_users, load_features
+from rec_ray.data.training_data import encode_tables, prepare_training_data
+from rec_ray.errors import DataError, GateError
+from rec_ray.evaluation.evaluate import evaluate_model
+from rec_ray.evaluation.gate import check_gate, find_reasons
+from rec_ray.feature_store.point_in_time import read_items
+from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, unfed_views
+from rec_ray.logs import LOGGER, step
+from rec_ray.publishing.previous_ids import note_replaced
+from rec_ray.publishing.publish import publish_version
+from rec_ray.reports.html import RunFigures, write_report
+from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
+from rec_ray.runs.context import World
+from rec_ray.runs.metrics import EpochMetrics
+from rec_ray.runs.summary import count_data
+from rec_ray.search_views.vectors import ask_search_dimensions, make_search_vectors
+from rec_ray.storage.model_store import candidates_folder, load_model, model_folder, save_model
+from rec_ray.training.trainer import train_two_tower
+
+
+def check_search(world: World) -> None:
+    """Check the views that are searched, before hours of training, and say once which of them nothing feeds.
+
+    Raises:
+        ConfigError, SchemaError: a model or a push source is missing, or a view does not fit.
+    """
+    search = world.settings.search
+    for note in unfed_views(world.store, search):
+        LOGGER.warning("%s", note)
+    find_search_targets(world.store, search)
+    check_search_targets(world.store, search, ask_search_dimensions(search))
+
+
+def find_active(world: World, since: datetime) -> ActiveUsers:
+    """Find the users with an event since some time."""
+    settings = world.settings
+    with step("active_users", world.seconds, since=f"{since:%Y-%m-%dT%H:%M:%SZ}") as log:
+        active = find_active_users(
+            world.store, settings.feast, settings.features, world.as_of, since, settings.side_tables
+        )
+        log.add(users=active.count)
+    return active
+
+
+def reserve_version(world: World) -> str:
+    """Reserve the number of the version that the run makes; the same in every attempt."""
+    with step("reserve", world.seconds) as log:
+        version = world.database.reserve(world.run_id)
+        log.add(version=version)
+    return version
+
+
+def prepare_data(world: World) -> TrainingData:
+    """Load what Feast holds, fit the preprocessor and write the encoded timelines."""
+    settings = world.settings
+    tables, features = _load(world, settings.features.text_encoder)
+    with step("training_data", world.seconds) as log:
+        data = prepare_training_data(
+            tables,
+            features,
+            settings.evaluation.split,
+            world.storage,
+            f"{world.prefix}/data",
+            refit=settings.train.refit != "off",
+        )
+        log.add(users=data.users, items=data.items, events=data.events, positives=data.positives)
+    return data
+
+
+def train_model(world: World, data: TrainingData, version: str) -> TrainedModel:
+    """Train the towers, from the live version on where the settings say so."""
+    settings = world.settings
+    with step("train", world.seconds, version=version) as log:
+        trained = train_two_tower(
+            data,
+            settings.model,
+            settings.train,
+            settings.ray,
+            world.storage,
+            run_id=world.run_id,
+            validation_users=settings.evaluation.validation_users,
+            exclude_seen=settings.candidates.exclude_seen,
+            metadata=_metadata(world, data),
+            callbacks=[EpochMetrics()],
+            live=_live_bundle(world),
+        )
+        log.add(
+            epochs=len(trained.epochs),
+            best_epoch=trained.best_epoch,
+            steps=trained.facts["steps"],
+            refit=settings.train.refit,
+        )
+    return trained
+
+
+def store_model(world: World, bundle: TwoTowerBundle, version: str) -> StoredModel:
+    """Store the model under its version."""
+    with step("model_store", world.seconds, version=version) as log:
+        stored = save_model(bundle, version, world.storage)
+        world.database.mark(version, "stored")
+        log.add(uri=stored.uri)
+    return stored
+
+
+def judge_model(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, evaluation: Evaluation) -> str:
+    """Let the gate decide and return its verdict.
+
+    Raises:
+        GateError: it refuses; the report of the version is written all the same.
+    """
+    try:
+        return check_gate(evaluation, world.settings.evaluation)
+    except GateError:
+        world.database.mark(version, "refused")
+        write_page(world, data, bundle, evaluation, version, count_data(data), "refused")
+        raise
+
+
+def _live_bundle(world: World) -> TwoTowerBundle | None:
+    """Return the live version to begin with, if the settings ask for it and there is one."""
+    if world.settings.train.warm_start == "off":
+        return None
+    live = world.database.live()
+    return None if live is None else load_model(live, world.storage)
+
+
+def _load(
+    world: World, text_encoder: str, active: ActiveUsers | None = None, *, name: str = "load_features"
+) -> tuple[FeatureTables, FeatureSettings]:
+    """Return what Feast holds, and the features by which it is read: a text encoder changes both. name: of the step."""
+    settings = world.settings
+    with step(name, world.seconds) as log:
+        tables = load_features(
+            world.store,
+            settings.feast,
+            settings.features,
+            settings.evaluation,
+            as_of=world.as_of,
+            side_tables=settings.side_tables,
+            candidates=settings.candidates,
+            raw_of_items=settings.search.item_fields if active is None else None,
+            active=active,
+        )
+        log.add(rows=tables.rows.kept, read=tables.rows.read)
+    if text_encoder == HASHING:
+        return tables, settings.features
+    with step("encode_text", world.seconds, encoder=text_encoder) as log:
+        text = encode_item_text(tables, settings.features, text_encoder, world.storage)
+        log.add(encoded=text.encoded, kept=text.kept)
+    return text.tables, text.features
+
+
+def encode_data(
+    world: World,
+    bundle: TwoTowerBundle,
+    folder: str = "data",
+    *,
+    active: ActiveUsers | None = None,
+    item_ids: pa.Array | None = None,
+    steps: tuple[str, str] = ("load_features", "training_data"),
+) -> TrainingData:
+    """Encode what Feast holds for a stored model, below the prefix of the run. steps: what the log calls the two."""
+    settings = world.settings
+    tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING), active, name=steps[0])
+    with step(steps[1], world.seconds) as log:
+        data = encode_tables(
+            tables,
+            bundle.preprocessor,
+            features,
+            settings.evaluation.split,
+            world.storage,
+            f"{world.prefix}/{folder}",
+            item_ids=item_ids,
+        )
+        log.add(users=data.users, items=data.items, events=data.events)
+    return data
+
+
+def evaluate_version(
+    world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, *, refitted: TwoTowerBundle | None = None
+) -> Evaluation:
+    """Evaluate a model beside the baselines and the live version, unless `version`, its own, is the live one."""
+    settings = world.settings
+    live = _live(world, beside=version)
+    with step("evaluate", world.seconds) as log:
+        evaluation = evaluate_model(
+            data,
+            bundle,
+            settings.evaluation,
+            world.storage,
+            candidates=settings.candidates,
+            live=live,
+            refitted=refitted,
+        )
+        recalls = {name: value for name, value in evaluation.metrics.get("model", {}).items() if "recall@" in name}
+        log.add(users=evaluation.users, **{name: round(value, 4) for name, value in recalls.items()})
+    return evaluation
+
+
+def _live(world: World, *, beside: str) -> LiveVersion | None:
+    """Return the live version with the same events encoded for it; None where there is none to compare with."""
+    version = world.database.live()
+    if version is None or version == beside:
+        return None
+    try:
+        bundle = as_evaluated(load_model(version, world.storage))
+        data = encode_data(world, bundle, "live", steps=("live_features", "live_data"))
+        return LiveVersion(version, bundle, data)
+    except DataError as error:
+        LOGGER.warning("the live version %s is not compared: %s", version, error)
+        return None
+
+
+def write_page(
+    world: World,
+    data: TrainingData,
+    bundle: TwoTowerBundle,
+    evaluation: Evaluation,
+    version: str,
+    counts: dict[str, int],
+    gate: str,
+) -> str:
+    """Write the report of a version and return its address. gate: the verdict, if there is one."""
+    settings = world.settings
+    reasons = tuple(find_reasons(evaluation, settings.evaluation))
+    run = RunFigures(gate, reasons, counts, dict(world.seconds))
+    read_fields = functools.partial(read_items, world.store, settings.feast.item_service, settings.feast.item_key)
+    with step("report", world.seconds, version=version) as log:
+        page = write_report(
+            bundle,
+            version,
+            evaluation,
+            data,
+            world.storage,
+            model_folder(version),
+            read_fields,
+            item_name=settings.features.item_name,
+            run=run,
+        )
+        log.add(page=page)
+    return page
+
+
+def recommend_items(
+    world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, increment: str | None = None
+) -> Candidates:
+    """Compute and store the candidates of a version, or of an increment of it."""
+    settings = world.settings
+    if increment is None:
+        if version in world.database.pushed_since_live():
+            note_replaced(world.storage, version)
+        # They are older than what comes now.
+        world.storage.delete_prefix(increments_folder(version))
+    with step("candidates", world.seconds, version=version) as log:
+        candidates = generate_candidates(
+            data,
+            bundle,
+            settings.candidates,
+            world.storage,
+            version=version,
+            prefix=f"{increments_folder(version)}/{increment}" if increment else candidates_folder(version),
+            items_of=candidates_folder(version) if increment else None,
+        )
+        log.add(users=candidates.users, items=candidates.items, k=candidates.k, **candidates.facts)
+    return candidates
+
+
+def encode_search(world: World, data: TrainingData, version: str) -> SearchVectors:
+    """Store the vectors of search views with the candidates of a version; without an encoder there are none."""
+    search = world.settings.search
+    if not search.vectors:
+        return SearchVectors(version)
+    with step("search_vectors", world.seconds, version=version) as log:
+        made = make_search_vectors(
+            data,
+            search,
+            world.storage,
+            version=version,
+            prefix=candidates_folder(version),
+            repo=str(world.store.repo_path),
+        )
+        log.add(**made.rows, encoded=made.encoded, kept=made.kept, unreadable=made.unreadable)
+    return made
+
+
+def publish_once(world: World, version: str) -> UpdateReport:
+    """Publish unless an earlier attempt of this run has: meanwhile another version may have gone live after it."""
+    row = world.database.get(version)
+    if row is not None and row.run_id == world.run_id:
+        LOGGER.info("version %s was made live by an earlier attempt of run %s", version, world.run_id)
+        return UpdateReport(version, {})
+    return publish_version(world, version)
+
+
+def _metadata(world: World, data: TrainingData) -> dict[str, Any]:
+    """Return what a bundle tells about its making; the same in every attempt of a run."""
+    packages = ("rec_ray", "ray", "torch", "feast", "pyarrow", "numpy")
+    return {
+        "run_id": world.run_id,
+        "created_at": world.as_of.isoformat(),
+        "data_to": data.split_times.as_of.isoformat(),
+        "test_start": data.split_times.test_start.isoformat(),
+        "text_encoder": world.settings.features.text_encoder,
+        "settings": redacted(world.settings),
+        "settings_hash": hash_settings(deciding_settings(world.settings)),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "rows": dataclasses.asdict(data.rows),
+    }

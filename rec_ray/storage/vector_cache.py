@@ -1,0 +1,95 @@
+"""Vectors that were made once, in the object store by the hash of what they stand for: a text, the bytes of an image.
+
+A store and a folder, one for each model, come in; hashes go in and out with their vectors, as Parquet files that are
+only ever added. It knows neither models nor what was hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rec_ray.errors import DataError
+from rec_ray.storage.object_store import Storage
+
+HASH, VECTOR = "hash", "text_vector"
+"""Columns of the files; the second has the name that it had when there were texts only."""
+VECTORS = pa.list_(pa.float32())
+
+
+def hash_of(data: bytes) -> str:
+    """Return the name of a content: its SHA-256 sum in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hashes_of(texts: pa.Array) -> pa.Array:
+    """Return the hash of each text, null where it is null."""
+    return pa.array([None if text is None else hash_of(text.encode()) for text in texts.to_pylist()], pa.string())
+
+
+@dataclass(frozen=True)
+class VectorCache:
+    """The vectors of one model. folder: key of its files."""
+
+    storage: Storage
+    folder: str
+
+    def hashes(self) -> pa.Array:
+        """Return the hashes that have a vector.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+        found = self._files()
+        return pa.array([], pa.string()) if found is None else pc.unique(found.to_table(columns=[HASH])[HASH])
+
+    def write(self, hashes: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Keep vectors: [n, dimensions]; the same hashes, written again, make the same file.
+
+        Raises:
+            StorageError: the store cannot be written.
+        """
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
+        table = pa.table({HASH: pa.array(hashes, pa.string()), VECTOR: lists}).sort_by(HASH)
+        data = io.BytesIO()
+        pq.write_table(table, data)
+        name = hash_of("".join(table[HASH].to_pylist()).encode())[:24]
+        self.storage.write_bytes(f"{self.folder}/{name}.parquet", data.getvalue())
+
+    def read(self, hashes: pa.Array) -> pa.Array:
+        """Return the vector of each hash, a list, null where the hash is null.
+
+        Raises:
+            DataError: a hash has no vector.
+            StorageError: the store cannot be read.
+        """
+        wanted = pc.unique(hashes).drop_null()
+        if not len(wanted):
+            return pa.nulls(len(hashes), VECTORS)
+        found = self._files()
+        if found is None:
+            raise DataError(f"there is no vector in {self.storage.uri(self.folder)}; begin a new run")
+        table = found.to_table(filter=pads.field(HASH).isin(wanted)).combine_chunks()
+        place = pc.index_in(hashes, value_set=table[HASH].combine_chunks(), skip_nulls=True)
+        vectors = pc.cast(table[VECTOR].combine_chunks(), VECTORS).take(place)
+        lacking = vectors.null_count - hashes.null_count
+        if lacking:
+            raise DataError(f"{lacking:,} vectors are missing in {self.storage.uri(self.folder)}; begin a new run")
+        return vectors
+
+    def _files(self) -> Any:
+        names = [name for name in self.storage.list(self.folder) if name.endswith(".parquet")]
+        if not names:
+            return None
+        paths = [self.storage.path(self.folder, name.rpartition("/")[2]) for name in names]
+        return pads.dataset(paths, filesystem=self.storage.filesystem, format="parquet")

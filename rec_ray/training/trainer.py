@@ -1,0 +1,195 @@
+"""`TrainingData` into a `TrainedModel` with Ray Train: as many workers as asked for, the best epoch kept.
+
+The folder of encoded timelines goes to the workers, each of which reads its own rows; what a worker does is
+`training_loop`, and from its last checkpoint the weights of each stage come back as bundles. It knows nothing of Feast,
+raw ids or what is done with the model.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from rec_ray.config import ModelSettings, RaySettings, TrainSettings
+from rec_ray.contracts import TrainedModel, TrainingData
+from rec_ray.errors import DataError, RecRayError, StorageError
+from rec_ray.retrieval.model.bundle import TwoTowerBundle
+from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
+from rec_ray.retrieval.model.warm_start import carry_over
+from rec_ray.storage.object_store import Storage
+from rec_ray.training.checkpoint import Progress
+from rec_ray.training.worker import CHECK, LEARN, PUBLISH, TrainingPlan, train_loop_per_worker
+
+TRAINING_FOLDER = "training"
+POLL_SECONDS = 0.25
+"""How often Ray Train's controller asks its workers, which wait for it after each epoch; by itself every 2 s."""
+
+
+def train_two_tower(
+    data: TrainingData,
+    model: ModelSettings,
+    train: TrainSettings,
+    ray_settings: RaySettings,
+    storage: Storage,
+    *,
+    run_id: str,
+    validation_users: int,
+    exclude_seen: bool,
+    metadata: dict[str, Any],
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    live: TwoTowerBundle | None = None,
+) -> TrainedModel:
+    """Train until the epochs are over or validation NDCG@10 no longer rises, keep the best epoch's towers, refit them.
+
+    run_id: names the training; the same one goes on from its last checkpoint.
+    metadata: stored with the bundle.
+    callbacks: hear what the workers report after each epoch.
+    live: the version to begin with, for `train.warm_start: live`.
+
+    Raises:
+        BundleError: the live version's towers are of another build than the settings say.
+        DataError: the loss became infinite.
+        RecRayError: the workers failed more often than `train.max_failures`.
+    """
+    preprocessor = data.preprocessor
+    arguments = {
+        "vocabulary_size": preprocessor.vocabulary_size,
+        "item_shape": asdict(preprocessor.items.shape),
+        "user_shape": asdict(preprocessor.users.shape),
+        "event_types": len(preprocessor.event_types) + 1,
+        **model.model_dump(),
+    }
+    plan = TrainingPlan(
+        arguments=arguments,
+        user_shape=preprocessor.users.shape,
+        item_shape=preprocessor.items.shape,
+        timelines=data.timelines,
+        catalogue=data.catalogue,
+        catalogue_now=data.catalogue_now,
+        items=data.items,
+        storage=storage,
+        train=train,
+        history_length=model.history_length,
+        validation_users=validation_users,
+        exclude_seen=exclude_seen,
+        threads=ray_settings.threads,
+        started=time.time(),
+        start=_write_start(live, arguments, data, storage, run_id) if live is not None else None,
+    )
+    progress = _run(plan, train, storage, run_id, callbacks, local=ray_settings.address is None)
+
+    def towers(stage: str) -> TwoTower | None:
+        if stage not in progress.models:
+            return None
+        built = build_two_tower(**arguments)
+        built.load_state_dict(progress.models[stage])
+        return built.eval()
+
+    learned = towers(LEARN)
+    if learned is None:
+        raise RecRayError("training ended without a checkpoint")
+    epochs = tuple(progress.epochs)
+    curves = {"epochs": [asdict(epoch) for epoch in epochs], "best_epoch": progress.best_epoch}
+    refit = {"refit": train.refit, "warm_start": "live" if live is not None else "off"}
+    bundle = TwoTowerBundle(learned, arguments, preprocessor, {**metadata, **curves, **refit})
+    checked, published = towers(CHECK), towers(PUBLISH)
+    return TrainedModel(
+        bundle=bundle,
+        epochs=epochs,
+        best_epoch=progress.best_epoch,
+        facts={"steps": progress.steps, "seconds_to_first_step": progress.seconds_to_first_step},
+        checked=None if checked is None else TwoTowerBundle(checked, arguments, preprocessor, bundle.metadata),
+        published=bundle
+        if published is None
+        else TwoTowerBundle(published, arguments, preprocessor, bundle.metadata, evaluated=learned),
+    )
+
+
+def _write_start(
+    live: TwoTowerBundle, arguments: dict[str, Any], data: TrainingData, storage: Storage, run_id: str
+) -> str:
+    """Write the weights to begin with where every worker finds them, also when the run goes on; return their key."""
+    key = f"{TRAINING_FOLDER}/{run_id}/start.safetensors"
+    storage.write_bytes(key, carry_over(live, arguments, data.preprocessor))
+    return key
+
+
+def _run(
+    plan: TrainingPlan,
+    train: TrainSettings,
+    storage: Storage,
+    run_id: str,
+    callbacks: Sequence[ray.train.UserCallback],
+    *,
+    local: bool,
+) -> Progress:
+    """Run the workers to their end and return their last checkpoint. local: on a Ray of one machine, started here."""
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config={"plan": plan},
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers,
+            elastic_resize_monitor_interval_s=train.resize_seconds,
+            use_gpu=train.use_gpu,
+            resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=run_id,
+            storage_path=storage.path(TRAINING_FOLDER),
+            storage_filesystem=storage.filesystem,
+            # By itself Ray starts a controller that cannot write again for ever.
+            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+        ),
+    )
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+    if local:
+        # No node can be drained; the process that would ask takes a second to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
+        result = _fit(trainer)
+    except ray.train.TrainingFailedError as error:
+        raise _foreseen(error) from error
+    if result.checkpoint is None:
+        raise RecRayError("training ended without a checkpoint")
+    with result.checkpoint.as_directory() as folder:
+        return Progress.read(folder)
+
+
+def _fit(trainer: TorchTrainer) -> ray.train.Result:
+    """Fit in a thread: in the main one Ray Train (2.60) takes Ctrl-C for itself and ends the process with code 0."""
+    outcome: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    return outcome.result()
+
+
+def _foreseen(error: ray.train.TrainingFailedError) -> RecRayError:
+    """Return what a worker raised as an error of ours; Ray Train (2.60) wraps it in one whose text is a traceback."""
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    for failure in failures:
+        raised = getattr(failure, "_base_exc", failure)
+        if isinstance(raised, FloatingPointError):
+            return DataError(str(raised))
+        if isinstance(raised, RecRayError):
+            return raised
+        if isinstance(raised, OSError):
+            return StorageError(f"training could not read or write the object store: {raised}; is it up?")
+    return RecRayError(f"training failed: {str(error).strip().splitlines()[-1]}")

@@ -1,0 +1,1 @@
+"""The version database: registry, publishing lock, tables, migrations."""

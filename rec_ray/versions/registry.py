@@ -1,0 +1,276 @@
+"""The record of published versions in a SQL database: numbers reserved, versions committed, one publisher at a time.
+
+A run reserves a number with its id and later publishes a `VersionRow` under it; `SELECT version FROM model_version
+ORDER BY updated_at DESC LIMIT 1` is the live version at every instant: rows are only ever inserted, whole and newest.
+It does not know what a version consists of, where that is kept, or whether it reached the feature store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from rec_ray.errors import ConfigError, DataError
+from rec_ray.versions.connection import VersionConnection, now
+from rec_ray.versions.lock import PublishingLock, held
+from rec_ray.versions.tables import PUSHES, RESERVATIONS, VERSIONS
+
+State = Literal["reserved", "stored", "refused", "published", "pruned"]
+"""How far a number came: given to a run; its model is stored; the gate refused it; it was live; its files are gone."""
+EXPIRED_RUN = timedelta(days=7)
+"""A run that reserved a number so long ago, and stored nothing, is taken for dead."""
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """One publication of a version; a rollback publishes an older version once more, as a new row.
+
+    metrics: JSON values; a number that is not finite is stored as null.
+    data_from, data_to: range of the events learned from, aware.
+    parent: the version that was live before; `publish` fills it in.
+    id, updated_at: set by `publish`.
+    """
+
+    version: str
+    run_id: str | None = None
+    artifact_uri: str | None = None
+    sha256: str | None = None
+    metrics: Mapping[str, Any] | None = None
+    settings_hash: str | None = None
+    data_from: datetime | None = None
+    data_to: datetime | None = None
+    parent: str | None = None
+    updated_at: datetime | None = None
+    id: int | None = None
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The number that a run was given, and how far it came."""
+
+    version: str
+    run_id: str
+    reserved_at: datetime
+    state: str
+
+
+class VersionDatabase:
+    """The version tables in SQLite or PostgreSQL.
+
+    Nothing is contacted until a method is called. Methods that write migrate the tables first; methods that read change
+    nothing and find nothing where there are no tables yet. Every method raises UnavailableError when the database
+    cannot be reached or refuses.
+    """
+
+    def __init__(self, url: str, password: str | None = None) -> None:
+        """url: SQLAlchemy address without a password, such as `sqlite:////folder/versions.db`.
+
+        Raises:
+            ConfigError: the address cannot be read, names another kind of database, or holds a password.
+        """
+        self.connection = VersionConnection(url, password)
+        self.url = self.connection.url
+
+    def __repr__(self) -> str:
+        return f"VersionDatabase({self.url!r})"
+
+    def migrate(self) -> None:
+        """Make the tables that are missing and add the columns that an existing one lacks; nothing is ever removed."""
+        self.connection.migrate()
+
+    def is_migrated(self) -> bool:
+        """Say whether the database has all tables and columns of this program; it changes nothing."""
+        return self.connection.is_migrated()
+
+    def reserve(self, run_id: str) -> str:
+        """Return the number of a run: one above all there are, and the same one whenever the run asks again.
+
+        Raises:
+            ConfigError: the run id is empty or longer than 200 characters.
+        """
+        if not 0 < len(run_id) <= 200:
+            raise ConfigError(f"a run id has 1 to 200 characters; got {len(run_id)}")
+        with self.connection.write("reserve a version in", RESERVATIONS) as connection:
+            mine = connection.scalar(sa.select(RESERVATIONS.c.version).where(RESERVATIONS.c.run_id == run_id))
+            if mine is not None:
+                return str(mine)
+            taken = sa.union(sa.select(VERSIONS.c.version), sa.select(RESERVATIONS.c.version))
+            numbers = [int(text) for text in connection.scalars(taken) if text and text.isascii() and text.isdigit()]
+            version = str(max(numbers, default=0) + 1)
+            values = {"version": version, "run_id": run_id, "reserved_at": now(connection), "state": "reserved"}
+            connection.execute(sa.insert(RESERVATIONS).values(values))
+            return version
+
+    def publish(self, row: VersionRow, lock: PublishingLock | None = None) -> VersionRow:
+        """Insert the row that makes a version live: the last thing a publication does.
+
+        Its `updated_at` is now, or just above the newest one when the clock went backwards. A row that is live already,
+        with the same checksum and run, is given back and not inserted again, so the step can be repeated.
+
+        Args:
+            row: the version; `id`, `updated_at` and, when None, `parent` are filled in.
+            lock: the lock that the publisher holds; checked in the same transaction.
+
+        Raises:
+            LockedError: the lock is no longer held.
+            DataError: the version was published before with another checksum, the row holds what the table cannot, or
+                the table cannot be ordered by time.
+        """
+        if not 0 < len(row.version) <= 50:
+            raise DataError(f"a version has 1 to 50 characters; got {row.version!r}")
+        for name, instant in (("data_from", row.data_from), ("data_to", row.data_to)):
+            if instant is not None and instant.tzinfo is None:
+                raise DataError(f"{name} of version {row.version} has no time zone: {instant}")
+        with self.connection.write(f"publish version {row.version} in", VERSIONS) as connection:
+            if lock is not None:
+                lock.check(connection)
+            for sha256 in connection.scalars(sa.select(VERSIONS.c.sha256).where(VERSIONS.c.version == row.version)):
+                if None not in (sha256, row.sha256) and sha256 != row.sha256:
+                    raise DataError(
+                        f"version {row.version} was published with the checksum {sha256}, now it has {row.sha256}; "
+                        "a published version never changes: run again to get a new one"
+                    )
+            live = connection.execute(_newest_first(VERSIONS.columns).limit(1)).mappings().first()
+            if live and (live["version"], live["sha256"], live["run_id"]) == (row.version, row.sha256, row.run_id):
+                return _row(live)
+            at, newest = now(connection), live["updated_at"] if live else None
+            updated_at = at if newest is None else max(at, newest + timedelta(microseconds=1))
+            parent = row.parent if row.parent is not None or live is None else str(live["version"])
+            published = replace(row, parent=parent, updated_at=updated_at, id=None)
+            values = {field.name: getattr(published, field.name) for field in fields(published) if field.name != "id"}
+            metrics = None if row.metrics is None else json.dumps(_without_nan(row.metrics), sort_keys=True)
+            inserted = sa.insert(VERSIONS).values({**values, "metrics": metrics}).returning(VERSIONS.c.id)
+            new_id = connection.scalar(inserted)
+            if connection.scalar(_newest_first([VERSIONS.c.id]).limit(1)) != new_id:
+                raise DataError(
+                    f"model_version in {self.url} cannot be ordered: a row has no updated_at, or one in another format "
+                    "or precision, and would stay the live one; correct that row"
+                )
+            is_mine = RESERVATIONS.c.version == row.version
+            connection.execute(sa.update(RESERVATIONS).where(is_mine).values(state="published"))
+            return replace(published, id=new_id)
+
+    def live(self) -> str | None:
+        """Return the version that readers see, or None when nothing was published yet."""
+        rows = self._rows(1)
+        return rows[0].version if rows else None
+
+    def list_versions(self) -> list[VersionRow]:
+        """Return all publications, the live one first."""
+        return self._rows()
+
+    def get(self, version: str) -> VersionRow | None:
+        """Return the newest publication of a version, or None."""
+        rows = self._rows(1, version)
+        return rows[0] if rows else None
+
+    def mark(self, version: str, state: State) -> None:
+        """Note how far a number came; one that was not reserved here, as of another system, has no state."""
+        with self.connection.write(f"note the state of version {version} in", RESERVATIONS) as connection:
+            mine = RESERVATIONS.c.version == version
+            connection.execute(sa.update(RESERVATIONS).where(mine).values(state=state))
+
+    def reservations(self) -> list[Reservation]:
+        """Return every number that a run was given, the oldest first."""
+        if not self._has(RESERVATIONS):
+            return []
+        with self.connection.read("read the reservations in") as connection:
+            query = sa.select(RESERVATIONS).order_by(RESERVATIONS.c.reserved_at)
+            return [Reservation(**found) for found in connection.execute(query).mappings()]
+
+    def running(self) -> set[str]:
+        """Return the versions that a run may still be making: reserved, not stored, and not for longer than a week."""
+        with self.connection.read("read the time of") as connection:
+            since = now(connection) - EXPIRED_RUN
+        return {each.version for each in self.reservations() if each.state == "reserved" and each.reserved_at > since}
+
+    def begin_push(self, version: str, lock: PublishingLock) -> datetime:
+        """Note that pushing begins, and return the event timestamp of its rows: later than that of any push before.
+
+        The online stores that look at timestamps (Redis) keep a row against one of the same or an earlier time, also
+        when the clock went backwards or the push before was never finished.
+
+        Raises:
+            LockedError: the lock is no longer held.
+        """
+        with self.connection.write(f"note the push of version {version} in", PUSHES) as connection:
+            lock.check(connection)
+            newest = connection.scalar(sa.select(sa.func.max(PUSHES.c.pushed_at, type_=PUSHES.c.pushed_at.type)))
+            live = connection.scalar(_newest_first([VERSIONS.c.updated_at]).limit(1))
+            # Whole milliseconds: what every online store keeps.
+            earlier = [_milliseconds(time) + timedelta(milliseconds=1) for time in (newest, live) if time is not None]
+            pushed_at = max([_milliseconds(now(connection)), *earlier])
+            values = {"version": version, "owner": lock.owner, "pushed_at": pushed_at}
+            connection.execute(sa.insert(PUSHES).values(values))
+            return pushed_at
+
+    def pushed_since_live(self) -> list[str]:
+        """Return the versions of which the feature store may hold rows: the live one, and those pushed to since.
+
+        A push that failed leaves rows behind, which nobody but the next push can put right.
+        """
+        live = self._rows(1)
+        versions = [row.version for row in live]
+        if self._has(PUSHES):
+            query = sa.select(PUSHES.c.version).order_by(PUSHES.c.pushed_at.desc())
+            if live:
+                # Its own push began before its row was written, and `begin_push` is always later than the live row.
+                query = query.where(PUSHES.c.pushed_at > live[0].updated_at)
+            with self.connection.read("read the pushes in") as connection:
+                versions += connection.scalars(query)
+        return list(dict.fromkeys(versions))
+
+    def publishing_lock(
+        self, owner: str, seconds: float, wait_seconds: float = 0
+    ) -> contextlib.AbstractContextManager[PublishingLock]:
+        """Be the only publisher while the context lasts; see `publishing_lock.held`.
+
+        Raises:
+            LockedError: another publisher holds it, still after `wait_seconds`.
+        """
+        return held(self.connection, owner, seconds, wait_seconds)
+
+    def _has(self, table: sa.Table) -> bool:
+        if not self.connection.exists:
+            return False
+        with self.connection.read("read the tables of") as connection:
+            return sa.inspect(connection).has_table(table.name)
+
+    def _rows(self, limit: int | None = None, version: str | None = None) -> list[VersionRow]:
+        if not self._has(VERSIONS):
+            return []
+        with self.connection.read("read the versions in") as connection:
+            have = {column["name"] for column in sa.inspect(connection).get_columns(VERSIONS.name)}
+            query = _newest_first([column for column in VERSIONS.columns if column.name in have]).limit(limit)
+            if version is not None:
+                query = query.where(VERSIONS.c.version == version)
+            return [_row(found) for found in connection.execute(query).mappings()]
+
+
+def _milliseconds(time: datetime) -> datetime:
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+def _newest_first(columns: Iterable[sa.ColumnElement[Any]]) -> sa.Select[Any]:
+    """The order in which every reader of the table finds the live version."""
+    return sa.select(*columns).order_by(VERSIONS.c.updated_at.desc())
+
+
+def _row(found: Mapping[Any, Any]) -> VersionRow:
+    metrics = found.get("metrics")
+    return VersionRow(**{**found, "metrics": json.loads(metrics) if metrics else None})
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return [_without_nan(entry) for entry in value] if isinstance(value, (list, tuple)) else value

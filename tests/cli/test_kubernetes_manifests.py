@@ -1,0 +1,228 @@
+"""`rec-ray render` gives what `kubectl kustomize` makes of the overlays, changed by the settings as it should be."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from manifests import BASE, ROOT, objects, validate
+
+from rec_ray.cli.kubernetes_manifests import Wishes, render_manifests
+from rec_ray.cli.main import main
+from rec_ray.config.loading import load_settings
+from rec_ray.errors import ConfigError
+
+SAME = {
+    "rayjob": ("rayjob", Wishes(name="rec-ray")),
+    "rayjob-autoscaling": ("rayjob", Wishes(name="rec-ray", grow_to=4)),
+    "kueue": ("rayjob", Wishes(name="rec-ray", queue="rec-ray")),
+    "raycluster": ("raycluster", Wishes()),
+    "raycronjob": ("raycronjob", Wishes()),
+    "gpu": ("rayjob", Wishes(name="rec-ray")),
+}
+"""Overlay -> what gives the same."""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with the settings of cluster/base."""
+    (tmp_path / "feature_repo").mkdir()
+    (tmp_path / "rec_ray.yaml").write_text((BASE / "rec_ray.yaml").read_text())
+    (tmp_path / "feature_repo" / "feature_store.yaml").write_text((BASE / "feature_store.yaml").read_text())
+    return tmp_path
+
+
+def render(kind: str, project: Path, *overrides: str, **wishes: Any) -> list[dict[str, Any]]:
+    settings = load_settings(project / "rec_ray.yaml", overrides, environ={"REC_RAY__STORAGE__SECRET_KEY": "hush-hush"})
+    text = render_manifests(kind, settings, Wishes(**wishes))
+    assert "hush-hush" not in text and "*****" not in text
+    found = list(yaml.safe_load_all(text))
+    for manifest in found:
+        validate(manifest)
+    return found
+
+
+def without_settings(found: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the objects by kind and name, with the texts of the ConfigMap read."""
+    by_name = {}
+    for manifest in copy.deepcopy(found):
+        if manifest["kind"] == "ConfigMap":
+            manifest["data"] = {name: yaml.safe_load(text) for name, text in manifest["data"].items()}
+            manifest["data"]["rec_ray.yaml"].get("train", {}).pop("use_gpu", None)
+        by_name[manifest["kind"], manifest["metadata"]["name"]] = manifest
+    return by_name
+
+
+@pytest.mark.parametrize("overlay", SAME)
+def test_it_gives_the_same_as_kustomize(overlay: str, project: Path) -> None:
+    kind, wishes = SAME[overlay]
+    gpu = ["train.use_gpu=true"] if overlay == "gpu" else []
+    settings = load_settings(project / "rec_ray.yaml", gpu, environ={})
+    found = list(yaml.safe_load_all(render_manifests(kind, settings, wishes)))
+    expected = without_settings(objects(overlay))
+    if overlay == "rayjob-autoscaling":
+        # The overlay begins with one worker; here as many are there as train.
+        expected["RayJob", "rec-ray"]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] = 1
+
+    assert without_settings(found) == expected
+
+
+def test_the_nightly_cronjob_is_that_of_production_but_for_the_secrets(project: Path) -> None:
+    found = without_settings(render("cronjob", project, grow_to=4))
+    expected = without_settings(objects("production"))
+
+    assert set(found) == set(expected)
+    for key in found:
+        if key[0] != "RayJob":
+            assert found[key] == expected[key] or key[0] == "ConfigMap", key
+    assert found["RayJob", "rec-ray"]["spec"]["suspend"] is True
+
+
+def test_settings_become_pods_and_a_configmap(project: Path) -> None:
+    changes = ["train.num_workers=3", "train.cpus_per_worker=6", "features.item.price.kind=numeric", "candidates.k=7"]
+    found = {
+        manifest["kind"]: manifest
+        for manifest in render("rayjob", project, *changes, image="a/b:1", name="night", namespace="shop")
+    }
+    job = found["RayJob"]
+    group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    images = {line for line in json.dumps(found).split('"') if line.startswith(("a/b", "quay.io"))}
+
+    assert job["metadata"]["name"] == "night"
+    assert {manifest["metadata"]["namespace"] for manifest in found.values()} == {"shop"}
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (3, 3, 3)
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "7"
+    assert images == {"a/b:1"}
+    (project / "there").mkdir()
+    (project / "there" / "rec_ray.yaml").write_text(found["ConfigMap"]["data"]["rec_ray.yaml"])
+    there = load_settings(project / "there" / "rec_ray.yaml", environ={})
+    here = load_settings(project / "rec_ray.yaml", changes, environ={})
+    assert there.model_dump(exclude={"feast"}) == here.model_dump(exclude={"feast"})
+    assert there.feast.repo == str(project / "there" / "feature_repo")
+
+
+def test_candidates_on_gpus_have_nodes_with_gpus_and_training_stays_where_it_was(project: Path) -> None:
+    job = next(each for each in render("rayjob", project, "candidates.use_gpu=true") if each["kind"] == "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    head, worker = (
+        group["template"]["spec"]["containers"][0]
+        for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0])
+    )
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert head["image"].endswith("-cu130") and worker["image"] == head["image"]
+    assert "REC_RAY__TRAIN__USE_GPU" not in {entry["name"] for entry in head["env"]}
+
+
+def test_a_training_that_grows_has_a_cluster_that_grows(project: Path) -> None:
+    found = {each["kind"]: each for each in render("raycluster", project, "train.num_workers=[2, 5]")}
+    spec = found["RayCluster"]["spec"]
+    (group,) = spec["workerGroupSpecs"]
+
+    assert spec["enableInTreeAutoscaling"] is True
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 5)
+    assert yaml.safe_load(found["ConfigMap"]["data"]["rec_ray.yaml"])["train"]["num_workers"] == [2, 5]
+
+
+def test_certificates_travel_along(project: Path) -> None:
+    (project / "our.crt").write_text("a certificate")
+    found = {each["kind"]: each for each in render("raycluster", project, "storage.ca_bundle=our.crt")}
+    items = found["RayCluster"]["spec"]["headGroupSpec"]["template"]["spec"]["volumes"][0]["configMap"]["items"]
+
+    assert found["ConfigMap"]["data"]["ca_bundle.crt"] == "a certificate"
+    assert {"key": "ca_bundle.crt", "path": "ca_bundle.crt"} in items
+    assert yaml.safe_load(found["ConfigMap"]["data"]["rec_ray.yaml"])["storage"]["ca_bundle"] == "ca_bundle.crt"
+
+
+def test_a_rayjob_without_a_name_has_a_new_one(project: Path) -> None:
+    (job,) = [each for each in render("rayjob", project) if each["kind"] == "RayJob"]
+
+    assert job["metadata"]["name"].startswith("rec-ray-2")
+    assert len(job["metadata"]["name"]) <= 47
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "wishes", "says"),
+    [
+        ("pod", [], {}, "known are 'rayjob'"),
+        ("raycluster", [], {"queue": "q"}, "--queue"),
+        ("rayjob", [], {"queue": "q", "grow_to": 4}, "--queue"),
+        ("rayjob", [], {"schedule": "0 1 * * *"}, "--schedule"),
+        ("rayjob", [], {"grow_to": 1}, "train.num_workers 2"),
+        ("rayjob", ["train.num_workers=[1, 4]"], {"queue": "q"}, "--queue"),
+        ("rayjob", ["train.num_workers=[1, 4]"], {"grow_to": 3}, "train.num_workers 4"),
+        ("rayjob", ["storage.url=store"], {}, "storage.url"),
+        ("rayjob", ["database.url=sqlite:///versions.db"], {}, "database.url"),
+        ("rayjob", ["side_tables.url=sqlite:///shop.db"], {}, "side_tables.url"),
+        ("rayjob", ["feast.repo=elsewhere"], {}, "feature_store.yaml"),
+    ],
+)
+def test_what_a_cluster_cannot_use_is_refused(
+    kind: str, changes: list[str], wishes: dict[str, Any], says: str, project: Path
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        render(kind, project, *changes, **wishes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("password: ${REC_RAY__DATABASE__PASSWORD}", "password: hunter2", "holds the secret password"),
+        ("rec_ray:${REC_RAY__DATABASE__PASSWORD}@", "rec_ray:hunter2@", "holds the secret path"),
+        ("type: postgres", "type: sqlite", "on this machine"),
+        ("path: postgresql+psycopg://", "path: /data/", "on this machine"),
+    ],
+)
+def test_a_feature_store_that_pods_cannot_use_or_all_may_read_is_refused(
+    old: str, new: str, says: str, project: Path
+) -> None:
+    file = project / "feature_repo" / "feature_store.yaml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+    with pytest.raises(ConfigError, match=says) as refused:
+        render("rayjob", project)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_the_command_prints_manifests_and_nothing_else(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "rayjob", "-C", str(project), "--name", "night"]) == 0
+    assert "RayJob" in {each["kind"] for each in yaml.safe_load_all(capsys.readouterr().out)}
+    assert main(["render", "pod", "-C", str(project)]) == 2
+
+
+def test_the_manifests_travel_with_the_package(tmp_path: Path, project: Path) -> None:
+    """A wheel is made of the checkout, and its data files are all that the program reads."""
+    source = tmp_path / "source"
+    for name in ("rec_ray", "cluster"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    uv = str(Path(sys.executable).with_name("uv"))
+    built = subprocess.run(
+        [uv, "build", "--wheel", "--out-dir", str(tmp_path), str(source)], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    venv = tmp_path / "venv"
+    subprocess.run([uv, "venv", "--python", sys.executable, str(venv)], check=True, capture_output=True)
+    subprocess.run(
+        [uv, "pip", "install", "--no-deps", "--python", str(venv), str(wheel)], check=True, capture_output=True
+    )
+    (here,) = venv.glob("lib/*/site-packages")
+    there = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    (here / "dependencies.pth").write_text(str(there))
+    code = (
+        "import sys; sys.path = [p for p in sys.path if not p.endswith('editable')]\n"
+        "import rec_ray; assert 'venv' in rec_ray.__file__, rec_ray.__file__\n"
+        f"from rec_ray.cli import main; sys.exit(main(['render', 'cronjob', '-C', {str(project)!r}]))"
+    )
+    done = subprocess.run(
+        [str(venv / "bin" / "python"), "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CronJob" in {each["kind"] for each in yaml.safe_load_all(done.stdout)}

@@ -1,0 +1,318 @@
+"""The manifests of cluster/, as `kubectl apply -k` takes them, are valid, agree with each other and keep rules."""
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from manifests import CLUSTER, OVERLAYS, ROOT, objects, pods_of, the, validate
+
+from rec_ray.config.loading import load_settings
+
+IMAGE = "quay.io/rh-ai-quickstart/recommendation-training"
+SECRET_NAME = re.compile(r"password|secret|token|access_?key", re.IGNORECASE)
+
+
+def clusters_of(overlay: str) -> list[dict[str, Any]]:
+    """Return the specifications of Ray clusters in an overlay."""
+    found = []
+    for manifest in objects(overlay):
+        spec = manifest.get("spec", {})
+        if manifest["kind"] == "RayCluster":
+            found.append(spec)
+        elif manifest["kind"] in ("RayJob", "RayCronJob"):
+            found.append(spec.get("jobTemplate", spec)["rayClusterSpec"])
+    return found
+
+
+def test_there_are_the_overlays_that_are_promised() -> None:
+    assert {"dev", "production", "gpu", "kueue", "rayjob", "rayjob-autoscaling", "raycluster", "raycronjob"} == set(
+        OVERLAYS
+    )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_manifest_is_what_kubernetes_and_kuberay_know(overlay: str) -> None:
+    found = objects(overlay)
+
+    assert found
+    for manifest in found:
+        validate(manifest)
+    names = [(each["kind"], each["metadata"]["name"]) for each in found]
+    assert len(names) == len(set(names))
+    assert {each["metadata"].get("namespace", "rec-ray") for each in found} == {"rec-ray"}
+
+
+@pytest.mark.parametrize("example", ["base/secret.example.yaml", "components/mounted-secrets/secret.example.yaml"])
+def test_the_examples_of_secrets_are_secrets(example: str) -> None:
+    validate(yaml.safe_load((CLUSTER / example).read_text()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value"),
+    [
+        ("RayJob", ("spec", "backofLimit"), 1),
+        ("RayJob", ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "replica"), 2),
+        ("RayJob", ("spec", "backoffLimit"), "one"),
+        ("RayJob", ("spec", "rayClusterSpec", "authOptions", "mode"), "password"),
+        (
+            "RayJob",
+            ("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0, "resource"),
+            {},
+        ),
+        ("NetworkPolicy", ("spec", "egres"), []),
+        ("ServiceAccount", ("automountToken",), True),
+    ],
+)
+def test_a_wrong_manifest_is_refused(kind: str, place: tuple[Any, ...], value: Any) -> None:
+    wrong = copy.deepcopy(the("rayjob", kind))
+    inner: Any = wrong
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+
+    with pytest.raises(jsonschema.ValidationError):
+        validate(wrong)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_restricted_and_have_memory_that_is_theirs(overlay: str) -> None:
+    pods = [pod for manifest in objects(overlay) for pod in pods_of(manifest)]
+
+    assert pods
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False, container["name"]
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            resources = container["resources"]
+            assert resources["requests"]["memory"] == resources["limits"]["memory"], container["name"]
+            assert "cpu" in resources["requests"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_ray_cluster_asks_for_a_token_and_its_head_does_no_work(overlay: str) -> None:
+    found = clusters_of(overlay)
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+
+    assert len(found) == 1
+    cluster = found[0]
+    assert f"ray=={cluster['rayVersion']}" in lock
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        ray = pod["containers"][0]
+        mounts = {mount["mountPath"]: mount["name"] for mount in ray["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert set(mounts.values()) <= set(volumes)
+        assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+        ports = {port["name"]: port["containerPort"] for port in ray["ports"]}
+        assert ports["metrics"] == 8080
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert ray[probe]["httpGet"] == {"path": "/api/healthz", "port": "agent"}
+        assert group["template"]["metadata"]["labels"]["app.kubernetes.io/name"] == "rec-ray"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_secrets_come_from_secrets(overlay: str) -> None:
+    """None is called like the RayCluster: in a Secret of that name the operator keeps the cluster's token."""
+    for manifest in objects(overlay):
+        for pod in pods_of(manifest):
+            for container in [*pod["containers"], *pod.get("initContainers", [])]:
+                for variable in container.get("env", []):
+                    value = variable.get("value", "")
+                    assert variable.get("valueFrom", {}).get("secretKeyRef", {}).get("name") != "rec-ray"
+                    if SECRET_NAME.search(variable["name"]):
+                        assert "value" not in variable or variable["name"].endswith("_FILE"), variable
+                    assert not re.search(r"://[^$/@]*:[^$/@]+@", value), variable
+    secrets = [each["metadata"]["name"] for each in objects(overlay) if each["kind"] == "Secret"]
+    assert secrets == (["rec-ray-stores"] if overlay == "dev" else [])
+
+
+def test_production_has_no_secret_in_the_environment_and_files_for_all_of_them() -> None:
+    (cluster,) = clusters_of("production")
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        environment = pod["containers"][0]["env"]
+        assert not [variable for variable in environment if "secretKeyRef" in variable.get("valueFrom", {})]
+        files = {entry["name"]: entry["value"] for entry in environment if entry.get("name", "").endswith("_FILE")}
+        folder = next(m["mountPath"] for m in pod["containers"][0]["volumeMounts"] if m["name"] == "secrets")
+        mounted = next(volume for volume in pod["volumes"] if volume["name"] == "secrets")["secret"]["items"]
+        assert set(files) == {
+            "REC_RAY__STORAGE__ACCESS_KEY_FILE",
+            "REC_RAY__STORAGE__SECRET_KEY_FILE",
+            "REC_RAY__DATABASE__PASSWORD_FILE",
+            "AWS_SHARED_CREDENTIALS_FILE",
+        }
+        assert set(files.values()) == {f"{folder}/{item['path']}" for item in mounted}
+    example = yaml.safe_load((CLUSTER / "components/mounted-secrets/secret.example.yaml").read_text())
+    assert {item["key"] for item in mounted} | {"feature_store.yaml"} == set(example["stringData"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_service_accounts_have_least_rights(overlay: str) -> None:
+    rights = {each["metadata"]["name"]: each["rules"] for each in objects(overlay) if each["kind"] == "Role"}
+    only_rayjobs = [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["get", "create"]}]
+
+    assert rights == ({"rec-ray-scheduler": only_rayjobs} if overlay == "production" else {})
+    assert not [each for each in objects(overlay) if each["kind"].startswith("Cluster")]
+    for manifest in objects(overlay):
+        for pod in pods_of(manifest):
+            token = pod.get("automountServiceAccountToken", True)
+            assert token == (pod.get("serviceAccountName") in ("rec-ray-autoscaler", "rec-ray-scheduler"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_network_policy_lets_dns_and_the_pods_of_the_cluster_through(overlay: str) -> None:
+    policy = the(overlay, "NetworkPolicy")["spec"]
+    ours = {"matchLabels": {"app.kubernetes.io/name": "rec-ray"}}
+
+    assert policy["podSelector"] == ours
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert {"from": [{"podSelector": ours}]} in policy["ingress"]
+    assert {"to": [{"podSelector": ours}]} in policy["egress"]
+    dns = {(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule.get("ports", [])}
+    assert {("UDP", 53), ("TCP", 53)} <= dns
+    settings = load_settings(CLUSTER / "base" / "rec_ray.yaml", environ={})
+    for address in (settings.storage.endpoint, settings.database.url):
+        assert ("TCP", int(str(address).split(":")[-1].split("/")[0])) in dns, address
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name != "raycluster"])
+def test_a_rayjob_ends_is_cleared_away_and_is_tried_twice_as_one_run(overlay: str) -> None:
+    kind = "RayCronJob" if overlay == "raycronjob" else "RayJob"
+    manifest = the(overlay, kind)
+    spec = manifest["spec"].get("jobTemplate", manifest["spec"])
+
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["backoffLimit"] == 1
+    assert 0 < spec["preRunningDeadlineSeconds"] < spec["activeDeadlineSeconds"]
+    assert spec["ttlSecondsAfterFinished"] > 0
+    mode, script, command, option, settings = spec["entrypoint"].removeprefix("env ").split()
+    assert (mode, script, command, option) == ("MODE=rayjob", "/app/entrypoint.sh", "run", "--config")
+    assert settings == ("/shop/project/rec_ray.yaml" if overlay == "dev" else "/etc/rec_ray/rec_ray.yaml")
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    (name,) = [variable for variable in head["env"] if variable["name"] == "RAY_CLUSTER_NAME"]
+    assert name["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['ray.io/cluster']"
+    assert len(manifest["metadata"]["name"]) <= (36 if kind == "RayCronJob" else 47)
+
+
+def test_the_nightly_job_waits_for_its_turn_and_makes_rayjobs_like_the_suspended_one() -> None:
+    cron = the("production", "CronJob")["spec"]
+    pod = cron["jobTemplate"]["spec"]["template"]["spec"]
+    command = pod["containers"][0]["command"]
+
+    assert cron["concurrencyPolicy"] == "Forbid"
+    assert the("production", "RayJob")["spec"]["suspend"] is True
+    assert command == ["python", "/app/jobs/create_rayjob.py", "--like", "rec-ray", "--name", "$(JOB_NAME)"]
+    assert (ROOT / "jobs" / "create_rayjob.py").is_file()
+    deadlines = cron["jobTemplate"]["spec"]["activeDeadlineSeconds"], the("production", "RayJob")["spec"]
+    assert deadlines[0] > deadlines[1]["activeDeadlineSeconds"], "it lives longer than what it waits for"
+    (binding,) = [each for each in objects("production") if each["kind"] == "RoleBinding"]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": pod["serviceAccountName"], "namespace": "rec-ray"}
+    ]
+
+
+def test_autoscaling_has_bounds_and_does_not_meet_kueue() -> None:
+    (grows,), (fixed,) = clusters_of("rayjob-autoscaling"), clusters_of("kueue")
+    group = grows["workerGroupSpecs"][0]
+
+    assert grows["enableInTreeAutoscaling"] is True
+    assert grows["autoscalerOptions"]["version"] == "v2"
+    assert group["minReplicas"] <= group["replicas"] < group["maxReplicas"]
+    for pod in pods_of(grows):
+        assert pod["restartPolicy"] == "Never"
+    assert "enableInTreeAutoscaling" not in fixed
+    queued = the("kueue", "RayJob")
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "rec-ray"
+    assert queued["spec"]["suspend"] is True
+
+
+def test_the_gpu_overlay_asks_for_gpus_and_says_so_to_the_program() -> None:
+    (cluster,) = clusters_of("gpu")
+    head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    worker = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    environment = {variable["name"]: variable["value"] for variable in head["env"] if "value" in variable}
+
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == worker["resources"]["requests"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in head["resources"]["limits"]
+    settings = load_settings(CLUSTER / "base" / "rec_ray.yaml", environ=environment)
+    assert settings.train.use_gpu
+    assert settings.train.num_workers <= cluster["workerGroupSpecs"][0]["replicas"], "one GPU for each worker"
+
+
+def test_kind_gets_the_stores_that_the_settings_name() -> None:
+    services = {each["metadata"]["name"]: each["spec"] for each in objects("dev") if each["kind"] == "Service"}
+    head = clusters_of("dev")[0]["headGroupSpec"]["template"]["spec"]
+    environment = {entry["name"]: entry["value"] for entry in head["containers"][0]["env"] if "value" in entry}
+    settings = load_settings(CLUSTER / "base" / "rec_ray.yaml", environ=environment)
+    bucket = the("dev", "Job", "make-bucket")["spec"]["template"]["spec"]["containers"][0]["command"][-1]
+    secret = the("dev", "Secret", "rec-ray-stores")["data"]
+
+    assert settings.storage.endpoint == f"http://minio:{services['minio']['ports'][0]['port']}"
+    assert settings.storage.url.startswith(f"s3://{bucket.split('/')[1]}/")
+    assert f"@postgres:{services['postgres']['ports'][0]['port']}/" in settings.database.url
+    assert "pgvector" in the("dev", "Deployment", "postgres")["spec"]["template"]["spec"]["containers"][0]["image"]
+    example = yaml.safe_load((CLUSTER / "base/secret.example.yaml").read_text())
+    assert set(secret) == set(example["stringData"])
+    script = the("dev", "ConfigMap", "shop")["data"]["make_shop.sh"]
+    checked = subprocess.run(
+        [str(Path(sys.executable).with_name("shellcheck")), "--shell=bash", "-"],
+        input=script,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_settings_of_the_cluster_are_settings() -> None:
+    pod = clusters_of("raycluster")[0]["headGroupSpec"]["template"]["spec"]
+    items = next(volume for volume in pod["volumes"] if volume["name"] == "settings")["configMap"]["items"]
+    data = the("raycluster", "ConfigMap")["data"]
+    settings = load_settings(CLUSTER / "base" / "rec_ray.yaml", environ={})
+    feature_store = yaml.safe_load(data["feature_store.yaml"])
+
+    assert {item["key"] for item in items} == set(data)
+    assert f"{Path(settings.feast.repo).name}/feature_store.yaml" in {item["path"] for item in items}
+    assert settings.storage.url.startswith("s3://")
+    assert feature_store["offline_store"]["type"] == "duckdb"
+    assert feature_store["online_store"]["password"] == "${REC_RAY__DATABASE__PASSWORD}"
+
+
+def test_image_ray_and_python_are_the_same_everywhere() -> None:
+    """The tag is that of the program's version; it is stated in one manifest and the images of all pods follow."""
+    from rec_ray import __version__
+
+    manifests = [path.read_text() for path in CLUSTER.rglob("*.yaml")]
+    assert sum(text.count(f"{IMAGE}:") for text in manifests) == 1, "stated once"
+    for overlay in OVERLAYS:
+        ours = {
+            container["image"]
+            for manifest in objects(overlay)
+            for pod in pods_of(manifest)
+            for container in [*pod["containers"], *pod.get("initContainers", [])]
+            if container["image"].startswith(IMAGE) or "/" not in container["image"]
+        }
+        tag = f"{__version__}-cu130" if overlay == "gpu" else __version__
+        assert ours == {f"{IMAGE}:{tag}"}, overlay
+    assert sum(len(re.findall(r"^\s*rayVersion:", text, re.M)) for text in manifests) == 1
+    project = (ROOT / "pyproject.toml").read_text()
+    containerfile = (ROOT / "Containerfile").read_text()
+    pythons = {
+        *re.findall(r"ubi9/python-(\d)(\d+)", containerfile),
+        *re.findall(r"python(\d)\.(\d+)", containerfile),
+        *re.findall(r'requires-python = ">=(\d)\.(\d+)', project),
+        *re.findall(r'^target-version = "py(\d)(\d+)"', project, re.M),
+        *re.findall(r'^python_version = "(\d)\.(\d+)"', project, re.M),
+        *re.findall(r"^PYTHON \?= python(\d)\.(\d+)", (ROOT / "Makefile").read_text(), re.M),
+    }
+    assert pythons == {("3", "11")}

@@ -1,0 +1,59 @@
+"""The gate says its figures, beside popularity and beside the live version, and refuses only when it is told to."""
+
+import pytest
+
+from rec_ray.config import EvaluationSettings
+from rec_ray.contracts import Evaluation
+from rec_ray.errors import GateError
+from rec_ray.evaluation.gate import check_gate
+
+
+def compared(model, popularity, live=None):
+    metrics = {"model": {"ndcg@10": model}, "popularity": {"ndcg@10": popularity}}
+    facts = {}
+    if live is not None:
+        metrics["live"] = {"ndcg@10": live}
+        facts["live_version"] = "7"
+    return Evaluation(metrics, users=1234, targets=1234, facts=facts)
+
+
+def test_a_model_as_good_as_popularity_within_the_margin_passes():
+    for gate in ("warn", "refuse"):
+        assert check_gate(compared(0.1, 0.1), EvaluationSettings(gate=gate)) == "passed"
+        assert check_gate(compared(0.091, 0.1), EvaluationSettings(gate=gate, gate_margin=0.1)) == "passed"
+    assert check_gate(compared(0.0, 0.1), EvaluationSettings(gate="off")) == "off"
+    assert check_gate(Evaluation({}, 0, 0), EvaluationSettings(gate="refuse")) == "off", "nothing to compare by"
+
+
+def test_the_gate_warns_with_figures(caplog):
+    assert check_gate(compared(0.0891, 0.1), EvaluationSettings(gate="warn", gate_margin=0.1)) == "warned"
+    (said,) = caplog.messages
+    assert "NDCG@10 is 0.0891, below popularity's 0.1000 and the margin 10%, over 1,234 users" in said
+
+
+def test_the_gate_refuses_with_figures_and_exit_code_5():
+    with pytest.raises(GateError, match=r"NDCG@10 is 0\.0999, below popularity's 0\.1000, over 1,234 users") as caught:
+        check_gate(compared(0.0999, 0.1), EvaluationSettings(gate="refuse"))
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "margin", "refused"),
+    [(0.3, 0.0, False), (0.2999, 0.0, True), (0.286, 0.05, False), (0.284, 0.05, True)],
+)
+def test_the_live_version_has_a_margin_of_its_own(model, margin, refused):
+    settings = EvaluationSettings(gate="refuse", gate_live_margin=margin)
+    evaluation = compared(model, 0.1, live=0.3)
+    if not refused:
+        assert check_gate(evaluation, settings) == "passed"
+        return
+    with pytest.raises(GateError, match=rf"NDCG@10 is {model:.4f}, below that of the live version 7 0\.3000"):
+        check_gate(evaluation, settings)
+
+
+def test_both_reasons_are_named():
+    with pytest.raises(GateError) as caught:
+        check_gate(compared(0.05, 0.1, live=0.3), EvaluationSettings(gate="refuse"))
+    assert "below popularity's 0.1000 and the model's NDCG@10 is 0.0500, below that of the live version" in str(
+        caught.value
+    )
