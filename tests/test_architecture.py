@@ -58,7 +58,7 @@ def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
         "rec_ray/cli/main.py",
         "rec_ray/training/trainer.py",  # sets what Ray Train reads there and nowhere else
     }
-    assert reads_environment(ROOT / "rec_ray" / "config_file.py")
+    assert reads_environment(ROOT / "rec_ray" / "config" / "loading.py")
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:

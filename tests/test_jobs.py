@@ -37,9 +37,9 @@ def test_a_job_script_is_one_command_with_the_given_arguments(
         received.append(argv)
         return 5
 
-    stub = ModuleType("rec_ray.cli")
+    stub = ModuleType("rec_ray.cli.main")
     stub.main = main  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rec_ray.cli", stub)
+    monkeypatch.setitem(sys.modules, "rec_ray.cli.main", stub)
     monkeypatch.setattr(sys, "argv", [script, "--set", "train.epochs=1"])
     source = (JOBS / f"{script}.py").read_text()
 

@@ -219,7 +219,7 @@ def test_the_manifests_travel_with_the_package(tmp_path: Path, project: Path) ->
     code = (
         "import sys; sys.path = [p for p in sys.path if not p.endswith('editable')]\n"
         "import rec_ray; assert 'venv' in rec_ray.__file__, rec_ray.__file__\n"
-        f"from rec_ray.cli import main; sys.exit(main(['render', 'cronjob', '-C', {str(project)!r}]))"
+        f"from rec_ray.cli.main import main; sys.exit(main(['render', 'cronjob', '-C', {str(project)!r}]))"
     )
     done = subprocess.run(
         [str(venv / "bin" / "python"), "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False

@@ -72,7 +72,7 @@ def test_kfp_runs_it_and_hands_the_version_from_step_to_step(tmp_path: Path) -> 
     (tmp_path / "submit.py").write_text(
         "import json, pathlib\n"
         "def ask(address, command, run_id):\n"
-        "    with (pathlib.Path(__file__).parents[1] / 'asked.jsonl').open('a') as file:\n"
+        "    with (pathlib.Path(__file__).parent / 'asked.jsonl').open('a') as file:\n"
         "        print(json.dumps([address, command, run_id]), file=file)\n"
         "    model = {'ndcg@10': 0.5}\n"
         "    return {'version': '7', 'evaluation': {'metrics': {'model': model}}, 'counts': {'users': 3}}\n"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bundles import make_bundle
 from servers import SeaweedFS
-from test_model_store import make_bundle
 
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import BundleError, DataError, StorageError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rec_ray.storage import atomic_write as whole_file
 from rec_ray.storage.atomic_write import ALIGNMENT, BYTES_AT_ONCE, FEWEST_BYTES, is_partial, write_whole_file
-from rec_ray.storage.object_store import atomic_write as whole_file
 
 SIZES = [0, 1, FEWEST_BYTES - 1, FEWEST_BYTES, FEWEST_BYTES + 1, BYTES_AT_ONCE + ALIGNMENT, 3 * BYTES_AT_ONCE + 4097]
 

@@ -1,6 +1,5 @@
 """Bundles in a real folder: whole or refused, never overwritten, nothing unpickled."""
 
-import dataclasses
 import hashlib
 import json
 import pickle
@@ -8,28 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundles import make_bundle
 
 from rec_ray.errors import BundleError, StorageError
-from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor, Preprocessor
-from rec_ray.retrieval.model.bundle import FILES, TwoTowerBundle
-from rec_ray.retrieval.model.towers import build_two_tower
+from rec_ray.retrieval.model.bundle import FILES
 from rec_ray.storage.model_store import find_model, load_model, model_folder, save_model
 from rec_ray.storage.object_store import Storage, open_storage
-
-
-def make_bundle(seed: int = 0) -> TwoTowerBundle:
-    nothing = FeaturePreprocessor({}, {}, {})
-    arguments = {
-        "vocabulary_size": 4,
-        "item_shape": dataclasses.asdict(nothing.shape),
-        "user_shape": dataclasses.asdict(nothing.shape),
-        "embedding_size": 8,
-        "history": "mean",
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_two_tower(**arguments)
-    return TwoTowerBundle(model, arguments, Preprocessor(nothing, nothing, ("a", "b", "c"), ()), {"seed": seed})
 
 
 @pytest.fixture

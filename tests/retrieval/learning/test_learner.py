@@ -29,8 +29,8 @@ from rec_ray.retrieval.features.timelines import (
     training_batch,
     training_windows,
 )
+from rec_ray.retrieval.learning import learner as learning
 from rec_ray.retrieval.learning.learner import LEAST_RATE, Learner, LearningSettings, shuffled_batches
-from rec_ray.retrieval.learning.learner import learner as learning
 from rec_ray.retrieval.metrics.metrics import recall_at_k, reciprocal_rank, target_ranks
 from rec_ray.retrieval.model import towers
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries, seen_items, without

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.retrieval.test_filters import NOW
+from test_item_filters import NOW
 
 from rec_ray.config import FilterSettings
 from rec_ray.retrieval.lists import builder as recommending

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rec_ray.errors import EmptyDataError
+from rec_ray.retrieval.metrics import baselines
 from rec_ray.retrieval.metrics.baselines import (
     Popularity,
     count_cooccurrences,
@@ -14,7 +15,6 @@ from rec_ray.retrieval.metrics.baselines import (
     fit_item_knn,
     fit_transitions,
 )
-from rec_ray.retrieval.metrics.metrics import baselines
 
 # users: 0 1 2 | 0 1 | 3 1 1 | nothing
 ITEMS = np.array([0, 1, 2, 0, 1, 3, 1, 1], np.int32)
