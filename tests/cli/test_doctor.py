@@ -14,7 +14,7 @@ from rec_ray.cli.main import main
 from rec_ray.config import Settings
 from rec_ray.config.loading import load_settings
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 NAMES = [
     "object store",
     "version database",

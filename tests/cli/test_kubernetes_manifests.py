@@ -195,6 +195,7 @@ def test_the_command_prints_manifests_and_nothing_else(project: Path, capsys: py
     assert main(["render", "pod", "-C", str(project)]) == 2
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_manifests_travel_with_the_package(tmp_path: Path, project: Path) -> None:
     """A wheel is made of the checkout, and its data files are all that the program reads."""
     source = tmp_path / "source"

@@ -67,6 +67,7 @@ def test_its_defaults_are_those_of_the_manifests(compiled: Any) -> None:
     assert (ROOT / Path(parameters["jobs"]["defaultValue"]).name / "submit.py").is_file()
 
 
+@pytest.mark.usefixtures("processes")
 def test_kfp_runs_it_and_hands_the_version_from_step_to_step(tmp_path: Path) -> None:
     """With kfp's own runner for this machine and a stand-in for the submitter, which writes down what it was asked."""
     (tmp_path / "submit.py").write_text(

@@ -65,7 +65,7 @@ def encoded(local_ray, tmp_path_factory, text_model):
     return storage, encode(NAMES), encode([*NAMES, "brass hammer"])
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_items_get_the_vectors_of_their_texts(encoded, text_model):
     from rec_ray.retrieval.encoders.text import TextEncoder
 
@@ -76,7 +76,7 @@ def test_items_get_the_vectors_of_their_texts(encoded, text_model):
         assert np.allclose(rows[item], TextEncoder(text_model).encode([name])[0], atol=1e-4)
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_each_text_is_encoded_once(encoded):
     storage, (first, before), (second, after) = encoded
     assert (first.encoded, first.kept) == (3, 0), "two items share a text, two have none"
@@ -86,7 +86,7 @@ def test_each_text_is_encoded_once(encoded):
     assert len(storage.list("text_vectors")) == 2
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_without_a_text_there_is_nothing_to_encode(local_ray, tmp_path):
     from rec_ray.data.item_texts import encode_item_text
     from rec_ray.storage.object_store import open_storage
@@ -98,7 +98,7 @@ def test_without_a_text_there_is_nothing_to_encode(local_ray, tmp_path):
         encode_item_text(tables, features, "transformers:any", open_storage(str(tmp_path)))
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_the_catalogue_has_the_vectors_as_of_both_instants(tiny_data, tmp_path, text_model):
     """From Feast to the encoded catalogue: the text is one vector there, and no longer tokens."""
     from rec_ray.data.item_texts import encode_item_text

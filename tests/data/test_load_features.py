@@ -13,7 +13,7 @@ from rec_ray.contracts import RowCounts, SplitTimes
 from rec_ray.errors import ConfigError, EmptyDataError, SchemaError
 from rec_ray.schema import FeatureDeclaration
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 NOW = datetime(2025, 1, 1, tzinfo=UTC)

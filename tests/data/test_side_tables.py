@@ -132,7 +132,7 @@ def test_a_database_that_does_not_answer_is_named_without_its_password() -> None
         found("nonsense://")
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_postgresql_keeps_the_rows_on_the_server_and_hands_out_chunks(postgresql: PostgreSQL) -> None:
     url = postgresql.make_database("side_tables")
     shop = settings(url, password=postgresql.password, chunk_rows=200, users="crm.users")
@@ -167,7 +167,7 @@ def test_postgresql_keeps_the_rows_on_the_server_and_hands_out_chunks(postgresql
         assert "wrong-password" not in str(caught.value)
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("local_ray")
 def test_side_tables_are_added_to_what_feast_holds(hand_worked: Any, tmp_path: Path) -> None:
     """User `d` has no features in Feast and signs up on day 4; `e` is new; `a` is known already, but for its plan."""

@@ -16,7 +16,7 @@ from rec_ray.retrieval.features.timelines import TIMELINES
 from rec_ray.schema import FeatureDeclaration
 from rec_ray.storage.object_store import open_storage
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 NOW = datetime(2025, 1, 1, tzinfo=UTC)

@@ -10,7 +10,7 @@ from rec_ray.config.loading import load_settings
 from rec_ray.distributed.runtime import check_gpus
 from rec_ray.errors import ConfigError
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 
 def settings_of(folder: Path, *changes: str) -> Settings:

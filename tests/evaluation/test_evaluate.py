@@ -17,7 +17,7 @@ from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines, query_batch
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 METHODS = ["model", "popularity", "recent_popularity", "item_knn", "item_transitions"]
 

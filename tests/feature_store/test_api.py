@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SEEN = """
 import typeguard
 before = typeguard.typechecked
@@ -16,6 +18,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.usefixtures("processes")
 def test_its_classes_are_as_written_and_typeguard_checks_others() -> None:
     ours = run(SEEN)
     assert ours.returncode == 0, ours.stderr
@@ -23,6 +26,7 @@ def test_its_classes_are_as_written_and_typeguard_checks_others() -> None:
     assert "TypeCheckError" in checked.stderr, "Feast checks no types any more: import it as everybody does"
 
 
+@pytest.mark.usefixtures("processes")
 def test_commands_that_only_read_versions_import_neither_feast_nor_ray() -> None:
     done = run("import sys, rec_ray.cli.version_listing; print(*{'feast', 'ray'} & set(sys.modules))")
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr

@@ -18,7 +18,7 @@ from servers import PostgreSQL, SeaweedFS
 
 BIN = Path(sys.executable).parent
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 def test_the_system_for_kind_makes_a_shop_and_publishes_recommendations(

@@ -34,7 +34,7 @@ from rec_ray.runs.stores import database_of, storage_of
 from rec_ray.schema import ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
 
 # Minutes where nothing else runs; the machine may have much else to do.
-pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.faults, pytest.mark.timeout(3600)]
 
 STORE = "rec_ray.storage.object_store:Storage.write_bytes"
 COMMIT = "rec_ray.versions.registry:VersionDatabase.publish"

@@ -41,7 +41,7 @@ BUILD_TOOLS = {
 }
 OF_THE_BUILDER = re.compile(r"(PIP|UV|SSL)_|(REQUESTS|CURL)_CA_BUNDLE$|(https?|no)_proxy$", re.IGNORECASE)
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from servers import PostgreSQL, SeaweedFS, environment_of
 from rec_ray.cli.main import main
 from rec_ray.sample.feature_repo import apply_feature_repo
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 
 def test_the_line_runs_on_servers_and_goes_back(

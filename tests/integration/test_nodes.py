@@ -42,7 +42,7 @@ TOLERANCE = 0.05
 """Of Recall@20 between two trainings of the same data, one of which lost workers."""
 
 pytestmark = [
-    pytest.mark.integration,
+    pytest.mark.usefixtures("processes"),
     pytest.mark.timeout(1800),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]

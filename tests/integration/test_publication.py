@@ -19,7 +19,7 @@ from rec_ray.publishing.previous_ids import note_replaced, replaced_folder
 from rec_ray.runs.context import feature_store_of
 from rec_ray.runs.stores import database_of, storage_of
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 
 @dataclass(frozen=True)

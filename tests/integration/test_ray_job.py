@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 ENTRYPOINT = str(ROOT / "entrypoint.sh")
 START_SECONDS = 120
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import redis
 import sqlalchemy as sa
 from servers import PostgreSQL, Redis, SeaweedFS, environment_of
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.usefixtures("processes")
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from rec_ray.runs.stores import storage_of
 from rec_ray.storage.model_store import find_model, load_model, save_model
 from rec_ray.storage.object_store import Storage, open_storage
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import yaml
 from rec_ray.cli.main import main
 from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, foreseen_cause
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 

@@ -12,7 +12,7 @@ from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError, DataError, SchemaError
 from rec_ray.storage.object_store import open_storage
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 COUNTRIES = ["DE", "FR", "US"]

@@ -20,7 +20,7 @@ from rec_ray.cli.main import main
 from rec_ray.logs import LOGGER
 
 # The first test waits for four runs.
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(1800)]
 
 EVIL = "<script>alert(1)</script>"
 USERS, ITEMS, GROUPS, EVENTS = 150, 60, 4, 3000

@@ -16,7 +16,7 @@ from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError, StorageError
 from rec_ray.runs.context import feature_store_of
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 TEXTS, IMAGES = "item_textual_features_embed", "item_clip_features_embed"
 FIELDS = {TEXTS: "about_product_embedding", IMAGES: "clip_latent_space_embedding"}

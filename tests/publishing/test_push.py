@@ -16,7 +16,7 @@ from rec_ray.errors import ConfigError, PartlyPublishedError, SchemaError
 from rec_ray.schema import ITEM_EMBEDDINGS, RECOMMENDATIONS, USER_EMBEDDINGS
 from rec_ray.storage.object_store import open_storage
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 ITEMS = {"1": [1.0, 0.0], "2": [0.0, 1.0], "30": [0.6, 0.8]}

@@ -14,7 +14,7 @@ from rec_ray.reports.page.page import render_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
-    pytest.mark.integration,
+    pytest.mark.usefixtures("processes"),
     pytest.mark.skipif(BROWSER is None, reason="no chromium is installed; `make test` as root installs it"),
 ]
 PHONE, DESKTOP = 390, 1280

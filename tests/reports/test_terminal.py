@@ -96,7 +96,7 @@ def test_without_names_and_scores_there_are_no_columns_for_them(said):
     assert "Score" not in text
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_names_come_from_a_repository_with_numbers_as_ids_and_relative_files(make_repo, tmp_path, monkeypatch):
     """The command may be given in any folder; ids are text in the answer and numbers in the shop."""
     from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType

@@ -38,7 +38,7 @@ class Heard(logging.Handler):
             self.found.set()
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_rows_of_all_tasks_are_added_up_and_a_task_that_is_run_again_begins_anew(local_ray, tmp_path):
     @local_ray.remote(max_retries=3)
     def work(name, file=None):
@@ -62,7 +62,7 @@ def test_rows_of_all_tasks_are_added_up_and_a_task_that_is_run_again_begins_anew
     assert all("left" in line or "no estimate" in line for line in heard.lines)
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_a_terminal_shows_a_bar(local_ray):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)

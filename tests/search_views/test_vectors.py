@@ -78,7 +78,7 @@ def shop(local_ray: Any, tmp_path: Path, text_model: str, image_model: str) -> S
     return Shop(tmp_path, SearchSettings.model_validate(settings))
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_every_item_gets_the_vectors_of_its_texts_and_image(
     shop: Shop, text_model: str, image_model: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,7 +128,7 @@ def test_every_item_gets_the_vectors_of_its_texts_and_image(
     assert {path.name for path in (shop.folder / "store/c/search").iterdir() if any(path.iterdir())} == {"images"}
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("processes")
 def test_a_field_that_was_not_read_and_candidates_that_are_missing(shop: Shop) -> None:
     other = shop.settings.model_copy(update={"text_views": {"texts": {"vector": ["title"]}}, "image_encoder": None})
     with pytest.raises(SchemaError, match="do not carry 'title'"):

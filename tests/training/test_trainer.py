@@ -20,7 +20,7 @@ from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries
 from rec_ray.storage.object_store import open_storage
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
 # Everything that can be drawn is: dropout, hidden ids, negatives, the order of batches.
 MODEL = ModelSettings(history="mean", embedding_size=16, dropout=0.1, id_dropout=0.1)

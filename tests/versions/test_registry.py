@@ -119,6 +119,7 @@ def _reserve(place: Place, runs: list[str], ready: Any, go: Any, found: Any) -> 
     found.put([database.reserve(run) for run in runs])
 
 
+@pytest.mark.usefixtures("processes")
 def test_two_processes_reserving_at_once_never_share_a_number(place: Place) -> None:
     context = multiprocessing.get_context("spawn")
     ready, go, found = context.Semaphore(0), context.Event(), context.Queue()
@@ -319,6 +320,7 @@ def test_one_publisher_at_a_time(database: VersionDatabase, place: Place) -> Non
     assert place.sql("SELECT * FROM publishing_lock") == [], "released at the end, also after an error"
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_held_lock_is_renewed(database: VersionDatabase, place: Place) -> None:
     # Renewed three times in its span: a busy machine may be two seconds late.
     with database.publishing_lock("slow", seconds=3):
@@ -339,6 +341,7 @@ def test_who_lost_the_lock_cannot_commit(database: VersionDatabase, place: Place
     assert database.live() is None
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_lock_of_a_killed_process_runs_out(database: VersionDatabase, place: Place) -> None:
     program = (
         "import os, sys, time\nfrom rec_ray.versions.registry import VersionDatabase\n"
@@ -391,6 +394,7 @@ def _publish_many(place: Place, name: str, times: int, failed: Any) -> None:
                 failed.put((version, before, row))
 
 
+@pytest.mark.usefixtures("processes")
 def test_two_publishers_at_once_take_turns(place: Place) -> None:
     """Real processes; a third one asks the readers' query throughout and never gets anything but what was live."""
     context = multiprocessing.get_context("spawn")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 import torch
 
 from rec_ray.config import ModelSettings, TrainSettings
@@ -76,6 +77,7 @@ def encoded_shop() -> tuple[Timelines, Catalogue, Preprocessor]:
     return timelines, Catalogue.from_table(rows, preprocessor.items.shape), preprocessor
 
 
+@pytest.mark.usefixtures("processes")
 def test_items_without_any_training_event_are_recalled_at_50_five_times_as_often_as_by_chance() -> None:
     timelines, catalogue, preprocessor = encoded_shop()
     model, train = ModelSettings(history="mean"), TrainSettings(epochs=5)

@@ -652,7 +652,7 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two_workers(tmp_path_factory: pytest.TempPathFactory, processes: None) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("workers")
     mp.spawn(work, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]

@@ -117,6 +117,7 @@ def test_reading_a_bundle_does_not_move_the_random_numbers(bundle: TwoTowerBundl
     assert torch.equal(torch.rand(2), expected)
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("history", ["none", "mean", "transformer"])
 def test_reading_a_bundle_does_not_load_the_compiler(tmp_path: Path, history: str) -> None:
     arguments = {**make_bundle().arguments, "history": history, "time_gaps": True, "item_hidden": 4, "user_hidden": 4}

@@ -254,6 +254,7 @@ def test_bytes_equal_brute_force_over_shapes(query_count, item_count, size):
         agree(by_bytes(items, queries, k), tuple(part[:, :k] for part in expected))
 
 
+@pytest.mark.usefixtures("processes")
 @needs_bytes
 def test_nothing_is_read_that_was_freed():
     """With freed memory overwritten at once; numba frees an array after the last line that names it."""
