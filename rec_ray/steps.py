@@ -37,7 +37,7 @@ from rec_ray.evaluation.evaluate import evaluate_model
 from rec_ray.evaluation.gate import check_gate, find_reasons
 from rec_ray.feature_store.point_in_time import read_items
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, unfed_views
-from rec_ray.logs import LOGGER, step
+from rec_ray.logs import LOGGER
 from rec_ray.publishing.previous_ids import note_replaced
 from rec_ray.publishing.publish import publish_version
 from rec_ray.reports.html import RunFigures, write_report
@@ -46,6 +46,7 @@ from rec_ray.runs.context import World
 from rec_ray.runs.metrics import EpochMetrics
 from rec_ray.runs.summary import count_data
 from rec_ray.search_views.vectors import ask_search_dimensions, make_search_vectors
+from rec_ray.step_events import step
 from rec_ray.storage.model_store import candidates_folder, load_model, model_folder, save_model
 from rec_ray.training.trainer import train_two_tower
 
@@ -122,6 +123,7 @@ def train_model(world: World, data: TrainingData, version: str) -> TrainedModel:
             steps=trained.facts["steps"],
             refit=settings.train.refit,
         )
+        log.result = trained
     return trained
 
 
@@ -157,11 +159,14 @@ def _live_bundle(world: World) -> TwoTowerBundle | None:
 
 
 def _load(
-    world: World, text_encoder: str, active: ActiveUsers | None = None, *, name: str = "load_features"
+    world: World, text_encoder: str, active: ActiveUsers | None = None, *, live: bool = False
 ) -> tuple[FeatureTables, FeatureSettings]:
-    """Return what Feast holds, and the features by which it is read: a text encoder changes both. name: of the step."""
+    """Load the tables from Feast; return them with their feature settings, since a text encoder changes both.
+
+    live: for the live version; rows count as read only once, for the new one.
+    """
     settings = world.settings
-    with step(name, world.seconds) as log:
+    with step("live_features" if live else "load_features", world.seconds) as log:
         tables = load_features(
             world.store,
             settings.feast,
@@ -174,6 +179,8 @@ def _load(
             active=active,
         )
         log.add(rows=tables.rows.kept, read=tables.rows.read)
+        if not live:
+            log.result = tables.rows
     if text_encoder == HASHING:
         return tables, settings.features
     with step("encode_text", world.seconds, encoder=text_encoder) as log:
@@ -189,12 +196,12 @@ def encode_data(
     *,
     active: ActiveUsers | None = None,
     item_ids: pa.Array | None = None,
-    steps: tuple[str, str] = ("load_features", "training_data"),
+    live: bool = False,
 ) -> TrainingData:
-    """Encode what Feast holds for a stored model, below the prefix of the run. steps: what the log calls the two."""
+    """Load and encode the data for a stored model, below the prefix of the run. live: it is the live version."""
     settings = world.settings
-    tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING), active, name=steps[0])
-    with step(steps[1], world.seconds) as log:
+    tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING), active, live=live)
+    with step("live_data" if live else "training_data", world.seconds) as log:
         data = encode_tables(
             tables,
             bundle.preprocessor,
@@ -226,6 +233,7 @@ def evaluate_version(
         )
         recalls = {name: value for name, value in evaluation.metrics.get("model", {}).items() if "recall@" in name}
         log.add(users=evaluation.users, **{name: round(value, 4) for name, value in recalls.items()})
+        log.result = evaluation
     return evaluation
 
 
@@ -236,7 +244,7 @@ def _live(world: World, *, beside: str) -> LiveVersion | None:
         return None
     try:
         bundle = as_evaluated(load_model(version, world.storage))
-        data = encode_data(world, bundle, "live", steps=("live_features", "live_data"))
+        data = encode_data(world, bundle, "live", live=True)
         return LiveVersion(version, bundle, data)
     except DataError as error:
         LOGGER.warning("the live version %s is not compared: %s", version, error)
@@ -294,6 +302,7 @@ def recommend_items(
             items_of=candidates_folder(version) if increment else None,
         )
         log.add(users=candidates.users, items=candidates.items, k=candidates.k, **candidates.facts)
+        log.result = candidates
     return candidates
 
 

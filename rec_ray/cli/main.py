@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import signal
 import sys
@@ -27,11 +26,10 @@ from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, aside, sett
 from rec_ray.cli.versions import versions_app
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, foreseen_cause
 from rec_ray.logs import LOGGER, configure_logging, without_secrets
+from rec_ray.step_events import StepEvent, StepFinished, subscribe, unsubscribe
 
 INTERRUPTED, TERMINATED = 130, 143
 STOPPED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
-PUBLISHING = "update_features"
-"""The step that ends with the version row."""
 
 
 class VectorIndex(StrEnum):
@@ -318,15 +316,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code; faults that are foreseen are one line on standard error."""
     configure_logging(as_json=not sys.stderr.isatty() and "KUBERNETES_SERVICE_HOST" in os.environ)
     previous = signal.signal(signal.SIGTERM, _terminate)
-    finished = _FinishedSteps()
-    LOGGER.addHandler(finished)
+    published = False
+
+    def note_publication(event: StepEvent) -> None:
+        nonlocal published
+        published |= isinstance(event, StepFinished) and event.publishes
+
+    subscribe(note_publication)
     try:
         code = _invoke(lambda: app(args=argv, standalone_mode=False))
     finally:
-        LOGGER.removeHandler(finished)
+        unsubscribe(note_publication)
         signal.signal(signal.SIGTERM, previous)
     if code in STOPPED:
-        made = "its version was made live before that" if PUBLISHING in finished.names else "nothing was made live"
+        made = "its version was made live before that" if published else "nothing was made live"
         print(f"rec-ray: {STOPPED[code]}; {made}", file=sys.stderr)
     return code
 
@@ -358,19 +361,6 @@ def _failed(error: Exception) -> int:
     cause: Any = foreseen_cause(error)
     print(without_secrets(f"rec-ray: {cause}"), file=sys.stderr)
     return int(cause.exit_code)
-
-
-class _FinishedSteps(logging.Handler):
-    """Remembers the steps that ended, to say what became of a command that was stopped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fields = getattr(record, "fields", {})
-        if fields.get("event") == "end":
-            self.names.add(fields["step"])
 
 
 _UsageError: Any = typer.BadParameter.__base__

@@ -17,10 +17,10 @@ from rec_ray.candidate_store.manifest import read_manifest
 from rec_ray.candidate_store.parts import StoredCandidates
 from rec_ray.contracts import UpdateReport
 from rec_ray.errors import ConfigError, DataError, StorageError, listed
-from rec_ray.logs import step
 from rec_ray.publishing.previous_ids import pushed_candidates, replaced_folder
 from rec_ray.publishing.push import update_feature_store
 from rec_ray.runs.context import World, owner_of
+from rec_ray.step_events import step
 from rec_ray.storage.model_store import candidates_folder, find_model, read_metadata
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.lock import PublishingLock
@@ -41,7 +41,7 @@ def publish_version(world: World, version: str) -> UpdateReport:
     candidates = _stored_candidates(version, storage)
     if candidates.version != version:
         raise DataError(f"the candidates in {storage.uri(candidates.prefix)} are those of version {candidates.version}")
-    with step("update_features", world.seconds, version=version) as log, _lock(world) as lock:
+    with step("update_features", world.seconds, publishes=True, version=version) as log, _lock(world) as lock:
         before = _known_before(database, storage)
         report = update_feature_store(
             world.store,
@@ -54,6 +54,7 @@ def publish_version(world: World, version: str) -> UpdateReport:
             check=lock.check,
         )
         log.add(**report.rows, departed=sum(report.departed.values()))
+        log.result = report
         row = VersionRow(
             version=version,
             run_id=str(metadata.get("run_id", world.run_id)),
@@ -82,7 +83,10 @@ def publish_increment(world: World, version: str, name: str) -> UpdateReport:
     name = find_increment(storage, increments_folder(version), name)
     prefix = f"{increments_folder(version)}/{name}"
     increment = StoredCandidates(prefix, read_manifest(storage, prefix))
-    with step("update_features", world.seconds, version=version, increment=name) as log, _lock(world) as lock:
+    with (
+        step("update_features", world.seconds, publishes=True, version=version, increment=name) as log,
+        _lock(world) as lock,
+    ):
         live = database.live()
         if live != version:
             raise DataError(f"increment {name} is of version {version}, but version {live} is live: nothing was pushed")
@@ -96,6 +100,7 @@ def publish_increment(world: World, version: str, name: str) -> UpdateReport:
         )
         storage.write_bytes(f"{prefix}/{PUBLISHED}", json.dumps(report.rows).encode())
         log.add(**report.rows)
+        log.result = report
     return report
 
 

@@ -22,10 +22,11 @@ from rec_ray.distributed.runtime import check_gpus, import_in_worker, open_ray
 from rec_ray.errors import ConfigError, FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import secrets_in
-from rec_ray.logs import about, hide, step
+from rec_ray.logs import about, hide
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics
 from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.step_events import step
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.registry import VersionDatabase
 

@@ -23,6 +23,7 @@ from rec_ray.errors import ConfigError, DataError, LockedError, StorageError, li
 from rec_ray.logs import LOGGER
 from rec_ray.runs.status import DONE, FAILED, STOPPED, RunStatus
 from rec_ray.runs.step_records import Result, from_files, to_files
+from rec_ray.step_events import subscribe, unsubscribe
 from rec_ray.storage.object_store import Storage
 
 RUNS, TRAININGS = "runs", "training"
@@ -194,6 +195,7 @@ def _told(run: RunLedger, command: str) -> Iterator[None]:
     """Let status and log of the run follow what happens, to its end, good or bad."""
     status = RunStatus(run.storage, run_folder(run.run_id), run_id=run.run_id, command=command)
     LOGGER.addHandler(status)
+    subscribe(status.record_step)
     try:
         if run.done:
             LOGGER.info("run %s goes on after %s, with what was as of %s", run.run_id, run.done[-1], run.as_of)
@@ -212,6 +214,7 @@ def _told(run: RunLedger, command: str) -> Iterator[None]:
         LOGGER.warning("run %s was stopped; with `--run-id %s` it goes on there", run.run_id, run.run_id)
         raise
     finally:
+        unsubscribe(status.record_step)
         LOGGER.removeHandler(status)
 
 

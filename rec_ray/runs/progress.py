@@ -8,6 +8,7 @@ them; a task that is run again begins at zero. It knows no step and no rows.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 import sys
 import threading
@@ -66,8 +67,8 @@ def shown_progress(
     stopped = threading.Event()
     show = _bar if console.is_terminal else _lines
     showing = threading.Thread(
-        target=show,
-        args=(what, total, lambda: _rows_done(name), stopped, console, line_seconds, look_seconds),
+        target=contextvars.copy_context().run,
+        args=(show, what, total, lambda: _rows_done(name), stopped, console, line_seconds, look_seconds),
         name="progress",
         daemon=True,
     )

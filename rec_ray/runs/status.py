@@ -1,8 +1,7 @@
 """The status and the log of a run in the object store, for whoever looks at a run that is not on a terminal.
 
-The log lines of the process come in (it is a handler beside the one of standard error), and `status.json` and
-`log.jsonl` in the folder of the run follow the steps that they tell of. It never stops a run: a store that cannot be
-written is said once; and it knows no step, and nothing of what a ledger holds.
+Log lines become `log.jsonl` (it is a logging handler) and step events become `status.json`, both in the folder of the
+run and both written when a step starts or ends. A store that cannot be written is logged once and stops no run.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 
 from rec_ray.errors import RecRayError, foreseen_cause
 from rec_ray.logs import LOGGER, JsonFormatter, without_secrets
+from rec_ray.step_events import StepEvent, StepFailed, StepStarted
 from rec_ray.storage.object_store import Storage
 
 STATUS, LOG = "status.json", "log.jsonl"
@@ -52,21 +52,22 @@ class RunStatus(logging.Handler):
         self._reachable = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Add a line to the log; one that tells of a step changes the status too."""
+        """Add a line to the log."""
         self._lines.append(self.format(record))
-        fields = getattr(record, "fields", {})
-        event, step = fields.get("event"), fields.get("step")
-        if event not in ("start", "end"):
-            return
-        if "version" in fields:
-            self._values["version"] = str(fields["version"])
-        if event == "start":
-            self._values["step"] = step
+
+    def record_step(self, event: StepEvent) -> None:
+        """Update the status after a step event and write it together with the log."""
+        if isinstance(event, StepFailed):
+            return  # `end` writes the status of a failed run, with the error and the exit code.
+        if "version" in event.facts:
+            self._values["version"] = str(event.facts["version"])
+        if isinstance(event, StepStarted):
+            self._values["step"] = event.name
         else:
-            self._values["seconds"][step] = fields["seconds"]
-            facts = {name: fields[name] for name in fields if name not in ("step", "event", "seconds", "version")}
-            if facts:
-                self._values["counts"][step] = facts
+            self._values["seconds"][event.name] = round(event.seconds, 2)
+            counts = {name: value for name, value in event.facts.items() if name != "version"}
+            if counts:
+                self._values["counts"][event.name] = counts
         self._write()
 
     def end(self, state: str, error: BaseException | None = None) -> None:

@@ -7,6 +7,7 @@ cannot reach the database, it runs out. It does not know what its holder does.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import threading
 import time
@@ -131,7 +132,10 @@ def held(database: VersionConnection, owner: str, seconds: float, wait_seconds: 
     """
     lock = PublishingLock(database, owner, seconds)
     lock.acquire_within(wait_seconds)
-    renewing = threading.Thread(target=lock.renew_until_released, name="publishing-lock", daemon=True)
+    in_context = contextvars.copy_context().run
+    renewing = threading.Thread(
+        target=in_context, args=(lock.renew_until_released,), name="publishing-lock", daemon=True
+    )
     renewing.start()
     try:
         yield lock

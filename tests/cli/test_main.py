@@ -1,4 +1,4 @@
-"""What the command line says of a command that was stopped: the truth, also right after a version went live."""
+"""A stopped command reports whether a version went live, also right after it did."""
 
 import os
 import signal
@@ -10,13 +10,15 @@ import pytest
 
 from rec_ray import pipeline
 from rec_ray.cli.main import main
-from rec_ray.logs import step
+from rec_ray.logs import LOGGER
+from rec_ray.step_events import step
 
 
-def stopped_by(how: signal.Signals, *steps: str) -> Callable[..., Any]:
+def stopped_by(how: signal.Signals, level: str, *steps: tuple[str, bool]) -> Callable[..., Any]:
     def run(*_: Any, **__: Any) -> None:
-        for name in steps:
-            with step(name):
+        LOGGER.setLevel(level)
+        for name, publishes in steps:
+            with step(name, publishes=publishes):
                 pass
         with step("next"):
             os.kill(os.getpid(), how)
@@ -31,22 +33,24 @@ def stopped_by(how: signal.Signals, *steps: str) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("steps", "made"),
     [
-        (["train", "candidates"], "nothing was made live"),
-        (["candidates", "update_features"], "its version was made live before that"),
+        ([("train", False), ("update_features", False)], "nothing was made live"),
+        ([("candidates", False), ("any name", True)], "its version was made live before that"),
     ],
 )
-def test_a_stopped_command_says_whether_a_version_went_live(
+@pytest.mark.parametrize("level", ["INFO", "CRITICAL"])
+def test_a_stopped_command_reports_whether_a_version_went_live_whatever_the_step_name_and_the_log_level(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     how: signal.Signals,
     code: int,
     word: str,
-    steps: list[str],
+    level: str,
+    steps: list[tuple[str, bool]],
     made: str,
 ) -> None:
     (tmp_path / "rec_ray.yaml").write_text("")
-    monkeypatch.setattr(pipeline, "run_pipeline", stopped_by(how, *steps))
+    monkeypatch.setattr(pipeline, "run_pipeline", stopped_by(how, level, *steps))
     # What a shell starts in the background ignores Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -11,8 +11,9 @@ import pytest
 from rec_ray.config import Settings
 from rec_ray.contracts import StoredModel
 from rec_ray.errors import ConfigError, DataError, GateError, LockedError
-from rec_ray.logs import LOGGER, hide, step
+from rec_ray.logs import LOGGER, hide
 from rec_ray.runs.ledger import RunLedger, open_run, run_folder, work_folder
+from rec_ray.step_events import step
 from rec_ray.storage.object_store import Storage, open_storage
 
 MODEL = StoredModel("7", "/somewhere", "0" * 64)
@@ -89,6 +90,26 @@ def test_a_run_goes_on_behind_its_last_finished_step(storage: Storage) -> None:
         "second ..., version 7",
         "second done in 0.0 s, rows 3",
     ]
+
+
+def test_the_log_level_stops_no_status(storage: Storage) -> None:
+    LOGGER.setLevel("ERROR")
+    with begin(storage) as run:
+        run.once("first", StoredModel, counted([], "first"))
+        assert (status(storage)["step"], status(storage)["version"]) == ("first", "7")
+        run.once("a renamed step", StoredModel, counted([], "a renamed step"))
+    assert status(storage)["counts"] == {"first": {"rows": 3}, "a renamed step": {"rows": 3}}
+    assert set(status(storage)["seconds"]) == {"first", "a renamed step"}
+    assert log(storage) == []
+
+
+def test_nothing_updates_the_status_after_the_run(storage: Storage) -> None:
+    with begin(storage) as run:
+        run.once("first", StoredModel, counted([], "first"))
+    before = status(storage)
+    with step("of another run"):
+        pass
+    assert status(storage) == before
 
 
 def test_a_finished_run_is_left_alone_and_says_so(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """Progress says rows, rows a second and what is left, in lines of a log and as a bar on a terminal."""
 
 import io
+import json
 import logging
 import os
 import threading
@@ -8,6 +9,7 @@ import threading
 import pytest
 from rich.console import Console
 
+from rec_ray.logs import JsonFormatter, about
 from rec_ray.runs.progress import progress_line, report_rows, shown_progress
 
 
@@ -30,10 +32,11 @@ class Heard(logging.Handler):
 
     def __init__(self, awaited):
         super().__init__()
-        self.awaited, self.found, self.lines = awaited, threading.Event(), []
+        self.awaited, self.found, self.lines, self.runs = awaited, threading.Event(), [], set()
 
     def emit(self, record):
         self.lines.append(record.getMessage())
+        self.runs.add(json.loads(JsonFormatter().format(record)).get("run_id"))
         if self.awaited in self.lines[-1]:
             self.found.set()
 
@@ -53,13 +56,17 @@ def test_rows_of_all_tasks_are_added_up_and_a_task_that_is_run_again_begins_anew
     logger.addHandler(heard)
     logger.setLevel(logging.INFO)
     try:
-        with shown_progress("users", 45, console=Console(file=io.StringIO()), line_seconds=0.1) as name:
+        with (
+            about(run_id="night"),
+            shown_progress("users", 45, console=Console(file=io.StringIO()), line_seconds=0.1) as name,
+        ):
             local_ray.get([work.remote(name, tmp_path / "killed"), work.remote(name), work.remote(name)])
             assert heard.found.wait(60), heard.lines
     finally:
         logger.removeHandler(heard)
         logger.setLevel(level)
     assert all("left" in line or "no estimate" in line for line in heard.lines)
+    assert heard.runs == {"night"}, "the thread logs with the context of the step that started it"
 
 
 @pytest.mark.usefixtures("processes")

@@ -1,15 +1,17 @@
-"""What the log lines of a run become as metrics; that Prometheus sees them, a test of a real head asks."""
+"""Metrics of the step events of a run; `test_nodes` collects them from a real head as Prometheus does."""
 
 import json
 import re
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from manifests import CLUSTER
 
-from rec_ray.logs import configure_logging, step
+from rec_ray.contracts import Candidates, Evaluation, RowCounts, TrainedModel, UpdateReport
+from rec_ray.logs import LOGGER, configure_logging
 from rec_ray.runs import metrics as run_metrics
 from rec_ray.runs.metrics import EpochMetrics, exported_metrics
+from rec_ray.step_events import step
 
 Recorded = dict[tuple[str, str], float]
 
@@ -43,19 +45,37 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return values
 
 
-def test_a_run_is_counted(recorded: Recorded) -> None:
-    facts: list[tuple[str, dict[str, Any]]] = [
-        ("load_features", {"rows": 90, "read": 100}),
-        ("train", {"epochs": 2, "steps": 40}),
-        ("evaluate", {"users": 7, "recall@10": 0.25, "recall@100": 0.5}),
-        ("candidates", {"users": 12, "items": 60, "k": 20}),
-        ("update_features", {"item_embed": 60, "user_embed": 12, "departed": 3}),
+NO_TOWERS = cast(Any, None)
+
+
+@pytest.mark.parametrize("level", ["INFO", "CRITICAL"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("load_features", "train", "evaluate", "candidates", "update_features"),
+        ("a", "b", "c", "d", "e"),
+        ("update_features", "candidates", "evaluate", "train", "load_features"),
+    ],
+)
+def test_a_run_is_counted_by_its_results_whatever_the_step_names_and_the_log_level(
+    recorded: Recorded, names: tuple[str, ...], level: str
+) -> None:
+    LOGGER.setLevel(level)
+    results = [
+        RowCounts(read=100, kept=90, null_keys=10),
+        TrainedModel(NO_TOWERS, (), 1, NO_TOWERS, facts={"steps": 40}),
+        Evaluation(
+            {"model": {"recall@10": 0.25, "recall@100": 0.5, "mrr": 0.125}, "popularity": {"recall@10": 1}}, 7, 9
+        ),
+        Candidates("7", "two-tower/7/candidates", items=60, users=12, k=20),
+        UpdateReport("7", {"item_embed": 60, "user_embed": 12}, {"item_embed": 3}),
     ]
     with exported_metrics():
-        for name, added in facts:
-            with step(name, version="7") as log:
+        for name, result in zip(names, results, strict=True):
+            with step(name, version="7") as running:
                 assert recorded["rec_ray_step_running", name] == 1
-                log.add(**added)
+                running.add(rows=999, read=999, users=999, steps=999, departed=999)
+                running.result = result
 
     assert {key: value for key, value in recorded.items() if "_step_" not in key[0]} == {
         ("rec_ray_rows_read", ""): 100,
@@ -67,21 +87,25 @@ def test_a_run_is_counted(recorded: Recorded) -> None:
         ("rec_ray_push_rows", "item_embed"): 60,
         ("rec_ray_push_rows", "user_embed"): 12,
     }
-    for name, _ in facts:
+    for name in names:
         assert recorded["rec_ray_step_running", name] == 0
         assert recorded["rec_ray_step_seconds", name] >= 0
 
 
-def test_a_publication_that_fails_is_an_error_and_nothing_follows_the_log_afterwards(recorded: Recorded) -> None:
-    with exported_metrics(), pytest.raises(ValueError), step("update_features"):
+@pytest.mark.parametrize("publishes", [True, False])
+def test_a_failed_publication_is_counted_and_nothing_is_recorded_after_the_block(
+    recorded: Recorded, publishes: bool
+) -> None:
+    with exported_metrics(), pytest.raises(ValueError), step("push", publishes=publishes):
         raise ValueError
     with step("candidates"):
         pass
 
+    errors = {("rec_ray_push_errors", ""): 1} if publishes else {}
     assert recorded == {
-        ("rec_ray_step_running", "update_features"): 0,
-        ("rec_ray_steps_failed", "update_features"): 1,
-        ("rec_ray_push_errors", ""): 1,
+        ("rec_ray_step_running", "push"): 0,
+        ("rec_ray_steps_failed", "push"): 1,
+        **errors,
     }
 
 
