@@ -33,6 +33,9 @@ SIMILAR_SCORES = "similar_scores"
 RAW_ITEM, RAW_NOW, RAW_TEST = "raw_", "raw_now_", "raw_test_"
 """Beginnings of the columns with raw fields that filters read: of an item, of a user as of now and as of the test."""
 
+BUNDLE_METADATA = "metadata.json"
+"""File of a stored bundle with its metadata; readable without torch."""
+
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 Kind = Literal["numeric", "categorical", "categories", "category_path", "text", "timestamp", "vector"]

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rec_ray.contracts import StoredModel
 from rec_ray.errors import BundleError, listed
-from rec_ray.retrieval.model.bundle import METADATA, TwoTowerBundle
+from rec_ray.schema import BUNDLE_METADATA as METADATA
 from rec_ray.storage.object_store import Storage
+
+if TYPE_CHECKING:
+    from rec_ray.retrieval.model.bundle import TwoTowerBundle
 
 FORMAT_VERSION = 1
 MODELS = "two-tower"
@@ -114,6 +117,9 @@ def load_model(version: str, storage: Storage) -> TwoTowerBundle:
         BundleError: there is no such version, a file is missing or was changed, or the format is another.
         StorageError: the store cannot be read.
     """
+    # Importing torch takes seconds, and commands that only list versions need no model.
+    from rec_ray.retrieval.model.bundle import TwoTowerBundle
+
     folder = model_folder(version)
     files = {}
     for name, entry in _read_manifest(version, storage)[0].items():

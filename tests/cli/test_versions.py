@@ -1,6 +1,8 @@
 """`rec-ray versions ...` as a person types it, on a folder and SQLite; publishing itself is tested elsewhere."""
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,3 +75,21 @@ def test_prune_removes_files_and_keeps_records(project: Path, capsys: pytest.Cap
 def test_options_stand_behind_the_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["versions", "-C", str(project), "list"]) == 2
     assert "rec-ray versions list -C" in capsys.readouterr().err
+
+
+def test_light_commands_load_neither_feast_nor_torch_nor_ray(project: Path) -> None:
+    light = [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["versions", "-C", "."],
+        ["versions", "show", "2", "-C", "."],
+    ]
+    code = (
+        "import sys; from rec_ray.cli.main import main;"
+        f"codes = [main(words) for words in {light}];"
+        "print(codes, sorted({'feast', 'torch', 'ray', 'matplotlib', 'pandas', 'numba'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == f"{[0] * len(light)} []"

@@ -25,6 +25,7 @@ from rec_ray.errors import BundleError, listed
 from rec_ray.retrieval.features.preprocessing import Preprocessor
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.search.float32 import as_tensor
+from rec_ray.schema import BUNDLE_METADATA
 
 FORMAT_VERSION = 1
 ARCHITECTURE = "two_tower"
@@ -32,7 +33,7 @@ ARCHITECTURE = "two_tower"
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
 PREPROCESSOR = "preprocessor.json"
-METADATA = "metadata.json"
+METADATA = BUNDLE_METADATA
 FILES = (WEIGHTS, MODEL, PREPROCESSOR, METADATA)
 EVALUATED = "evaluated.safetensors"
 """Weights from before the refit, where there was one; optional."""
