@@ -2,7 +2,7 @@
 # make test-fast  tests without Ray, Feast, servers and processes, in a minute
 # make test    checks and tests; what continuous integration runs
 # make faults  processes killed and servers taken away, about ten minutes on two cores
-# make check   ruff, mypy, import-linter, shellcheck
+# make check   ruff, mypy, import-linter, docstrings, shellcheck
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
 # make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
 # make lock    requirements.lock anew from pyproject.toml; delete the file first to take the newest versions
@@ -87,6 +87,7 @@ check: $(TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/plain_english.py
 	$(BIN)/shellcheck entrypoint.sh .ci/run
 
 # A test opens the report in a browser, others make network namespaces. What is missing is installed where this is root on

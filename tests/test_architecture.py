@@ -4,9 +4,12 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+from plain_english import find_clauses
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "rec_ray").rglob("*.py"))
@@ -105,3 +108,58 @@ def test_sql_is_made_of_no_values() -> None:
         if isinstance(part, ast.FormattedValue)
     }
     assert placeholders <= {"table.name", "definition"}
+
+
+def test_docstrings_that_open_with_a_clause_are_found_wherever_they_stand() -> None:
+    source = '''"""What a module does."""
+LIMIT = 3
+"""How far it goes."""
+class A:
+    """Who made it."""
+    x: int = 0
+    """Where it is: in a field."""
+    def f(self):
+        """Whether it is."""
+    async def g(self):
+        """
+        That which it is.
+        """
+def good():
+    """Whatever matches is returned, whether or not what is left is less."""
+    "What is no docstring of its own" + ""
+    return "What a value is"
+'''
+    assert [line for line, _ in sorted(find_clauses(source))] == [1, 3, 5, 7, 9, 11]
+
+
+def test_the_package_is_typed_and_licensed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert (ROOT / "rec_ray" / "py.typed").is_file()
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["rec_ray"]
+    license_text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert project["project"]["license"] == "Apache-2.0" and "Apache License" in license_text.splitlines()[0]
+
+
+def test_every_stored_format_has_its_version_in_the_changelog() -> None:
+    constants = [
+        str(statement.value.value)
+        for path in MODULES
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.value, ast.Constant)
+        and any(isinstance(name, ast.Name) and name.id == "FORMAT_VERSION" for name in statement.targets)
+    ]
+    migrations = re.findall(r"m(\d{4})_", " ".join(names))
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    formats = changelog[changelog.index("## Formats") :]
+    rows = re.findall(r"^\| [^|]+ \| (\d+) \|", formats, re.M)
+    assert sorted(rows) == sorted([*constants, max(migrations)])
+
+
+def test_pre_commit_runs_the_parts_of_make_check() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.M)
+    assert recipe is not None
+    parts = [line.strip().removeprefix("$(BIN)/").removesuffix(" .") for line in recipe[1].splitlines()]
+    assert [hook["entry"].removeprefix(".venv/bin/").removesuffix(" --force-exclude") for hook in hooks] == parts
