@@ -1,7 +1,7 @@
-"""The frozen objects that the steps hand each other, in the order of the line.
+"""Frozen objects that the steps pass on, in the order of the steps.
 
-Each is made by one step and read by later ones; none has logic beyond naming its parts. The module knows the shape of
-the hand-overs and imports nothing heavier than Arrow at run time.
+Each is produced by one step and read by later ones, and holds data without logic. The module imports nothing heavier
+than Arrow at run time.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ if TYPE_CHECKING:
     from rec_ray.retrieval.model.bundle import TwoTowerBundle
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
-"""Labels of an event: learned from; watched for early stopping; held out for the metrics."""
+"""Split of an event: training, early stopping, held out for the metrics."""
 
 
 MODEL, REFITTED, LIVE = "model", "model_refitted", "live"
 POPULARITY, RECENT, KNN, TRANSITIONS = "popularity", "recent_popularity", "item_knn", "item_transitions"
-"""Methods of an evaluation: the model, the same refitted with the validation events, the version that is live, and what
-only counts."""
+"""Methods of an evaluation: the model, itself refitted with the validation events, the live version, the baselines."""
 
 
 @dataclass(frozen=True)
 class SplitTimes:
-    """The instants that divide the events; all are UTC.
+    """Start times of the splits and the time of the data, in UTC.
 
-    With the split `leave_one_out` both starts equal `as_of`: the events themselves are divided, not the time.
+    With the split `leave_one_out` both starts equal `as_of`, because events are divided by their order, not by time.
     """
 
     validation_start: datetime
@@ -43,7 +42,7 @@ class SplitTimes:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What became of the rows of the interactions; `read` is the sum of the others."""
+    """Interactions by outcome; `read` is the sum of the other fields."""
 
     read: int
     kept: int
@@ -54,12 +53,13 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class FeatureTables:
-    """What Feast holds, point in time, as Ray Datasets.
+    """Feature tables from Feast, joined point in time, as Ray Datasets.
 
-    interactions: `schema.INTERACTIONS` plus the user features as of each row. All rows of a user lie in one block,
-        in the order of time; every user also has one query row (null `item_id`) for each instant of `split_times`.
-    items: `item_id`, `as_of`, `first_seen` and the item features, one row an item for each of `test_start` and `as_of`.
-    raw_items, raw_users: the columns of both that travel on as they are, because filters read them.
+    interactions: `schema.INTERACTIONS` plus the user features as of each row. All rows of a user are in one block, in
+    the
+        order of time; every user also has one query row (null `item_id`) for each time in `split_times`.
+    items: `item_id`, `as_of`, `first_seen` and the item features, one row per item for each of `test_start` and
+    `as_of`. raw_items, raw_users: columns of both that later steps need unencoded, such as those that filters read.
     """
 
     interactions: ray.data.Dataset
@@ -72,9 +72,9 @@ class FeatureTables:
 
 @dataclass(frozen=True)
 class ActiveUsers:
-    """The users with an event since some time.
+    """Users with an event since a given time.
 
-    ids: reference to an Arrow array of their ids, each once. count: of them. rows: what became of all rows read.
+    ids: reference to an Arrow array of distinct ids. count: number of ids. rows: outcome of all rows read.
     """
 
     ids: ray.ObjectRef
@@ -84,13 +84,13 @@ class ActiveUsers:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded timelines and catalogue, stored as Parquet under the prefix of the run.
+    """Encoded timelines and catalogues, stored as Parquet under the prefix of the run.
 
-    timelines: folder, one row a user (`retrieval.timelines.TIMELINES`).
-    catalogue: folder, one row an item (`retrieval.catalogue.CATALOGUE`), with features as of the test cut-off.
-    catalogue_now: the same as of now.
-    Both and the timelines also hold the raw columns of the tables they were made from, see `schema.RAW_ITEM`.
-    positives: events to learn from. rows: what became of the rows of the interactions.
+    timelines: folder, one row per user (`retrieval.timelines.TIMELINES`).
+    catalogue: folder, one row per item (`retrieval.catalogue.CATALOGUE`), with features as of the test cut-off.
+    catalogue_now: likewise, with features as of now.
+    All three also have the raw columns of the feature tables, see `schema.RAW_ITEM`.
+    positives: number of training positives. rows: outcome of all interactions read.
     """
 
     timelines: str
@@ -108,9 +108,9 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch of training: mean loss, validation NDCG@10 and its speed.
+    """One epoch of training: mean loss, validation NDCG@10 and speed.
 
-    averaged: whether that NDCG is of the running average of the weights, which did better than the weights themselves.
+    averaged: True if the NDCG belongs to the running average of the weights, because the average was better.
     """
 
     epoch: int
@@ -123,10 +123,10 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The best towers of a training, with what was fitted before them.
+    """Best towers of a training with their fitted preprocessor.
 
-    bundle: learned from the training events alone; the metrics are of it. checked: the same refitted with the
-    validation events, or None. published: the same refitted with all events; `bundle` itself without a refit.
+    bundle: trained on the training events alone; the metrics describe it. checked: refitted with the validation events,
+    or None. published: refitted with all events; `bundle` itself without a refit.
     """
 
     bundle: TwoTowerBundle
@@ -139,7 +139,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class LiveVersion:
-    """The version that is live, to be judged beside a new one: its bundle, and the same events encoded for it."""
+    """Live version to compare with a new one: its bundle, and the same events encoded for it."""
 
     version: str
     bundle: TwoTowerBundle
@@ -148,9 +148,9 @@ class LiveVersion:
 
 @dataclass(frozen=True)
 class Segment:
-    """Metrics of every method on a part of the users, or on the targets that are of a kind of items.
+    """Metrics of every method on a part of the users, or on the targets of one kind of items.
 
-    described: what a person calls the segment. metrics, intervals: as in `Evaluation`, of fewer metrics.
+    described: readable name of the segment. metrics, intervals: as in `Evaluation`, with fewer metrics.
     """
 
     described: str
@@ -161,10 +161,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """One user of the evaluation, with ids of items.
+    """One user of the evaluation, with item ids.
 
-    history: the newest positives before the test, the newest last. recommended: the model's list, best first.
-    taken: the held-out positives that the model was asked for.
+    history: latest positives before the test, newest last. recommended: the model's list, best first.
+    taken: targets, that is held-out positives.
     """
 
     user_id: str
@@ -177,15 +177,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Full-ranking metrics of the model, of the live version and of the baselines on the same users.
+    """Full-ranking metrics of the model, the live version and the baselines on the same users.
 
     metrics: method name (`model`, `popularity`, ...) -> metric name (`recall@10`, ...) -> mean over users.
     intervals: likewise, the 95 % bootstrap interval over users.
     differences: method -> metric -> the 95 % interval of the model's mean minus that method's, over the same users.
     segments: name -> metrics of a part of the users or items.
     examples: a few users of different activity, chosen by a hash of their ids.
-    distributions: numbers to draw: `scores` of `recommended`, `taken` and `random` items; `learned` and `recommended`,
-        how often each item, the most frequent first, is in the events to learn from and in the model's lists.
+    distributions: data of plots: `scores` of `recommended`, `taken` and `random` items; `learned` and `recommended`,
+    the
+        frequency of each item in the training events and in the model's lists, most frequent first.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -201,7 +202,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A bundle in the object store, complete and verified."""
+    """Bundle in the object store, complete and verified."""
 
     version: str
     uri: str
@@ -212,7 +213,7 @@ class StoredModel:
 class Candidates:
     """Embeddings and recommendations of one version, as Parquet in the object store.
 
-    folder: holds `item_embeddings/`, `user_embeddings/`, `recommendations/` and `manifest.json`, written last.
+    folder: contains `item_embeddings/`, `user_embeddings/`, `recommendations/` and `manifest.json`, written last.
     """
 
     version: str
@@ -225,10 +226,10 @@ class Candidates:
 
 @dataclass(frozen=True)
 class SearchVectors:
-    """Vectors of what items say and show, as Parquet beside the candidates of a version and listed in their manifest.
+    """Vectors of item texts and images, as Parquet beside the candidates of a version and listed in their manifest.
 
-    rows: push source -> items that have a vector. encoded, kept: texts and images that were encoded now, and those
-    whose vectors were there. unreadable: addresses of images that gave none.
+    rows: push source -> items with a vector. encoded, kept: texts and images encoded in this run, and those whose
+    vectors came from the cache. unreadable: image addresses without a readable image.
     """
 
     version: str
@@ -242,7 +243,7 @@ class SearchVectors:
 class UpdateReport:
     """Rows that reached the feature store, by push source.
 
-    departed: empty rows for those that the version before had and this one has not.
+    departed: empty rows for users and items of the previous version that this version lacks.
     """
 
     version: str

@@ -1,16 +1,16 @@
-"""Every error the program raises on purpose, and the exit code each one ends the process with.
+"""Exceptions that the program raises on purpose, each with the exit code of the process.
 
-A step raises one of these with a message that says what was expected, what came and what to do; `cli` and the job
-scripts turn it into one line on standard error and the exit code. This module knows no other module.
+The message of an exception is one line: expected, found, and the command or setting to try. `cli` and the job scripts
+print it on standard error and exit with the code. This module imports no other module of the package.
 
-    RecRayError                    1  a bug or an unforeseen fault
+    RecRayError                    1  a bug or an unexpected fault
     ├── ConfigError                2  wrong command, setting or settings file: do not retry
     ├── UnavailableError           3  a store, database, registry or cluster cannot be reached: retry
     │   ├── FeatureStoreError         ... the Feast registry, its offline or its online store
     │   └── StorageError              ... the object store (a folder or S3)
     ├── DataError                  4  the data cannot be used
     │   ├── SchemaError               ... a table lacks a column or has it with another type
-    │   ├── EmptyDataError            ... nothing is left to learn from
+    │   ├── EmptyDataError            ... no row is left to learn from
     │   └── BundleError               ... a stored model is incomplete, damaged or of another format
     ├── GateError                  5  the quality gate refused the model; it is stored and not published
     ├── PartlyPublishedError       6  some rows reached Feast and some did not; run `rec-ray publish` again
@@ -23,10 +23,10 @@ from collections.abc import Iterable
 
 
 class RecRayError(Exception):
-    """Base of all errors that rec_ray raises on purpose.
+    """Base class of all exceptions that rec_ray raises on purpose.
 
-    The text is what it was raised with: Ray Data (2.60) puts advice on retries into the arguments of every error that
-    leaves one of its tasks.
+    `str` returns the original message, because Ray Data (2.60) adds advice on retries to the arguments of every
+    exception that leaves one of its tasks.
     """
 
     exit_code = 1
@@ -46,13 +46,13 @@ class ConfigError(RecRayError):
 
 
 class UnavailableError(RecRayError):
-    """Something outside the process cannot be reached."""
+    """A service outside the process cannot be reached."""
 
     exit_code = 3
 
 
 class FeatureStoreError(UnavailableError):
-    """Feast's registry, offline store or online store did not answer as asked."""
+    """Feast's registry, offline store or online store failed or returned an unusable answer."""
 
 
 class StorageError(UnavailableError):
@@ -60,7 +60,7 @@ class StorageError(UnavailableError):
 
 
 class DataError(RecRayError):
-    """The data cannot be used for what was asked."""
+    """The data cannot be used for this command."""
 
     exit_code = 4
 
@@ -70,7 +70,7 @@ class SchemaError(DataError):
 
 
 class EmptyDataError(DataError):
-    """No row is left to work on."""
+    """No row is left to process."""
 
 
 class BundleError(DataError):
@@ -84,7 +84,7 @@ class GateError(RecRayError):
 
 
 class PartlyPublishedError(RecRayError):
-    """Only a part of the rows reached the feature store."""
+    """Some rows reached the feature store and some did not."""
 
     exit_code = 6
 
@@ -108,7 +108,7 @@ EXIT_CODES: dict[int, str] = {
 
 
 def foreseen_cause(error: BaseException) -> BaseException:
-    """Return the error that a Ray task raised on purpose, if there is one below `error`, else `error` itself."""
+    """Return the `RecRayError` that a Ray task raised and `error` wraps; without one, `error` itself."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RecRayError):
@@ -119,7 +119,7 @@ def foreseen_cause(error: BaseException) -> BaseException:
 
 
 def listed(names: Iterable[object], limit: int = 8) -> str:
-    """Return the names as one short phrase for an error message: `'a', 'b' and 3 more`."""
+    """Return the names for an error message, cut at `limit`: `'a', 'b' and 3 more`."""
     texts = [repr(str(name)) for name in names]
     if len(texts) <= limit:
         return ", ".join(texts) if texts else "none"

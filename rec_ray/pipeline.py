@@ -1,8 +1,8 @@
-"""The order of the steps, and nothing else: read this first.
+"""Order of the steps: read this first.
 
-Settings come in; `open_world` opens the object store, the database, Feast and Ray once, `line` hands each step what it
-takes of them, and a `RunReport` with the figures, the seconds and the addresses goes out. It knows which step follows
-which and when a version becomes live, and holds no logic of any step.
+Each function takes settings and returns a `RunReport` with metrics, counts, seconds and locations. `open_world` opens
+the object store, the database, Feast and Ray once; `line` passes each step its part of them. Logic of steps is
+elsewhere.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from rec_ray.storage.object_store import Storage
 
 
 def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
-    """Do the whole line: the version row, which makes the model live, is the last thing written.
+    """Run all steps; the last one writes the version row, which makes the model live.
 
-    run_id: a run of this id that did not end well goes on behind its last finished step; one that did is left alone.
+    run_id: resumes a failed run of this id after its last finished step; for a finished run nothing is done.
 
     Raises:
-        GateError: the model is stored and was not published.
-        RecRayError: see `errors` for the others.
+        GateError: the model is stored, but not published.
+        RecRayError: `errors` lists the other ones.
     """
     with open_run(storage_of(settings), settings, "run", run_id) as run:
         if run.report is not None:
@@ -85,7 +85,7 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
 
 
 def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
-    """Train, evaluate and store a model under a new version; nothing is published. run_id: as in `run_pipeline`."""
+    """Train, evaluate and store a model under a new version, without publishing. run_id: as in `run_pipeline`."""
     with open_run(storage_of(settings), settings, "train", run_id) as run:
         if run.report is not None:
             return report_again(run)
@@ -98,7 +98,7 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
 
 
 def run_evaluation(settings: Settings, version: str) -> RunReport:
-    """Evaluate a stored version on what Feast holds now."""
+    """Evaluate a stored version on the current data in Feast."""
     with open_world(settings) as world:
         bundle = load_model(version, world.storage)
         data = encode_data(world, bundle)
@@ -107,9 +107,9 @@ def run_evaluation(settings: Settings, version: str) -> RunReport:
 
 
 def run_candidates(settings: Settings, version: str | None = None, *, publish: bool = False) -> RunReport:
-    """Compute and store the candidates of a version (default: the newest stored) from what Feast holds now.
+    """Compute and store the candidates of a version (default: newest stored) from the current data in Feast.
 
-    publish: push them, too, and make the version live.
+    publish: also push them and make the version live.
     """
     with open_world(settings) as world:
         version = version or newest_version(world.storage)
@@ -122,10 +122,10 @@ def run_candidates(settings: Settings, version: str | None = None, *, publish: b
 
 
 def run_increment(settings: Settings, version: str | None, since: str, *, publish: bool = False) -> RunReport:
-    """Compute the lists of users with events since some time anew, with the model and the items of a version.
+    """Recompute the lists of users with events since a time, with the model and the items of a version.
 
-    version: default: the live one. since: see `increments.start_of_increment`. publish: push them, too; the version
-    must be the live one, and stays it.
+    version: default: the live one. since: see `increments.start_of_increment`. publish: also push them; the version
+    must be live, and stays live.
     """
     with open_world(settings) as world:
         version = version or world.database.live() or newest_version(world.storage)
@@ -141,9 +141,9 @@ def run_increment(settings: Settings, version: str | None, since: str, *, publis
 
 
 def run_publishing(settings: Settings, version: str | None = None, *, increment: str | None = None) -> RunReport:
-    """Push the stored candidates of a version (default: the newest stored) to Feast and make it live.
+    """Push the stored candidates of a version (default: newest stored) to Feast and make it live.
 
-    increment: name of an increment, or `newest`: only that is pushed, of the live version, which stays the live one.
+    increment: name of an increment of the live version, or `newest`; only that is pushed, and the version stays live.
     """
     with open_world(settings) as world:
         if increment is not None:
@@ -156,7 +156,7 @@ def run_publishing(settings: Settings, version: str | None = None, *, increment:
 
 
 def run_rollback(settings: Settings, version: str) -> RunReport:
-    """Push the stored candidates of a version that was live before, and make it live again; no model is loaded."""
+    """Push the stored candidates of a previously live version and make it live again, without loading its model."""
     with open_world(settings) as world:
         counts = count_update(roll_back(world, version))
         return report_run(world, "rollback", find_model(version, world.storage), None, counts)
@@ -166,11 +166,11 @@ def newest_version(storage: Storage) -> str:
     """Return the stored version with the highest number.
 
     Raises:
-        DataError: none is stored.
+        DataError: no version is stored.
     """
     versions = [name for name in storage.folders("two-tower") if name.isdecimal()]
     if not versions:
-        raise DataError(f"no model is stored at {storage.uri('two-tower')}; run `rec-ray train` or `rec-ray run` first")
+        raise DataError(f"no model is stored at {storage.uri('two-tower')}; run: rec-ray train")
     return max(versions, key=int)
 
 

@@ -1,7 +1,7 @@
-"""Column names, Arrow schemas of the tables that cross a border, and how a user declares a feature.
+"""Column names, Arrow schemas of the tables between steps, and declarations of features.
 
-Steps take every column name from here and check a table with `require_columns` when it enters. The module knows Arrow
-types only: no settings, no Feast, no torch.
+Steps take every column name from here and check each incoming table with `require_columns`. The module uses Arrow types
+only: no settings, no Feast, no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EMPTIED_BY = "emptied_by"
 SIMILAR_IDS = "similar_item_ids"
 SIMILAR_SCORES = "similar_scores"
 RAW_ITEM, RAW_NOW, RAW_TEST = "raw_", "raw_now_", "raw_test_"
-"""Beginnings of the columns with raw fields that filters read: of an item, of a user as of now and as of the test."""
+"""Prefixes of columns with raw fields: of an item, of a user as of now, and of a user as of the test."""
 
 BUNDLE_METADATA = "metadata.json"
 """File of a stored bundle with its metadata; readable without torch."""
@@ -39,34 +39,34 @@ BUNDLE_METADATA = "metadata.json"
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 Kind = Literal["numeric", "categorical", "categories", "category_path", "text", "timestamp", "vector"]
-"""How a feature is read.
+"""Kind of a feature, which decides its encoding.
 
 numeric: a number. categorical: one value. categories: several values, as a list or as a string with a separator.
-category_path: a path from general to special, each prefix is a token. text: word and character n-grams.
-timestamp: a point in time. vector: ready-made numbers of a fixed length.
+category_path: a path from general to special; each prefix is a token. text: word and character n-grams.
+timestamp: a point in time. vector: precomputed numbers of a fixed length.
 """
 
 
 @dataclass(frozen=True)
 class FeatureDeclaration:
-    """What a feature is, in the user's words; the name is the key it is declared under."""
+    """Declaration of a feature in the settings, stored under its name."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     kind: Kind
     separator: str | None = None
-    """Splits a string into values; only for `categories` and `category_path` that are not lists already."""
+    """Splits a string into values; only for `categories` and `category_path` whose columns are no lists."""
     length: int | None = None
     """Number of values of a `vector`."""
 
     def __post_init__(self) -> None:
-        """Refuse what no column can be read by.
+        """Refuse an unusable declaration.
 
         Raises:
             ValueError: the separator is empty, or a vector has no length.
         """
         if self.separator == "":
-            raise ValueError("the separator is empty; leave it out where the values are lists or single")
+            raise ValueError("the separator is empty; omit it for lists and single values")
         if self.kind == "vector" and (self.length is None or self.length < 1):
             raise ValueError(f"a vector needs its length, a number above 0; got {self.length}")
 
@@ -81,10 +81,10 @@ INTERACTIONS = pa.schema(
         pa.field(EVENT_VALUE, pa.float32()),
     ]
 )
-"""One row an event; declared user features as of the event stand behind these columns.
+"""One row per event; the declared user features as of the event follow these columns.
 
-`event_order` numbers the rows as they lie in the source, so that events of one instant keep their order. A row with a
-null `item_id` is no event: it carries the features of the user as of its timestamp (a query row).
+`event_order` numbers the rows in the order of the source, so that simultaneous events keep their order. A row with a
+null `item_id` is a query row: it has the features of the user as of its timestamp and is no event.
 """
 
 ITEM_EMBEDDINGS = pa.schema(
@@ -101,7 +101,7 @@ RECOMMENDATIONS = pa.schema(
         pa.field(METHOD, pa.string(), nullable=False),
     ]
 )
-"""method: `model`, or `popularity` for a user of whom nothing is known."""
+"""method: `model`, or `popularity` for a user without events and features."""
 SIMILAR_ITEMS = pa.schema(
     [
         pa.field(ITEM_ID, pa.string(), nullable=False),
@@ -112,10 +112,10 @@ SIMILAR_ITEMS = pa.schema(
 
 
 def require_columns(table: pa.Table | pa.Schema, schema: pa.Schema, *, what: str) -> None:
-    """Check that a table has the columns of a schema with their types; further columns are allowed.
+    """Check that a table has the columns of a schema with their types; additional columns are allowed.
 
     Raises:
-        SchemaError: names the missing columns or the first column of another type.
+        SchemaError: a column is missing or has another type.
     """
     have = table if isinstance(table, pa.Schema) else table.schema
     missing = [name for name in schema.names if name not in have.names]
@@ -128,7 +128,7 @@ def require_columns(table: pa.Table | pa.Schema, schema: pa.Schema, *, what: str
 
 
 def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Compare two types; the name of a list's element does not matter, and neither does the size of its offsets."""
+    """Compare two types, ignoring the name of a list's element and the size of offsets."""
     if pa.types.is_list(expected) and (pa.types.is_list(found) or pa.types.is_large_list(found)):
         return _same_type(found.value_type, expected.value_type)
     if pa.types.is_string(expected) and pa.types.is_large_string(found):

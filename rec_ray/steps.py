@@ -1,7 +1,7 @@
-"""The steps of the line, each called with what it takes of the world, and logged.
+"""Steps of the pipeline, each called with its part of the context of the run, logged and timed.
 
-A `World` and what the steps before gave come in, what the step gives goes out. It does not know the order of the steps,
-which `pipeline` has, nor what any of them does.
+Every function takes a `World` and the objects of earlier steps and returns the object of its step. `pipeline` has the
+order of the steps; their logic is in modules of their own.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from rec_ray.training.trainer import train_two_tower
 
 
 def check_search(world: World) -> None:
-    """Check the views that are searched, before hours of training, and say once which of them nothing feeds.
+    """Check the search views before hours of training and warn of those without an encoder.
 
     Raises:
         ConfigError, SchemaError: a model or a push source is missing, or a view does not fit.
@@ -76,18 +76,18 @@ def find_active(world: World, since: datetime) -> ActiveUsers:
 
 
 def reserve_version(world: World) -> str:
-    """Reserve the number of the version that the run makes; the same in every attempt."""
-    with step("reserve", world.seconds) as log:
+    """Reserve the version number of the run; every attempt of a run gets the same one."""
+    with step("reserve", world.seconds) as running:
         version = world.database.reserve(world.run_id)
-        log.add(version=version)
+        running.add(version=version)
     return version
 
 
 def prepare_data(world: World) -> TrainingData:
-    """Load what Feast holds, fit the preprocessor and write the encoded timelines."""
+    """Load the tables from Feast, fit the preprocessor and write the encoded timelines."""
     settings = world.settings
     tables, features = _load(world, settings.features.text_encoder)
-    with step("training_data", world.seconds) as log:
+    with step("training_data", world.seconds) as running:
         data = prepare_training_data(
             tables,
             features,
@@ -96,14 +96,14 @@ def prepare_data(world: World) -> TrainingData:
             f"{world.prefix}/data",
             refit=settings.train.refit != "off",
         )
-        log.add(users=data.users, items=data.items, events=data.events, positives=data.positives)
+        running.add(users=data.users, items=data.items, events=data.events, positives=data.positives)
     return data
 
 
 def train_model(world: World, data: TrainingData, version: str) -> TrainedModel:
-    """Train the towers, from the live version on where the settings say so."""
+    """Train the towers, starting from the live version if `train.warm_start` is live."""
     settings = world.settings
-    with step("train", world.seconds, version=version) as log:
+    with step("train", world.seconds, version=version) as running:
         trained = train_two_tower(
             data,
             settings.model,
@@ -117,30 +117,30 @@ def train_model(world: World, data: TrainingData, version: str) -> TrainedModel:
             callbacks=[EpochMetrics()],
             live=_live_bundle(world),
         )
-        log.add(
+        running.add(
             epochs=len(trained.epochs),
             best_epoch=trained.best_epoch,
             steps=trained.facts["steps"],
             refit=settings.train.refit,
         )
-        log.result = trained
+        running.result = trained
     return trained
 
 
 def store_model(world: World, bundle: TwoTowerBundle, version: str) -> StoredModel:
     """Store the model under its version."""
-    with step("model_store", world.seconds, version=version) as log:
+    with step("model_store", world.seconds, version=version) as running:
         stored = save_model(bundle, version, world.storage)
         world.database.mark(version, "stored")
-        log.add(uri=stored.uri)
+        running.add(uri=stored.uri)
     return stored
 
 
 def judge_model(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, evaluation: Evaluation) -> str:
-    """Let the gate decide and return its verdict.
+    """Run the gate and return its verdict.
 
     Raises:
-        GateError: it refuses; the report of the version is written all the same.
+        GateError: the gate refuses; the report of the version is written nevertheless.
     """
     try:
         return check_gate(evaluation, world.settings.evaluation)
@@ -151,7 +151,7 @@ def judge_model(world: World, data: TrainingData, bundle: TwoTowerBundle, versio
 
 
 def _live_bundle(world: World) -> TwoTowerBundle | None:
-    """Return the live version to begin with, if the settings ask for it and there is one."""
+    """Return the bundle of the live version for a warm start; None if that is off or no version is live."""
     if world.settings.train.warm_start == "off":
         return None
     live = world.database.live()
@@ -166,7 +166,7 @@ def _load(
     live: for the live version; rows count as read only once, for the new one.
     """
     settings = world.settings
-    with step("live_features" if live else "load_features", world.seconds) as log:
+    with step("live_features" if live else "load_features", world.seconds) as running:
         tables = load_features(
             world.store,
             settings.feast,
@@ -178,14 +178,14 @@ def _load(
             raw_of_items=settings.search.item_fields if active is None else None,
             active=active,
         )
-        log.add(rows=tables.rows.kept, read=tables.rows.read)
+        running.add(rows=tables.rows.kept, read=tables.rows.read)
         if not live:
-            log.result = tables.rows
+            running.result = tables.rows
     if text_encoder == HASHING:
         return tables, settings.features
-    with step("encode_text", world.seconds, encoder=text_encoder) as log:
+    with step("encode_text", world.seconds, encoder=text_encoder) as running:
         text = encode_item_text(tables, settings.features, text_encoder, world.storage)
-        log.add(encoded=text.encoded, kept=text.kept)
+        running.add(encoded=text.encoded, kept=text.kept)
     return text.tables, text.features
 
 
@@ -201,7 +201,7 @@ def encode_data(
     """Load and encode the data for a stored model, below the prefix of the run. live: it is the live version."""
     settings = world.settings
     tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING), active, live=live)
-    with step("live_data" if live else "training_data", world.seconds) as log:
+    with step("live_data" if live else "training_data", world.seconds) as running:
         data = encode_tables(
             tables,
             bundle.preprocessor,
@@ -211,17 +211,17 @@ def encode_data(
             f"{world.prefix}/{folder}",
             item_ids=item_ids,
         )
-        log.add(users=data.users, items=data.items, events=data.events)
+        running.add(users=data.users, items=data.items, events=data.events)
     return data
 
 
 def evaluate_version(
     world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, *, refitted: TwoTowerBundle | None = None
 ) -> Evaluation:
-    """Evaluate a model beside the baselines and the live version, unless `version`, its own, is the live one."""
+    """Evaluate a model against the baselines and the live version, unless its own `version` is live."""
     settings = world.settings
-    live = _live(world, beside=version)
-    with step("evaluate", world.seconds) as log:
+    live = _load_live(world, other_than=version)
+    with step("evaluate", world.seconds) as running:
         evaluation = evaluate_model(
             data,
             bundle,
@@ -232,15 +232,15 @@ def evaluate_version(
             refitted=refitted,
         )
         recalls = {name: value for name, value in evaluation.metrics.get("model", {}).items() if "recall@" in name}
-        log.add(users=evaluation.users, **{name: round(value, 4) for name, value in recalls.items()})
-        log.result = evaluation
+        running.add(users=evaluation.users, **{name: round(value, 4) for name, value in recalls.items()})
+        running.result = evaluation
     return evaluation
 
 
-def _live(world: World, *, beside: str) -> LiveVersion | None:
-    """Return the live version with the same events encoded for it; None where there is none to compare with."""
+def _load_live(world: World, *, other_than: str) -> LiveVersion | None:
+    """Return the live version with the same events encoded for it; None without another version that is live."""
     version = world.database.live()
-    if version is None or version == beside:
+    if version is None or version == other_than:
         return None
     try:
         bundle = as_evaluated(load_model(version, world.storage))
@@ -260,12 +260,12 @@ def write_page(
     counts: dict[str, int],
     gate: str,
 ) -> str:
-    """Write the report of a version and return its address. gate: the verdict, if there is one."""
+    """Write the report of a version and return its address. gate: its verdict, or empty."""
     settings = world.settings
     reasons = tuple(find_reasons(evaluation, settings.evaluation))
     run = RunFigures(gate, reasons, counts, dict(world.seconds))
     read_fields = functools.partial(read_items, world.store, settings.feast.item_service, settings.feast.item_key)
-    with step("report", world.seconds, version=version) as log:
+    with step("report", world.seconds, version=version) as running:
         page = write_report(
             bundle,
             version,
@@ -277,7 +277,7 @@ def write_page(
             item_name=settings.features.item_name,
             run=run,
         )
-        log.add(page=page)
+        running.add(page=page)
     return page
 
 
@@ -289,9 +289,9 @@ def recommend_items(
     if increment is None:
         if version in world.database.pushed_since_live():
             note_replaced(world.storage, version)
-        # They are older than what comes now.
+        # Increments are older than the candidates that replace them.
         world.storage.delete_prefix(increments_folder(version))
-    with step("candidates", world.seconds, version=version) as log:
+    with step("candidates", world.seconds, version=version) as running:
         candidates = generate_candidates(
             data,
             bundle,
@@ -301,17 +301,17 @@ def recommend_items(
             prefix=f"{increments_folder(version)}/{increment}" if increment else candidates_folder(version),
             items_of=candidates_folder(version) if increment else None,
         )
-        log.add(users=candidates.users, items=candidates.items, k=candidates.k, **candidates.facts)
-        log.result = candidates
+        running.add(users=candidates.users, items=candidates.items, k=candidates.k, **candidates.facts)
+        running.result = candidates
     return candidates
 
 
 def encode_search(world: World, data: TrainingData, version: str) -> SearchVectors:
-    """Store the vectors of search views with the candidates of a version; without an encoder there are none."""
+    """Store the vectors of search views with the candidates of a version; none without an encoder."""
     search = world.settings.search
     if not search.vectors:
         return SearchVectors(version)
-    with step("search_vectors", world.seconds, version=version) as log:
+    with step("search_vectors", world.seconds, version=version) as running:
         made = make_search_vectors(
             data,
             search,
@@ -320,12 +320,12 @@ def encode_search(world: World, data: TrainingData, version: str) -> SearchVecto
             prefix=candidates_folder(version),
             repo=str(world.store.repo_path),
         )
-        log.add(**made.rows, encoded=made.encoded, kept=made.kept, unreadable=made.unreadable)
+        running.add(**made.rows, encoded=made.encoded, kept=made.kept, unreadable=made.unreadable)
     return made
 
 
 def publish_once(world: World, version: str) -> UpdateReport:
-    """Publish unless an earlier attempt of this run has: meanwhile another version may have gone live after it."""
+    """Publish unless an earlier attempt of this run has, because another version may have gone live since."""
     row = world.database.get(version)
     if row is not None and row.run_id == world.run_id:
         LOGGER.info("version %s was made live by an earlier attempt of run %s", version, world.run_id)
@@ -334,7 +334,7 @@ def publish_once(world: World, version: str) -> UpdateReport:
 
 
 def _metadata(world: World, data: TrainingData) -> dict[str, Any]:
-    """Return what a bundle tells about its making; the same in every attempt of a run."""
+    """Return the metadata of the run for its bundle; equal in every attempt of a run."""
     packages = ("rec_ray", "ray", "torch", "feast", "pyarrow", "numpy")
     return {
         "run_id": world.run_id,

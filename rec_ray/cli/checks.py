@@ -1,7 +1,6 @@
-"""The commands that look before a run: `rec-ray doctor` uses each part of the outside world, `rec-ray plan` none.
+"""Commands to use before a run: `rec-ray doctor` tests every connection, `rec-ray plan` estimates its cost.
 
-Options come in, one function that does the work is called, its answer is printed as text or as one JSON object. No
-command has logic of its own.
+Each loads the settings, calls one function and prints its result as text or as one JSON object.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ checks_app = typer.Typer()
 
 @checks_app.command()
 def doctor(project: Project = None, config: Config = None, overrides: Set = None, as_json: AsJson = False) -> None:
-    """Use each store and service once and say what a run would trip over; ends with 2 or 3 if there is something."""
+    """Test every store and service and list what would stop a run; exit code 2 or 3 if anything would."""
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.doctor import examine, exit_code_of
 
@@ -37,7 +36,7 @@ def doctor(project: Project = None, config: Config = None, overrides: Set = None
 
 @checks_app.command()
 def plan(project: Project = None, config: Config = None, overrides: Set = None, as_json: AsJson = False) -> None:
-    """Say what a run would do, about how long it would take and what it would publish; touches nothing."""
+    """Estimate steps, time and memory of a run and list what it would publish, without changing anything."""
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.plan import plan_run
 

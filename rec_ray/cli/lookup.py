@@ -1,7 +1,7 @@
-"""What a person asks of a project after a run: a user's recommendations, an item's neighbours.
+"""Lookup of a user's recommendations and of an item's neighbours, as `rec-ray recommend` and `similar` show them.
 
-Settings and an id come in, a small answer with names comes out, read from where a serving backend would read: the Feast
-online store, the version table and the object store. It starts no Ray and changes nothing.
+Reads from the same places as a serving backend: Feast online store, version table and object store. Starts no Ray and
+changes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rec_ray.storage.object_store import Storage
 
 @dataclass(frozen=True)
 class Answer:
-    """A ranked list of items. names: item id -> name, where the settings name a field for it."""
+    """Ranked list of items. names: item id -> name, if `features.item_name` is set."""
 
     title: str
     version: str | None
@@ -38,10 +38,10 @@ class Answer:
 
 
 def recommendations_of(settings: Settings, user_id: str | None, count: int) -> Answer:
-    """Return the first `count` items that the online store holds for a user; None takes a user of the live version.
+    """Return the first `count` items of a user's list in the online store; None picks a user of the live version.
 
     Raises:
-        DataError: the user is unknown, or nothing is live yet.
+        DataError: the user is unknown, or no version is live.
     """
     store = feature_store_of(settings)
     if user_id is None:
@@ -50,12 +50,15 @@ def recommendations_of(settings: Settings, user_id: str | None, count: int) -> A
     answer = read_online(store, target, [user_id])
     item_ids = answer[target.fields[ITEM_IDS]][0]
     if item_ids is None:
-        raise DataError(f"the online store has no recommendations for user {user_id!r}; was `rec-ray run` done since?")
+        raise DataError(
+            f"the online store has no recommendations for user {user_id!r}; a new user gets some with the next run: "
+            "rec-ray run"
+        )
     scores = answer[target.fields[SCORES]][0] if SCORES in target.fields else []
     version = answer[target.fields[MODEL_VERSION]][0] if MODEL_VERSION in target.fields else None
-    shown = [str(item_id) for item_id in list(item_ids)[:count]]
+    first = [str(item_id) for item_id in list(item_ids)[:count]]
     title = f"Recommendations for user {user_id}" + (f", version {version}" if version else "")
-    return Answer(title, version, shown, [float(s) for s in list(scores or [])[:count]], _names(store, settings, shown))
+    return Answer(title, version, first, [float(s) for s in list(scores or [])[:count]], _names(store, settings, first))
 
 
 def _any_user(settings: Settings) -> str:
@@ -71,15 +74,15 @@ def _any_user(settings: Settings) -> str:
 def _live(settings: Settings) -> str:
     version = database_of(settings).live()
     if version is None:
-        raise DataError("no version is live yet; do `rec-ray run` first")
+        raise DataError("no version is live yet; run: rec-ray run")
     return version
 
 
 def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
-    """Return the items most like an item: those that were published for it, else the nearest of the live version.
+    """Return the items most similar to an item: the published ones, else the nearest vectors of the live version.
 
     Raises:
-        DataError: the item is unknown to the live version, or nothing is live yet.
+        DataError: the live version has no such item, or no version is live.
     """
     version = _live(settings)
     if settings.publish.similar_push_source is not None:
@@ -90,7 +93,7 @@ def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
     item_ids, vectors = _item_vectors(storage, candidates_folder(version))
     places = np.flatnonzero(item_ids == item_id)
     if not len(places):
-        raise DataError(f"version {version} knows no item {item_id!r}")
+        raise DataError(f"version {version} has no item {item_id!r}")
     exclude = Exclusions(places, np.array([0, len(places)]))
     found, scores = ExactTopK(vectors).search(vectors[places[:1]], count, exclude)
     kept = found[0] >= 0
@@ -101,7 +104,7 @@ def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
 
 
 def _published_similar_items(settings: Settings, source: str, item_id: str, count: int) -> Answer | None:
-    """Return what the online store holds as similar to an item; None when it holds nothing."""
+    """Return the similar items of an item in the online store; None if it has no row for the item."""
     store = feature_store_of(settings)
     target = find_push_target(store, source, ITEM_ID, [SIMILAR_IDS, SIMILAR_SCORES])
     found = {column: values[0] for column, values in read_online(store, target, [item_id]).items()}
@@ -125,7 +128,7 @@ def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
 
 
 def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
-    """Return the names of some items as of now, from Feast's offline store; none when no field is set for them."""
+    """Read the current names of items from Feast's offline store; empty unless `features.item_name` is set."""
     name, key = settings.features.item_name, settings.feast.item_key
     if name is None or not item_ids:
         return {}

@@ -1,7 +1,7 @@
-"""The command line: options into settings, one function of `pipeline` called, its report printed.
+"""Command line: each command loads the settings, calls one function and prints its report.
 
-`main` takes the arguments and gives back the exit code; figures go to standard output, as tables or as one JSON object
-with `--json`, and log lines to standard error. No command has logic of its own.
+`main` takes the arguments and returns the exit code. Reports go to standard output, as tables or as one JSON object
+with `--json`; log lines go to standard error. Commands have no logic of their own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STOPPED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
 
 class VectorIndex(StrEnum):
-    """Kinds of index that pgvector has."""
+    """Index types of pgvector."""
 
     HNSW = "hnsw"
     IVFFLAT = "ivfflat"
@@ -49,27 +49,27 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Version = Annotated[str | None, typer.Argument(help="Version of the model.", show_default="the newest stored")]
+Version = Annotated[str | None, typer.Argument(help="Version of the model.", show_default="newest stored")]
 
 
 def _print_report(report: Any, as_json: bool) -> None:
     if as_json:
-        said = dataclasses.asdict(report)
-        # What is only drawn, with the histories of a few users, stands in the report of the version.
-        for name in ("examples", "distributions") if said["evaluation"] else ():
-            del said["evaluation"][name]
-        print(json.dumps(said, default=str))
+        values = dataclasses.asdict(report)
+        # Data of plots and the histories of example users are only in the report of the version.
+        for name in ("examples", "distributions") if values["evaluation"] else ():
+            del values["evaluation"][name]
+        print(json.dumps(values, default=str))
         return
     from rec_ray.reports.terminal import print_evaluation, print_rows
 
     console = Console()
     if report.finished_before:
-        console.print(f"Run {report.run_id} has ended well before: nothing was done. It reported:", highlight=False)
+        console.print(f"Run {report.run_id} had already finished; nothing was done. Its report:", highlight=False)
     if report.evaluation is not None:
         print_evaluation(console, report.evaluation)
     print_rows(console, f"Version {report.version}", report.counts)
     print_rows(console, "Seconds of each step", report.seconds | {"total": sum(report.seconds.values())})
-    print_rows(console, "Where things are", report.where)
+    print_rows(console, "Locations", report.where)
 
 
 @app.command()
@@ -77,12 +77,12 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the new project.")],
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Folder with interactions.parquet and, if there, users.parquet and items.parquet."),
+        typer.Option("--from", help="Folder with interactions.parquet, optionally users.parquet and items.parquet."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the generated shop.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make a project: settings, a Feast repository and data, generated or your own."""
+    """Create a project: settings, a Feast repository and data, generated or your own."""
     from rec_ray.sample.project import init_project
 
     summary = init_project(folder, source, seed=seed)
@@ -96,14 +96,14 @@ def init(
     print_rows(console, f"Project from {summary.source}", rows)
     for note in summary.notes:
         console.print(f"- {note}", markup=False, highlight=False)
-    console.print(f"Settings to look at: {summary.settings}\nNext: rec-ray run -C {folder}", markup=False)
+    console.print(f"Settings to review: {summary.settings}\nNext: rec-ray run -C {folder}", markup=False)
 
 
 @app.command()
 def run(
     project: Project = None, config: Config = None, overrides: Set = None, run_id: RunId = None, as_json: AsJson = False
 ) -> None:
-    """Do the whole line: train, evaluate, store, compute candidates, publish to Feast."""
+    """Run the complete pipeline: train, evaluate, store, compute candidates, publish to Feast."""
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_pipeline
 
@@ -114,7 +114,7 @@ def run(
 def train(
     project: Project = None, config: Config = None, overrides: Set = None, run_id: RunId = None, as_json: AsJson = False
 ) -> None:
-    """Train, evaluate and store a model under a new version; publish nothing."""
+    """Train, evaluate and store a model under a new version, without publishing."""
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_training
 
@@ -129,7 +129,7 @@ def evaluate(
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a stored version on what Feast holds now."""
+    """Evaluate a stored version on the current data in Feast."""
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_evaluation
 
@@ -141,15 +141,15 @@ def candidates(
     version: Version = None,
     since: Annotated[
         str | None,
-        typer.Option(help="Only users with events since then: an ISO time, 36h, 7d, or last; an increment is stored."),
+        typer.Option(help="Store an increment of users with events since an ISO time, 36h, 7d or last."),
     ] = None,
-    publish: Annotated[bool, typer.Option("--publish", help="Push what was computed, too.")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Also publish the result.")] = False,
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute and store the recommendations of a stored version, for all users or those with events since a time."""
+    """Compute and store recommendations with a stored version, for all users or for recently active ones."""
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_candidates, run_increment
 
@@ -164,14 +164,14 @@ def candidates(
 def publish(
     version: Version = None,
     increment: Annotated[
-        str | None, typer.Option(help="Push only this increment of the live version; newest is the newest.")
+        str | None, typer.Option(help="Push only this increment of the live version, by name or newest.")
     ] = None,
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Push the stored recommendations of a version to Feast and make it the live one."""
+    """Push the stored recommendations of a version to Feast and make the version live."""
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_publishing
 
@@ -182,14 +182,15 @@ def publish(
 def report(
     version: Annotated[str, typer.Argument(help="Version of the model.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the page to this file too.", show_default="only stored")
+        Path | None,
+        typer.Option("--output", "-o", help="Also write the page to this file.", show_default="only stored"),
     ] = None,
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the report of a stored version again: one HTML file, kept with the version."""
+    """Render the report of a stored version again: one HTML file, stored with the version."""
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.maintenance import make_report
 
@@ -219,13 +220,15 @@ app.add_typer(versions_app, name="versions")
 @app.command("vector-index")
 def vector_index(
     kind: Annotated[VectorIndex, typer.Option(help="Kind of pgvector index.")] = VectorIndex.HNSW,
-    drop: Annotated[bool, typer.Option("--drop", help="Remove the indexes, as before another embedding_size.")] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Remove the indexes; needed before embedding_size changes.")
+    ] = False,
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the indexes over vectors in a PostgreSQL online store, which Feast leaves out."""
+    """Create the vector indexes in a PostgreSQL online store, which Feast does not create."""
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.maintenance import run_indexing
 
@@ -235,22 +238,22 @@ def vector_index(
         return
     from rec_ray.reports.terminal import print_rows
 
-    print_rows(Console(), "Indexes over vectors", done)
+    print_rows(Console(), "Vector indexes", done)
 
 
 @app.command()
 def recommend(
     user_id: Annotated[str | None, typer.Argument(help="Id of the user.")] = None,
-    any_user: Annotated[bool, typer.Option("--any", help="Take a user of the live version.")] = False,
+    any_user: Annotated[bool, typer.Option("--any", help="Pick a user of the live version.")] = False,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Items to show.")] = 10,
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a user's recommendations as the Feast online store answers them."""
+    """Show a user's recommendations from the Feast online store."""
     if (user_id is None) != any_user:
-        raise ConfigError("name a user, or say --any")
+        raise ConfigError("expected either a user id or --any")
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.lookup import recommendations_of
 
@@ -266,7 +269,7 @@ def similar(
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the items whose vectors are nearest to that of an item, in the live version."""
+    """Show the items most similar to an item in the live version."""
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.lookup import similar_items
 
@@ -288,14 +291,14 @@ def render(
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
-    name: Annotated[str | None, typer.Option(help="Name; that of a RayJob is the id of its run.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the object; a RayJob uses it as run id.")] = None,
     namespace: Annotated[str, typer.Option(help="Namespace of all objects.")] = "rec-ray",
-    image: Annotated[str | None, typer.Option(help="Image, if not that of the manifests.")] = None,
-    grow_to: Annotated[int | None, typer.Option(help="Let the workers grow to so many.")] = None,
-    queue: Annotated[str | None, typer.Option(help="LocalQueue of Kueue that admits the RayJob.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="When a cronjob runs, such as '0 3 * * *'.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image.")] = None,
+    grow_to: Annotated[int | None, typer.Option(help="Maximum number of workers; turns autoscaling on.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Kueue LocalQueue that admits the RayJob.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Cron schedule of a cronjob, such as '0 3 * * *'.")] = None,
 ) -> None:
-    """Print Kubernetes manifests for the settings: a run, a cluster that stays, or a run every night."""
+    """Print Kubernetes manifests for the settings: one run, a permanent cluster, or scheduled runs."""
     from rec_ray.cli.kubernetes_manifests import Wishes, render_manifests
 
     settings = settings_of(project, config, overrides)
@@ -313,7 +316,7 @@ def _root(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return the exit code; faults that are foreseen are one line on standard error."""
+    """Run one command and return its exit code; an expected error is one line on standard error."""
     configure_logging(as_json=not sys.stderr.isatty() and "KUBERNETES_SERVICE_HOST" in os.environ)
     previous = signal.signal(signal.SIGTERM, _terminate)
     published = False
@@ -329,15 +332,15 @@ def main(argv: list[str] | None = None) -> int:
         unsubscribe(note_publication)
         signal.signal(signal.SIGTERM, previous)
     if code in STOPPED:
-        made = "its version was made live before that" if published else "nothing was made live"
-        print(f"rec-ray: {STOPPED[code]}; {made}", file=sys.stderr)
+        outcome = "its version was made live before that" if published else "nothing was made live"
+        print(f"rec-ray: {STOPPED[code]}; {outcome}", file=sys.stderr)
     return code
 
 
 def _invoke(command: Callable[[], Any]) -> int:
     try:
         code = command()
-        return int(code) if isinstance(code, int) else 0  # Typer makes 130 of Ctrl-C.
+        return int(code) if isinstance(code, int) else 0  # Typer returns 130 for Ctrl-C.
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -348,16 +351,16 @@ def _invoke(command: Callable[[], Any]) -> int:
         error.show(sys.stderr)
         return 2
     except RecRayError as error:
-        return _failed(error)
+        return _report_error(error)
     except Exception as error:
         if isinstance(foreseen_cause(error), RecRayError):
-            return _failed(error)
+            return _report_error(error)
         LOGGER.exception("unexpected fault")
         print(without_secrets(f"rec-ray: unexpected {type(error).__name__}: {error}"), file=sys.stderr)
         return 1
 
 
-def _failed(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
     cause: Any = foreseen_cause(error)
     print(without_secrets(f"rec-ray: {cause}"), file=sys.stderr)
     return int(cause.exit_code)
@@ -367,7 +370,7 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 class _Terminated(BaseException):
-    """SIGTERM came."""
+    """The process received SIGTERM."""
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

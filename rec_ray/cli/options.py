@@ -1,7 +1,6 @@
-"""The options that most commands share, and what is done with them.
+"""Options shared by most commands, as annotated types, and the settings that they select.
 
-What a person typed comes in; settings go out, and standard output stays free for the answer. It knows no command.
-Options are types: a command takes those it has as arguments.
+`settings_of` loads the settings of a command; `aside` keeps standard output free for its report.
 """
 
 from __future__ import annotations
@@ -21,27 +20,29 @@ from rec_ray.logs import hide
 
 Project = Annotated[
     Path | None,
-    typer.Option("--project", "-C", help="Folder of the project; its rec_ray.yaml is used.", show_default="here"),
+    typer.Option("--project", "-C", help="Project folder with a rec_ray.yaml.", show_default="current folder"),
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", show_default="./rec_ray.yaml")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be repeated.")
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 RunId = Annotated[
     str | None,
-    typer.Option("--run-id", envvar="REC_RAY_RUN_ID", help="Name of the run; the same name goes on where it stopped."),
+    typer.Option(
+        "--run-id", envvar="REC_RAY_RUN_ID", help="Name of the run; a failed run with the same name is resumed."
+    ),
 ]
 
 
 def settings_of(project: Path | None, config: Path | None, overrides: list[str] | None) -> Settings:
-    """Return the settings that the options name; from then on their secrets are in no log line.
+    """Load the settings selected by the options and mask their secrets in all later log lines.
 
     Raises:
-        ConfigError: the options contradict each other, or the settings are wrong.
+        ConfigError: both options are given, or the settings are wrong.
     """
     if project is not None and config is not None:
-        raise ConfigError("--project and --config name the settings twice; give one of them")
+        raise ConfigError("--project and --config both select settings; use one of them")
     path = config if config is not None else (project or Path()) / SETTINGS_FILE
     settings = load_settings(path, overrides or [])
     hide(secrets_of(settings))
@@ -49,6 +50,6 @@ def settings_of(project: Path | None, config: Path | None, overrides: list[str] 
 
 
 def aside(command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call a function; what it or Ray prints meanwhile goes to standard error, as standard output is for the answer."""
+    """Call a function with standard output redirected to standard error, which leaves the former to the report."""
     with contextlib.redirect_stdout(sys.stderr):
         return command(*arguments, **named)

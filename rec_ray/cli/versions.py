@@ -1,7 +1,6 @@
-"""The commands `rec-ray versions ...`: list, show, rollback, prune.
+"""Commands `rec-ray versions ...`: list, show, rollback, prune.
 
-Options come in, one function that does the work is called, its answer is printed as a table or as one JSON object. No
-command has logic of its own.
+Each loads the settings, calls one function and prints its result as a table or as one JSON object.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from rich.console import Console
 from rec_ray.cli.options import AsJson, Config, Project, Set, aside, settings_of
 from rec_ray.errors import ConfigError
 
-versions_app = typer.Typer(help="List the versions; show one, go back to one, remove old ones.")
+versions_app = typer.Typer(help="List versions, show one, roll back to one, prune old ones.")
 
 OneVersion = Annotated[str, typer.Argument(help="Version of the model.")]
 
@@ -29,11 +28,11 @@ def versions(
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the versions: what is live, what was published before, what is only stored."""
+    """List all versions with their state: live, published before, stored, refused, pruned."""
     if context.invoked_subcommand is None:
         _list(project, config, overrides, as_json)
     elif project is not None or config is not None or overrides or as_json:
-        raise ConfigError(f"options stand behind the command: rec-ray versions {context.invoked_subcommand} -C ...")
+        raise ConfigError(f"options go after the command: rec-ray versions {context.invoked_subcommand} -C ...")
 
 
 @versions_app.command("list")
@@ -63,7 +62,7 @@ def show(
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show all that is known of one version: metrics, data range, parent, run, checksum, address."""
+    """Show one version: metrics, data range, parent, run, checksum, address, completeness of its files."""
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.version_listing import show_version
 
@@ -84,7 +83,7 @@ def rollback(
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Push the stored recommendations of a version that was live before, and make it live again."""
+    """Push the stored recommendations of a previously live version again and make it live."""
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_rollback
 
@@ -101,13 +100,13 @@ def rollback(
 
 @versions_app.command()
 def prune(
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Newest versions whose files are kept.")],
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Number of newest versions whose files are kept.")],
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the files of old versions; never those of the live one or of its parent. The records stay."""
+    """Remove the files of old versions, except the live version and its parent; their records stay."""
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.maintenance import run_pruning
 

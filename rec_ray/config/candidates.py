@@ -1,6 +1,6 @@
-"""Settings of the lists of recommendations: candidates, filters, how they reach Feast.
+"""Settings of the recommendation lists: candidates, filters and publishing to Feast.
 
-Plain values go in and frozen sections come out. They know no model.
+The sections are declarations: they load no model and open no store.
 """
 
 from __future__ import annotations
@@ -13,126 +13,130 @@ from rec_ray.config.section import Fraction, Positive, Section
 
 
 class UserRule(Section):
-    """A rule between an item and a user: `item: age_limit, must_be: at_most, user: age`."""
+    """Condition on an item field and a user field: `item: age_limit, must_be: at_most, user: age`."""
 
-    item: str = Field(description="Field of an item.")
+    item: str = Field(description="Item field.")
     must_be: Literal["equal", "at_least", "at_most", "contains", "contained_in"] = Field(
-        description="What the item's value must be beside the user's; an item without a value is for everyone."
+        description="Comparison of the item's value with the user's; an item without a value is allowed for all users."
     )
-    user: str = Field(description="Field of a user.")
+    user: str = Field(description="User field.")
     unknown_user: Literal["refuse", "allow"] = Field(
-        "refuse", description="Whether a user without a value gets the items that have one."
+        "refuse", description="Refuse or allow items that have a value to users that have none."
     )
 
 
 class FilterSettings(Section):
-    """What may be recommended to whom; acts before a list is cut to k. A missing value restricts nothing."""
+    """Eligibility of items for users, applied before a list is cut to k. A missing value restricts nothing."""
 
-    seen_types: list[str] = Field(default_factory=list, description="Types of events that count as seen; empty: all.")
-    seen_days: float | None = Field(None, gt=0, description="Events count as seen for so many days; null: for ever.")
-    available: str | None = Field(None, description="Boolean field of an item: one that is false is left out.")
-    available_from: str | None = Field(None, description="Time field of an item: left out before it.")
-    available_until: str | None = Field(None, description="Time field of an item: left out from it on.")
-    category: str | None = Field(None, description="Field of an item that the next five are about.")
-    separator: str | None = Field(None, description="Parts its paths; null: as the feature is declared.")
-    allowed_categories: list[str] = Field(default_factory=list, description="Only these; a path means all below it.")
-    blocked_categories: list[str] = Field(default_factory=list, description="None of these, nor what is below them.")
-    most_per_category: Positive | None = Field(None, description="Items of one category in a list at most.")
+    seen_types: list[str] = Field(
+        default_factory=list, description="Event types that mark an item as seen; empty: all."
+    )
+    seen_days: float | None = Field(None, gt=0, description="Days for which an item stays seen; null: for ever.")
+    available: str | None = Field(None, description="Boolean item field; items with false are dropped.")
+    available_from: str | None = Field(None, description="Timestamp item field; items are dropped before that time.")
+    available_until: str | None = Field(None, description="Timestamp item field; items are dropped from that time on.")
+    category: str | None = Field(None, description="Item field with categories, used by the next five settings.")
+    separator: str | None = Field(None, description="Separator of category paths; null: that of the feature.")
+    allowed_categories: list[str] = Field(
+        default_factory=list, description="Allow only these categories; a path includes its subcategories."
+    )
+    blocked_categories: list[str] = Field(
+        default_factory=list, description="Drop these categories and their subcategories."
+    )
+    most_per_category: Positive | None = Field(None, description="Maximum number of items of one category in a list.")
     category_level: Positive | None = Field(
-        None, description="Parts of a path that make the category of most_per_category; null: the whole path."
+        None, description="Depth of the path that most_per_category compares; null: the complete path."
     )
     rules: list[UserRule] = Field(
-        default_factory=list, description="Such as {item: age_limit, must_be: at_most, user: age}."
+        default_factory=list, description="Conditions such as {item: age_limit, must_be: at_most, user: age}."
     )
     always_include: list[str] = Field(
-        default_factory=list, description="Items in every list, unless seen, unavailable or against a rule."
+        default_factory=list, description="Items to put into every list, unless seen, unavailable or against a rule."
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> FilterSettings:
-        about = ("separator", "allowed_categories", "blocked_categories", "most_per_category", "category_level")
-        named = [name for name in about if getattr(self, name)]
+        dependent = ("separator", "allowed_categories", "blocked_categories", "most_per_category", "category_level")
+        named = [name for name in dependent if getattr(self, name)]
         if named and self.category is None:
             raise ValueError(f"{named[0]} needs candidates.filters.category, the item field with the categories")
         if self.category_level is not None and self.most_per_category is None:
-            raise ValueError("category_level says nothing without most_per_category")
+            raise ValueError("category_level has no effect without most_per_category")
         return self
 
     @property
     def item_fields(self) -> dict[str, str]:
-        """The item fields that are read -> the setting that names each."""
+        """Item fields that are read -> setting that names each."""
         named = {name: getattr(self, name) for name in ("available", "available_from", "available_until", "category")}
         return {field: name for name, field in named.items() if field} | {rule.item: "rules" for rule in self.rules}
 
     @property
     def user_fields(self) -> dict[str, str]:
-        """The user fields that are read -> the setting that names each."""
+        """User fields that are read -> setting that names each."""
         return {rule.user: "rules" for rule in self.rules}
 
 
 class CandidateSettings(Section):
-    """The lists of recommendations."""
+    """Computation of the recommendation lists."""
 
-    k: Positive = Field(100, description="Items in the list of a user.")
-    exclude_seen: bool = Field(True, description="Leave out items that the user already interacted with.")
-    batch_size: Positive = Field(2048, description="Users scored at a time by one actor.")
+    k: Positive = Field(100, description="Length of a user's list.")
+    exclude_seen: bool = Field(True, description="Drop items that the user already interacted with.")
+    batch_size: Positive = Field(2048, description="Users in a batch of one task.")
     engine: Literal["exact", "faiss_ivf"] = Field(
-        "exact", description="Exact search, or an inverted file of faiss for catalogues of millions (rec_ray[faiss])."
+        "exact", description="Exact search, or a faiss inverted file for catalogues of millions (extra: faiss)."
     )
-    probes: Positive = Field(64, description="Lists of the inverted file that a user's search reads (faiss_ivf).")
-    recall_floor: Fraction = Field(0.95, description="Share of the exact lists that faiss_ivf must find, or stop.")
-    recall_users: Positive = Field(1000, description="Users on whom that share is measured in every run.")
-    use_gpu: bool = Field(False, description="Embed items and users and search exactly on GPUs.")
-    gpu_share: float = Field(
-        1.0, gt=0, le=1, description="Share of a GPU that a process takes: with 0.25 four of them feed one."
+    probes: Positive = Field(64, description="Inverted lists searched per user (nprobe of faiss_ivf).")
+    recall_floor: Fraction = Field(
+        0.95, description="Minimum recall of faiss_ivf against exact search; below it the run stops."
     )
+    recall_users: Positive = Field(1000, description="Users on which every run measures that recall.")
+    use_gpu: bool = Field(False, description="Use GPUs for embedding and exact search.")
+    gpu_share: float = Field(1.0, gt=0, le=1, description="GPUs per process; with 0.25 four processes share one.")
     precision: Literal["auto", "bf16", "float32"] = Field(
-        "auto", description="Width of the products that embed items and users; auto: bf16 on a GPU. Searches are exact."
+        "auto", description="Precision of the towers; auto: bf16 on a GPU, else float32. The search stays exact."
     )
     shard_items: Positive | None = Field(
-        None, description="Items that a process searches at a time; null: as many as a gigabyte of vectors holds."
+        None, description="Items in a shard of the search; null: as many as fill 1 GB with vectors."
     )
-    filters: FilterSettings = Field(default_factory=FilterSettings, description="What may be recommended to whom.")
+    filters: FilterSettings = Field(default_factory=FilterSettings, description="Eligibility of items for users.")
     diversity: Fraction = Field(
-        0.0, description="Weight of unlikeness to the items before in a list (maximal marginal relevance); 0: off."
+        0.0, description="Weight of dissimilarity in re-ranking by maximal marginal relevance; 0: off."
     )
-    fresh_share: Fraction = Field(
-        0.0, description="Least share of new items in the list, from its beginning on; 0: off."
-    )
-    fresh_days: float = Field(14, gt=0, description="An item is new for so many days after it was first seen.")
+    fresh_share: Fraction = Field(0.0, description="Minimum share of new items in every prefix of a list; 0: off.")
+    fresh_days: float = Field(14, gt=0, description="Days for which an item is new, from its first feature row on.")
     segment: str | None = Field(
-        None, description="User field: who has no event and no other feature gets what is popular with the same value."
+        None, description="User field; users without events or other features get the popular items of their value."
     )
-    similar_items: int = Field(0, ge=0, description="Items like it that are listed for each item; 0: none.")
+    similar_items: int = Field(0, ge=0, description="Length of the list of similar items of each item; 0: none.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> CandidateSettings:
         if not self.exclude_seen and (self.filters.seen_types or self.filters.seen_days):
-            raise ValueError("filters.seen_types and filters.seen_days say nothing while exclude_seen is false")
+            raise ValueError("filters.seen_types and filters.seen_days have no effect while exclude_seen is false")
         return self
 
     @property
     def device(self) -> str:
-        """What torch calls the device that computes."""
+        """Device of the computation, as torch names it."""
         return "cuda" if self.use_gpu else "cpu"
 
     @property
     def gpus(self) -> float | None:
-        """GPUs of a task."""
+        """GPUs to reserve for a task; None without."""
         return self.gpu_share if self.use_gpu else None
 
     @property
     def item_fields(self) -> dict[str, str]:
-        """The item fields that are read raw -> the setting that names each."""
+        """Item fields that are read raw -> setting that names each."""
         return {field: f"candidates.filters.{name}" for field, name in self.filters.item_fields.items()}
 
     @property
     def user_fields(self) -> dict[str, str]:
-        """The user fields that are read raw -> the setting that names each."""
+        """User fields that are read raw -> setting that names each."""
         named = {field: f"candidates.filters.{name}" for field, name in self.filters.user_fields.items()}
         return named | ({self.segment: "candidates.segment"} if self.segment else {})
 
     @property
     def changes_lists(self) -> bool:
-        """Whether lists are other than the k best items that the user has not seen."""
+        """True if lists differ from the k best items that the user has not seen."""
         return bool(self.diversity or self.fresh_share or self.filters != FilterSettings())

@@ -15,8 +15,6 @@ from rec_ray.errors import ConfigError
 
 MARKS = ("MINIO_HOST", "FEAST_PROJECT_NAME", "FEAST_REGISTRY_URL")
 """Where one of these is set, the others are those of the replaced system too."""
-FEAST_READS = ("FEAST_PROJECT_NAME", "FEAST_REGISTRY_URL")
-"""Feast puts these into feature_store.yaml itself, where it says `${FEAST_PROJECT_NAME}`."""
 NOT_NEEDED = ("DATASET_URL",)
 """Data comes from the sources that the Feast repository names."""
 BUCKET = "s3://user-encoder/rec_ray"

@@ -1,8 +1,8 @@
-"""From a settings file, the environment and the command line to one `Settings`.
+"""Loading of the settings from a file, the environment and the command line.
 
-`load_settings` reads the settings file of a project, lets the environment (`REC_RAY__SECTION__KEY`) and then the
-command line (`section.key=value`) override it, and resolves relative paths against the file's folder. It is the only
-module that reads the environment; what the settings mean, `config` says.
+`load_settings` reads the settings file of a project, overrides it by the environment (`REC_RAY__SECTION__KEY`) and
+then by the command line (`section.key=value`), and resolves relative paths against the folder of the file. `config`
+declares the settings.
 """
 
 from __future__ import annotations
@@ -26,38 +26,39 @@ SETTINGS_FILE = "rec_ray.yaml"
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read a settings file; environment variables override it, and `overrides` override those.
+    """Load the settings from a file; environment variables override it, and `overrides` override those.
 
     Args:
-        path: the settings file; relative paths in it are relative to its folder.
-        overrides: `section.key=value`, the value written as in YAML.
-        environ: read for `REC_RAY__SECTION__KEY`, for secrets also `REC_RAY__SECTION__KEY_FILE`, for RAY_ADDRESS, and,
-            for what the file leaves open, for the variables of the replaced system (`earlier_variables`).
-            Features and event types in a variable's name are those of the file in any case, new ones in small letters.
+        path: settings file; relative paths in it are relative to its folder.
+        overrides: `section.key=value`, with the value in YAML.
+        environ: source of `REC_RAY__SECTION__KEY`, of `REC_RAY__SECTION__KEY_FILE` for secrets, of RAY_ADDRESS and, for
+            settings that the file omits, of the variables of the replaced system (`earlier_variables`). Names of
+            features and event types in a variable match those of the file in any case; new ones are taken in lower
+            case.
 
     Raises:
-        ConfigError: the file is missing or no YAML, or a key or a value is wrong; all faults are named at once.
+        ConfigError: the file is missing or no YAML, or keys or values are wrong; the message lists all faults.
     """
     file = Path(path)
     values = _read_yaml(file)
     for section, key in SECRETS:
         if isinstance(values.get(section), dict) and values[section].get(key) is not None:
             name = f"{ENV_PREFIX}{section}__{key}".upper()
-            raise ConfigError(f"{file} holds {section}.{key}; set {name} or {name}_FILE instead, never in a file")
+            raise ConfigError(f"{file} contains the secret {section}.{key}; set {name} or {name}_FILE instead")
     earlier = earlier_values(environ, values)
     for (section, key), value in earlier.items():
         _put(values, [section, key], value, origin="environment")
     if earlier:
-        LOGGER.info("taken from variables of the replaced system: %s", ", ".join(map(".".join, sorted(earlier))))
+        LOGGER.info("settings from variables of the replaced system: %s", ", ".join(map(".".join, sorted(earlier))))
     for name in ignored_variables(environ):
-        LOGGER.info("%s is not needed: data comes from the sources that the Feast repository names", name)
+        LOGGER.info("%s is ignored: the Feast repository names the sources of the data", name)
     for keys, value in _from_environment(environ):
         _put(values, keys, value, origin="environment")
     for override in overrides:
         name, equals, text = override.partition("=")
         keys = name.split(".")
         if not equals or len(keys) < 2:
-            # Never the value: it may be a secret that lacks its section.
+            # The value stays out of the message: it may be a secret that lacks its section.
             raise ConfigError(f"--set takes section.key=value; got {name + '=...' if equals else name!r}")
         if (keys[0], keys[-1]) in SECRETS:
             raise ConfigError(f"{name} is a secret: set it in the environment, not on the command line")
@@ -65,10 +66,10 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        faults = "\n".join(f"  {_fault(fault)}" for fault in error.errors(include_url=False, include_input=True))
+        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors(include_url=False, include_input=True))
         raise ConfigError(f"{file}: {error.error_count()} wrong setting(s)\n{faults}") from None
-    # Not the folder behind a link: a mounted ConfigMap links its files into a folder that changes with each update.
-    settings = _absolute(settings, file.absolute().parent)
+    # Links stay unresolved: a mounted ConfigMap links its files into a folder that changes with each update.
+    settings = _resolve_paths(settings, file.absolute().parent)
     address = environ.get("RAY_ADDRESS", "").strip()
     if settings.ray.address is None and address and not address.startswith(("http://", "https://")):
         settings = settings.model_copy(update={"ray": settings.ray.model_copy(update={"address": address})})
@@ -78,19 +79,19 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
 def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(
-            f"no settings file at {file}; make a project with `rec-ray init DIR` or name one with --config"
+            f"no settings file at {file}; make a project with `rec-ray init DIR` or pass the file with --config"
         )
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
-        # Without the line itself, which may hold a secret.
+        # The line itself stays out of the message: it may contain a secret.
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{file} is not YAML: {error.problem}{line}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{file} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict | None):
         found = type(values).__name__
-        raise ConfigError(f"{file} holds a {found}; expected the sections {listed(Settings.model_fields)}")
+        raise ConfigError(f"{file} contains a {found}; expected the sections {listed(Settings.model_fields)}")
     return values or {}
 
 
@@ -106,9 +107,9 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[list[str], Any]]
             try:
                 value = Path(value).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
-                # Without the value: who mistakes the variable puts the secret itself there.
+                # The value stays out of the message: it is the secret itself if the variable was mistaken.
                 reason = getattr(error, "strerror", None) or "it is no text"
-                raise ConfigError(f"the file that {name} names cannot be read: {reason}") from None
+                raise ConfigError(f"the file in {name} cannot be read: {reason}") from None
         elif (keys[0], keys[-1]) not in SECRETS:
             value = _parse(value, name)
         elif not value:
@@ -121,14 +122,14 @@ def _parse(text: str, name: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"the value of {name} is not YAML; put a text with special characters in quotes") from None
+        raise ConfigError(f"the value of {name} is not YAML; quote text with special characters") from None
 
 
 def _put(values: dict[str, Any], keys: list[str], value: Any, *, origin: str) -> None:
     place: Any = values
     for depth, key in enumerate(keys):
         if not isinstance(place, dict):
-            raise ConfigError(f"{origin}: {'.'.join(keys)} goes below {keys[depth - 1]!r}, which is no section")
+            raise ConfigError(f"{origin}: {'.'.join(keys)} is below {keys[depth - 1]!r}, which is no section")
         if origin == "environment":
             key = next((name for name in place if str(name).lower() == key), key)
         if depth == len(keys) - 1:
@@ -138,33 +139,34 @@ def _put(values: dict[str, Any], keys: list[str], value: Any, *, origin: str) ->
         place = place[key]
 
 
-def _fault(fault: Any) -> str:
+def _describe(fault: Any) -> str:
+    """Return the line of one validation error, without values that may be secret."""
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}: no such setting{_known(fault['loc'])}"
+        return f"{where}: no such setting{_suggest(fault['loc'])}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if not where:
         return message
-    # A whole section, or an address, may hold a secret where it should not be.
+    # A section or an address may contain a misplaced secret.
     hidden = {*SECRETS, ("database", "url"), ("side_tables", "url"), ("storage", "endpoint")}
     if len(fault["loc"]) < 2 or fault["loc"][:2] in hidden or isinstance(fault["input"], dict | list):
         return f"{where}: {message}"
     return f"{where}: {message}; got {fault['input']!r}"
 
 
-def _known(loc: tuple[str | int, ...]) -> str:
-    """Return the nearest known names beside a misspelt one."""
+def _suggest(loc: tuple[str | int, ...]) -> str:
+    """Return the setting most similar to a misspelt one, or the known ones."""
     place: Any = Settings
     for key in loc[:-1]:
         is_section = isinstance(place, type) and issubclass(place, Section)
-        # Else it is a dictionary of them.
+        # Otherwise the annotation is a dictionary or list of sections.
         place = place.model_fields[str(key)].annotation if is_section else get_args(place)[-1]
     names = list(place.model_fields) if issubclass(place, Section) else [field.name for field in fields(place)]
     near = difflib.get_close_matches(str(loc[-1]), names, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {listed(names, limit=20)}"
 
 
-def _absolute(settings: Settings, folder: Path) -> Settings:
+def _resolve_paths(settings: Settings, folder: Path) -> Settings:
     """Resolve the relative paths of the settings against the folder of their file."""
 
     def path(text: str) -> str:
@@ -175,7 +177,7 @@ def _absolute(settings: Settings, folder: Path) -> Settings:
         return sqlite[0] + path(url.removeprefix(sqlite[0])) if sqlite else url
 
     def changed(section: Section, **paths: str | None) -> Section:
-        # Only what differs: what a copy was told counts as set, and the rest is left out where settings are shown.
+        # Update only changed values: an updated value counts as set, and settings are shown without unset ones.
         return section.model_copy(update={name: at for name, at in paths.items() if at != getattr(section, name)})
 
     def model(encoder: str) -> str:

@@ -13,19 +13,23 @@ from rec_ray.config.section import Positive, Section
 
 
 class PublishSettings(Section):
-    """How candidates reach the Feast online store."""
+    """Publishing of candidates to the Feast online store."""
 
     item_push_source: str = Field("item_embed_push_source", description="Push source of item vectors.")
     user_push_source: str = Field("user_embed_push_source", description="Push source of user vectors.")
-    recommendation_push_source: str = Field("user_items_push_source", description="Push source of the lists.")
+    recommendation_push_source: str = Field(
+        "user_items_push_source", description="Push source of the recommendation lists."
+    )
     similar_push_source: str | None = Field(
-        None, description="Push source of the lists of similar items, such as item_items_push_source; null: none."
+        None, description="Push source of similar items, such as item_items_push_source; null: they are not pushed."
     )
-    batch_rows: Positive = Field(1000, description="Rows of one push.")
+    batch_rows: Positive = Field(1000, description="Rows per push.")
     push_mode: Literal["online", "online_and_offline"] = Field(
-        "online", description="Where a push goes; online_and_offline also appends to the files or tables behind a view."
+        "online", description="Target of a push; online_and_offline also appends to the offline source of the view."
     )
-    lock_seconds: Positive = Field(900, description="A publisher that is silent for so long has lost its lock.")
+    lock_seconds: Positive = Field(
+        900, description="Seconds after which the lock of a publisher expires unless renewed."
+    )
     wait_seconds: int = Field(
-        0, ge=0, description="How long to wait while another run publishes, before leaving with exit code 7."
+        0, ge=0, description="Seconds to wait for the lock of another publisher before exit code 7."
     )

@@ -1,6 +1,6 @@
-"""Settings of the search views: which item fields become vectors, by which models, and where they are pushed.
+"""Settings of the search views: item fields that become vectors, their models and their push sources.
 
-Plain values go in and frozen sections come out. They know no model, and not whether the repository has the views.
+The sections are declarations: no model is loaded, and `check_search_targets` compares them with the feature repository.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ Texts = Annotated[list[str], Field(min_length=1)]
 
 
 class ImageVector(Section):
-    """A vector of an item's image, and of its text in the same space."""
+    """Vector of an item's image, averaged with that of its text in the same space."""
 
-    image: str = Field(description="Field of an item with the path or address of its image.")
-    text: list[str] = Field(default_factory=list, description="Fields of an item whose text counts too, and stands in.")
+    image: str = Field(description="Item field with the path or URL of the image.")
+    text: list[str] = Field(
+        default_factory=list, description="Item fields with text to average in; used alone if there is no image."
+    )
 
 
 class SearchSettings(Section):
-    """Vectors of what items say and show, for views that are searched by text or image; without an encoder none."""
+    """Vectors of item texts and images, for views that are searched by them; an encoder switches each kind on."""
 
     text_encoder: Model | None = Field(
-        None, description="transformers:<name or path of a model> for text_views, the one that queries use; null: none."
+        None,
+        description="Model of text_views, transformers:<name or path>; use the model that encodes queries. null: off.",
     )
     image_encoder: Model | None = Field(
-        None, description="transformers:<name or path of a model of the kind of CLIP> for image_views; null: none."
+        None, description="Model of image_views, transformers:<name or path>, an architecture like CLIP. null: off."
     )
     text_views: dict[str, dict[str, Texts]] = Field(
         default_factory=lambda: {"item_textual_features_embed": {"about_product_embedding": ["about_product"]}},
-        description="Push source -> field of its view -> fields of an item whose texts, joined, are its vector.",
+        description="Push source -> field of its view -> item fields whose joined texts are encoded.",
     )
     image_views: dict[str, dict[str, ImageVector]] = Field(
         default_factory=lambda: {
@@ -42,52 +45,54 @@ class SearchSettings(Section):
                 "clip_latent_space_embedding": ImageVector(image="img_link", text=["about_product"])
             }
         },
-        description="Push source -> field of its view -> image: field of an item with a path or address, text: fields.",
+        description="Push source -> field of its view -> image: item field with a path or URL, text: item fields.",
     )
     image_weight: float = Field(
-        2.0, gt=0, description="What an image weighs in its vector beside the text of the item, which weighs 1."
+        2.0, gt=0, description="Weight of the image in the average; the text of the item has weight 1."
     )
-    image_seconds: float = Field(10, gt=0, description="An image that takes longer to come counts as unreadable.")
-    image_bytes: Positive = Field(10_000_000, description="A file of an image that is larger counts as unreadable.")
+    image_seconds: float = Field(
+        10, gt=0, description="Timeout for fetching an image, in seconds; a later one is unreadable."
+    )
+    image_bytes: Positive = Field(10_000_000, description="Largest image file in bytes; a larger one is unreadable.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchSettings:
         both = sorted(set(self.text_views) & set(self.image_views))
         if both:
-            raise ValueError(f"{both[0]} is among text_views and image_views; a push source has vectors of one model")
+            raise ValueError(f"{both[0]} is in text_views and in image_views; a push source has vectors of one model")
         for kind in ("text", "image"):
             views = getattr(self, f"{kind}_views")
             if getattr(self, f"{kind}_encoder") and not views:
-                raise ValueError(f"{kind}_encoder says nothing without {kind}_views")
+                raise ValueError(f"{kind}_encoder has no effect without {kind}_views")
             if empty := [source for source, fields in views.items() if not fields]:
-                raise ValueError(f"{kind}_views.{empty[0]} names no field of its view")
+                raise ValueError(f"{kind}_views.{empty[0]} lists no field of its view")
         return self
 
     @property
     def text_model(self) -> str:
-        """Name or path of the model for texts."""
+        """Name or path of the text model."""
         return (self.text_encoder or "").removeprefix(TRANSFORMERS)
 
     @property
     def image_model(self) -> str:
-        """Name or path of the model for images."""
+        """Name or path of the image model."""
         return (self.image_encoder or "").removeprefix(TRANSFORMERS)
 
     @property
     def vectors(self) -> dict[str, list[str]]:
-        """The push sources that have an encoder -> the fields of their views."""
+        """Push sources with an encoder -> fields of their views."""
         texts = {source: list(fields) for source, fields in self.text_views.items() if self.text_encoder}
         return texts | {source: list(fields) for source, fields in self.image_views.items() if self.image_encoder}
 
     @property
     def without_encoder(self) -> dict[str, str]:
-        """The push sources that have no encoder -> the setting that would name one."""
+        """Push sources without an encoder -> setting that names one."""
         texts = {} if self.text_encoder else dict.fromkeys(self.text_views, "search.text_encoder")
         return texts | ({} if self.image_encoder else dict.fromkeys(self.image_views, "search.image_encoder"))
 
     @property
     def item_fields(self) -> dict[str, str]:
-        """The item fields that are read raw -> the setting that names each."""
+        """Item fields that are read raw -> setting that names each."""
         found: dict[str, str] = {}
         for source, texts in self.text_views.items() if self.text_encoder else ():
             found |= {name: f"search.text_views.{source}" for fields in texts.values() for name in fields}

@@ -1,7 +1,7 @@
-"""The settings file that a new project gets: every setting with its comment and its default or given value.
+"""Settings file of a new project: every setting with a comment and its default or given value.
 
-`render_settings` takes nested values and notes and gives back the text of a `rec_ray.yaml`, which `load_settings` reads
-to the same settings. It knows the settings by their declarations in `config` only, and writes no file.
+`render_settings` returns the text of a `rec_ray.yaml` for nested values and notes; `load_settings` reads the same
+settings from it. Comments are the descriptions of the sections in `config`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def render_settings(values: Mapping[str, Any] | None = None, notes: Mapping[str,
 
     Args:
         values: nested values that differ from the defaults.
-        notes: further comments by `section.key`, set between the setting's own and the setting.
+        notes: further comments by `section.key`, placed between the description and the setting.
     """
     settings = Settings.model_validate(values or {})
     dumped = settings.model_dump(mode="json")
     lines = [
-        "# Settings of this rec_ray project. Any of them can also be set by an environment variable",
-        "# REC_RAY__SECTION__KEY or by --set section.key=value; relative paths are relative to this file. Names of",
-        "# features and event types in a variable mean those of this file in any case; others are in small letters.",
+        "# Settings of this rec_ray project. An environment variable REC_RAY__SECTION__KEY or the option",
+        "# --set section.key=value overrides a setting. Relative paths are relative to this file. Variables match",
+        "# names of features and event types in this file in any case; other names are taken in lower case.",
     ]
     for name, field in Settings.model_fields.items():
         section = cast(type[Section], field.annotation)
@@ -51,16 +51,16 @@ def _render(
             lines += [f"{indent}{key}:", *_render(field.annotation, value, depth + 1, full, notes)]
         elif isinstance(value, dict) and value and not field.get_default(call_default_factory=True):
             lines.append(f"{indent}{key}:")
-            lines += [f"{indent}  {_flow(name)}: {_flow(_without_nulls(entry))}" for name, entry in value.items()]
+            lines += [f"{indent}  {_to_yaml(name)}: {_to_yaml(_drop_nulls(entry))}" for name, entry in value.items()]
         else:
-            lines.append(f"{indent}{key}: {_flow(value)}")
+            lines.append(f"{indent}{key}: {_to_yaml(value)}")
     return lines
 
 
-def _without_nulls(value: Any) -> Any:
+def _drop_nulls(value: Any) -> Any:
     return {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
 
 
-def _flow(value: Any) -> str:
+def _to_yaml(value: Any) -> str:
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.strip().removesuffix("...").strip()

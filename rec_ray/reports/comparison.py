@@ -1,7 +1,7 @@
-"""Figures into honest words: what methods are called, and one sentence on how the model compares with the others.
+"""Comparison of the model with the other methods, in sentences, and readable names of methods.
 
-Metrics, intervals and differences come in as plain values, as an `Evaluation` or a stored report holds them; sentences
-go out. It computes no metric and knows neither terminals nor pages.
+Input are metrics, intervals and differences as plain values of an `Evaluation` or of a stored report. Terminal and HTML
+report print the sentences.
 """
 
 from __future__ import annotations
@@ -25,61 +25,62 @@ _NAMES = {
 
 
 def name_method(method: str) -> str:
-    """Return what a person calls a method."""
+    """Return the readable name of a method."""
     return _NAMES.get(method, method.replace("_", " "))
 
 
 def verdict(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return sentences on the model: beside popularity, beside the best that only counts, and beside the live version.
+    """Compare the model with popularity, the best other baseline, and the live version; return one sentence each.
 
-    evaluation: the fields of an `Evaluation`. Two methods differ where the 95 % interval of their difference over the
-    same users leaves out 0; without one, where the other lies outside the model's own interval.
+    evaluation: fields of an `Evaluation`. Two methods differ if the 95 % interval of their difference over the same
+    users excludes 0; without that interval, if the other method is outside the model's own interval.
     """
-    sentences = [_beside_popularity(evaluation)]
+    sentences = [_compare_with_popularity(evaluation)]
     metrics = evaluation["metrics"]
-    counted = [name for name in ("recent_popularity", "item_knn", "item_transitions") if name in metrics]
-    if counted:
-        best = max(counted, key=lambda name: metrics[name].get(METRIC) or 0.0)
+    baselines = [name for name in ("recent_popularity", "item_knn", "item_transitions") if name in metrics]
+    if baselines:
+        best = max(baselines, key=lambda name: metrics[name].get(METRIC) or 0.0)
         if (metrics[best].get(METRIC) or 0.0) > (metrics[POPULARITY].get(METRIC) or 0.0):
-            sentences.append(_beside(evaluation, best, name_method(best)))
+            sentences.append(_compare(evaluation, best, name_method(best)))
     if REFITTED in metrics:
         sentences.append(
-            "Refitted with the validation events, which the methods that only count have seen too, the model's "
-            f"Recall@10 is {metrics[REFITTED].get(METRIC) or 0.0:.4f}; what is published has learned from the test's "
-            "as well."
+            "Refitted with the validation events, which the baselines have seen too, the model's "
+            f"Recall@10 is {metrics[REFITTED].get(METRIC) or 0.0:.4f}; the published model has also learned from the "
+            "test events."
         )
     if LIVE in metrics:
         version = (evaluation.get("facts") or {}).get("live_version")
-        sentences.append(_beside(evaluation, LIVE, f"the live version {version}" if version else "the live version"))
+        sentences.append(_compare(evaluation, LIVE, f"the live version {version}" if version else "the live version"))
     return sentences
 
 
-def _beside_popularity(evaluation: Mapping[str, Any]) -> str:
+def _compare_with_popularity(evaluation: Mapping[str, Any]) -> str:
     model, popularity = (evaluation["metrics"][name].get(METRIC) or 0.0 for name in (MODEL, POPULARITY))
     if model <= popularity:
         return (
             f"The model does not beat popularity (Recall@10 {model:.4f} against {popularity:.4f}): "
-            "these data hold little that tells users apart."
+            "these data contain little that distinguishes users."
         )
     if not _differs(evaluation, POPULARITY):
         return (
             "The model does not beat popularity by more than chance "
             f"(Recall@10 {model:.4f} against {popularity:.4f}{_interval(evaluation, POPULARITY)})."
         )
-    times = f"{model / popularity:.1f} times popularity's" if popularity else "where popularity finds nothing"
-    return f"The model's Recall@10 is {times}."
+    if not popularity:
+        return f"The model's Recall@10 is {model:.4f}, and that of popularity is 0."
+    return f"The model's Recall@10 is {model / popularity:.1f} times that of popularity."
 
 
-def _beside(evaluation: Mapping[str, Any], method: str, name: str) -> str:
+def _compare(evaluation: Mapping[str, Any], method: str, name: str) -> str:
     model, other = (evaluation["metrics"][one].get(METRIC) or 0.0 for one in (MODEL, method))
     figures = f"(Recall@10 {model:.4f} against {other:.4f}{_interval(evaluation, method)})"
     if not (_difference(evaluation, method) or (evaluation.get("intervals") or {}).get(MODEL)):
         higher = "higher" if model > other else "not higher"
         return (
-            f"The model's Recall@10 is {higher} than that of {name} {figures}; by more than chance or not is not known."
+            f"The model's Recall@10 is {higher} than that of {name} {figures}; without intervals, this may be chance."
         )
     if not _differs(evaluation, method):
-        return f"The model cannot be told apart from {name} {figures}."
+        return f"The model does not differ from {name} by more than chance {figures}."
     return f"The model is {'better' if model > other else 'worse'} than {name} {figures}."
 
 

@@ -1,7 +1,7 @@
-"""Evaluation and bundle into the report of a version: facts are collected and kept with it, and the page beside them.
+"""Report of a version: collects its facts into `report.json` and renders them to `report.html`, below the version.
 
-A bundle, an evaluation, the run's own figures and a function that names items come in; `report.json` and `report.html`
-are written below the version. It knows neither Feast nor when a report is due, and trains and ranks nothing.
+Input are a bundle, an evaluation, the figures of the run and a function that reads item fields. The facts are stored so
+that the page can be rendered again without the run.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from rec_ray.storage.object_store import Storage
 
 FACTS, PAGE = "report.json", "report.html"
 MAPPED_ITEMS = 800
-"""Items of the map at most, drawn by a hash of their ids; the page says how many of how many."""
+"""Maximum number of items on the map, sampled by a hash of their ids; the page shows both numbers."""
 PATH_SEPARATOR = "|"
 
 ReadFields = Callable[[Sequence[str], Sequence[str]], Mapping[str, Mapping[str, Any]]]
-"""Item ids and names of fields -> field -> item id -> value."""
+"""(item ids, field names) -> field -> item id -> value."""
 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """What a run says of itself: the word of the gate and its reasons, counts, and the seconds of each step so far."""
+    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds of each step so far."""
 
     gate: str
     gate_reasons: tuple[str, ...]
@@ -59,7 +59,7 @@ def write_report(
     item_name: str | None,
     run: RunFigures,
 ) -> str:
-    """Write the report of a version below its folder and return its address; one that fails is said, and stops nothing.
+    """Write the report of a version below its folder and return its address; a failure is logged, not raised.
 
     The arguments are those of `collect_facts`.
     """
@@ -67,7 +67,7 @@ def write_report(
         facts = collect_facts(bundle, version, evaluation, data, storage, read_fields, item_name=item_name, run=run)
         return store_report(facts, storage, folder)
     except Exception as error:
-        # What a task raised has its own traceback as text; the last line is what was said.
+        # The text of an exception from a Ray task contains a traceback; its last line is the message.
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
         LOGGER.warning("the report of version %s is not written: %s", version, reason)
         return f"not written: {reason}"
@@ -84,41 +84,41 @@ def collect_facts(
     item_name: str | None,
     run: RunFigures,
 ) -> ReportFacts:
-    """Return the facts of a version that was just trained.
+    """Collect the facts of a version that was just trained.
 
-    item_name: field of an item that people read, if there is one.
+    item_name: item field with a readable name, if there is one.
     """
     item_map: dict[str, Any] = ray.get(_map_items.remote(bundle.without_evaluated(), data.catalogue_now, storage))
-    shown = dict.fromkeys(item_map["item_ids"])
+    item_ids = dict.fromkeys(item_map["item_ids"])
     for example in evaluation.examples:
-        shown |= dict.fromkeys((*example.history, *example.recommended, *example.taken))
+        item_ids |= dict.fromkeys((*example.history, *example.recommended, *example.taken))
     category = category_field(bundle.preprocessor.items)
     fields = list(dict.fromkeys(name for name in (item_name, category) if name))
-    found = read_fields(list(shown), fields) if fields and shown else {}
+    values = read_fields(list(item_ids), fields) if fields and item_ids else {}
     declared = bundle.preprocessor.items.declarations.get(category or "")
     return ReportFacts(
         **facts_of_bundle(bundle, version) | {"evaluation": asdict(evaluation)},
         gate=run.gate,
         gate_reasons=list(run.gate_reasons),
         item_map=item_map,
-        names=_texts(found.get(item_name or "", {})),
-        categories=_categories(found.get(category or "", {}), declared) if declared else {},
+        names=_texts(values.get(item_name or "", {})),
+        categories=_categories(values.get(category or "", {}), declared) if declared else {},
         seconds={name: round(took, 1) for name, took in run.seconds.items()},
         counts=dict(run.counts),
     )
 
 
 def store_report(facts: ReportFacts, storage: Storage, folder: str) -> str:
-    """Write facts and page below the folder of a version, and return the address of the page."""
+    """Write facts and page below the folder of a version; return the address of the page."""
     data = facts.to_json()
     storage.write_bytes(f"{folder}/{FACTS}", data)
-    # The page is made of what was stored, so that it comes out the same when it is made again.
+    # Render the stored form, so that rendering it again gives the same page.
     return store_page(ReportFacts.from_json(data), storage, folder)[0]
 
 
 def store_page(facts: ReportFacts, storage: Storage, folder: str) -> tuple[str, str]:
-    """Write the page of the facts below the folder of a version, and return its address and its text."""
-    # Here, as matplotlib takes a second to import: commands and tasks that draw nothing do without.
+    """Render the facts and write the page below the folder of a version; return its address and its text."""
+    # Lazy: importing matplotlib takes a second, and most commands and tasks draw nothing.
     from rec_ray.reports.page.page import render_report
 
     page = render_report(facts)
@@ -127,10 +127,10 @@ def store_page(facts: ReportFacts, storage: Storage, folder: str) -> tuple[str, 
 
 
 def read_report(bundle: TwoTowerBundle, version: str, storage: Storage, folder: str) -> ReportFacts:
-    """Return the stored facts of a version; without any, what its bundle says of itself.
+    """Read the stored facts of a version; without any, derive them from the metadata of its bundle.
 
     Raises:
-        DataError: the facts are of another format.
+        DataError: the facts have another format or belong to another version.
     """
     key = f"{folder}/{FACTS}"
     if not storage.exists(key):
@@ -142,7 +142,7 @@ def read_report(bundle: TwoTowerBundle, version: str, storage: Storage, folder: 
 
 
 def category_field(items: FeaturePreprocessor) -> str | None:
-    """Return the item feature by which items are coloured: a path before a category, and of more than one value."""
+    """Return the item feature that colours the map: a path before a category, with more than one value."""
     for kind in ("category_path", "categorical", "categories"):
         for name, declaration in items.declarations.items():
             if declaration.kind == kind and len(items.vocabularies[name]) > 1:
@@ -152,7 +152,7 @@ def category_field(items: FeaturePreprocessor) -> str | None:
 
 @ray.remote(num_cpus=1)
 def _map_items(bundle: TwoTowerBundle, catalogue: str, storage: Storage) -> dict[str, Any]:
-    """Return the map of a sample of the catalogue: ids and two coordinates, and in words what they are."""
+    """Return the map of a sample of the catalogue: item ids, two coordinates each, and a caption."""
     torch.set_num_threads(1)
     table = pq.read_table(catalogue, filesystem=storage.filesystem)
     total = table.num_rows
@@ -170,7 +170,7 @@ def _map_items(bundle: TwoTowerBundle, catalogue: str, storage: Storage) -> dict
         "x": places[:, 0].round(4).tolist(),
         "y": places[:, 1].round(4).tolist(),
         "total": total,
-        "said": "near points are similar to the model, how far apart others are means little (t-SNE)",
+        "said": "near points are similar items for the model; large distances carry no meaning (t-SNE)",
     }
 
 
@@ -179,7 +179,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _categories(values: Mapping[str, Any], declaration: FeatureDeclaration) -> dict[str, str]:
-    """Return each item's category as one text: the first part of a path, or the first of several."""
+    """Return the category of each item: the first part of a path, or the first of several values."""
     separator = declaration.separator
     if declaration.kind == "category_path" and separator is None:
         separator = PATH_SEPARATOR

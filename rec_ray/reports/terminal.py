@@ -1,7 +1,6 @@
-"""What a run says to the person who started it: tables on a terminal.
+"""Terminal output of the commands: tables and sentences, printed through rich.
 
-Figures of an `Evaluation`, counts, seconds and addresses come in; text goes out through rich. It computes nothing and
-reads no store.
+Input are an `Evaluation`, counts, seconds, addresses, versions or a plan; nothing is computed or read here.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from rich.text import Text
 from rec_ray.contracts import Evaluation
 from rec_ray.reports.comparison import name_method, verdict
 
-SHOWN, SHOWN_WHERE_WIDE = ("recall@10", "ndcg@10", "mrr"), ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
+METRICS, WIDE_METRICS = ("recall@10", "ndcg@10", "mrr"), ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
 WIDE = 120
-"""Columns of a terminal from which more is shown."""
+"""Columns of a terminal from which `WIDE_METRICS` fit."""
 HEADINGS = {
     "recall": "Recall",
     "ndcg": "NDCG",
@@ -31,46 +30,46 @@ HEADINGS = {
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
-    """Print the metrics, a row a method, the model first, and say honestly how it compares with the others."""
+    """Print the metrics, one row per method with the model first, and its comparison with the others."""
     if not evaluation.metrics:
         console.print("No held-out event to evaluate on: there are no metrics.")
         return
-    have = next(iter(evaluation.metrics.values()))
+    measured = next(iter(evaluation.metrics.values()))
     wide = console.width >= WIDE
-    shown = [name for name in (SHOWN_WHERE_WIDE if wide else SHOWN) if name in have]
+    columns = [name for name in (WIDE_METRICS if wide else METRICS) if name in measured]
     with_interval = {"recall@10", "ndcg@10"} if wide else {"recall@10"}
     title = f"Held-out events of {evaluation.users:,} users, all items ranked"
     table = Table(title=title, title_justify="left", box=SIMPLE)
     table.add_column("", no_wrap=True)
-    for name in shown:
+    for name in columns:
         table.add_column(_heading(name), justify="right", no_wrap=True)
         if name in with_interval:
             table.add_column("95 %", justify="right", no_wrap=True)
     table.add_column("model is", no_wrap=True)
-    best = {name: max(values[name] for values in evaluation.metrics.values()) for name in shown}
+    best = {name: max(values[name] for values in evaluation.metrics.values()) for name in columns}
     for method, values in evaluation.metrics.items():
         cells = []
-        for name in shown:
+        for name in columns:
             text = f"{values[name]:.4f}"
             cells.append(f"[bold]{text}[/]" if values[name] == best[name] else text)
             if name in with_interval:
                 low, high = evaluation.intervals.get(method, {}).get(name, (None, None))
                 cells.append("" if low is None or high is None else f"[dim]{_short(low)} {_short(high)}[/]")
-        table.add_row(Text(name_method(method)), *cells, _beside(evaluation, method))
+        table.add_row(Text(name_method(method)), *cells, _compare(evaluation, method))
     console.print(table)
     for sentence in verdict(vars(evaluation)):
         console.print(sentence, markup=False, highlight=False)
     for method, figures in evaluation.facts.get("lists", {}).items():
-        said = ", ".join(f"{_heading(name)} {value:.3f}" for name, value in figures.items())
-        console.print(f"Lists of {name_method(method)}: {said}.", markup=False, highlight=False)
-    left_out = {"seen_targets": "the user had already seen", "unknown_targets": "of items not known before the test"}
-    for name, what in left_out.items():
+        text = ", ".join(f"{_heading(name)} {value:.3f}" for name, value in figures.items())
+        console.print(f"Lists of {name_method(method)}: {text}.", markup=False, highlight=False)
+    reasons = {"seen_targets": "the user had already seen", "unknown_targets": "of items not known before the test"}
+    for name, reason in reasons.items():
         if evaluation.facts.get(name):
-            console.print(f"{evaluation.facts[name]:,} held-out events {what} are no targets.")
+            console.print(f"{evaluation.facts[name]:,} held-out events {reason} are no targets.")
 
 
-def _beside(evaluation: Evaluation, method: str) -> str:
-    """Return how the model's Recall@10 compares with that of a method over the same users."""
+def _compare(evaluation: Evaluation, method: str) -> str:
+    """Compare the model's Recall@10 with that of a method over the same users."""
     low, high = evaluation.differences.get(method, {}).get("recall@10", (None, None))
     if low is None or high is None:
         return ""
@@ -78,7 +77,7 @@ def _beside(evaluation: Evaluation, method: str) -> str:
 
 
 def _short(share: float) -> str:
-    """Return a share without the zero in front of its point."""
+    """Format a share without the zero before the decimal point."""
     return f"{share:.4f}".replace("0.", ".", 1)
 
 
@@ -101,7 +100,7 @@ def print_rows(console: Console, title: str, rows: Mapping[str, object], *, unit
 def print_items(
     console: Console, title: str, item_ids: Sequence[str], scores: Sequence[float], names: Mapping[str, str]
 ) -> None:
-    """Print a ranked list of items with names and scores; ids and names are text, whatever is in them."""
+    """Print a ranked list of items with names and scores; markup in ids and names stays plain text."""
     table = Table(title=Text(title), title_justify="left")
     table.add_column("", justify="right")
     table.add_column("Item", no_wrap=True)
@@ -109,16 +108,16 @@ def print_items(
         table.add_column("Name")
     if scores:
         table.add_column("Score", justify="right")
-    for place, item_id in enumerate(item_ids):
-        cells = [str(place + 1), item_id]
+    for rank, item_id in enumerate(item_ids):
+        cells = [str(rank + 1), item_id]
         cells += [names.get(item_id, "")] if names else []
-        cells += [f"{scores[place]:.3f}"] if scores else []
+        cells += [f"{scores[rank]:.3f}"] if scores else []
         table.add_row(*map(Text, cells))
     console.print(table)
 
 
 def print_version(console: Console, version: Mapping[str, Any]) -> None:
-    """Print all that is known of one version: a row a fact, then the metrics of each method."""
+    """Print one version: its facts, then the metrics of each method."""
     facts = {name: value for name, value in version.items() if name != "metrics" and value is not None}
     facts["published"] = ", ".join(facts.get("published", [])) or "never"
     print_rows(console, f"Version {version['version']}", facts)
@@ -131,9 +130,9 @@ def _figure(value: Any) -> str:
 
 
 def print_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
-    """Print one row a version."""
+    """Print one row per version."""
     if not versions:
-        console.print("No version yet; do `rec-ray run`.")
+        console.print("No version yet; run: rec-ray run")
         return
     table = Table()
     for heading in ("Version", "State", "Since", "Recall@10", "NDCG@10", "Run"):
@@ -148,10 +147,10 @@ def print_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> N
 
 
 def print_plan(console: Console, plan: Any) -> None:
-    """Print a `plan.Plan`: rows, steps with their estimates, what would be published, and what is left open."""
+    """Print a `plan.Plan`: rows, steps with their estimates, rows to publish, and notes."""
     rows = {name: "unknown" if count is None else f"{count:,}" for name, count in plan.rows.items()}
-    print_rows(console, f"Version {plan.version} would be made of these rows", rows)
-    table = Table(title=f"Steps, on {plan.cores} cores, about", title_justify="left")
+    print_rows(console, f"Rows for version {plan.version}", rows)
+    table = Table(title=f"Steps, estimated for {plan.cores} cores", title_justify="left")
     table.add_column("")
     table.add_column("")
     table.add_column("Seconds", justify="right")
@@ -159,9 +158,9 @@ def print_plan(console: Console, plan: Any) -> None:
     for step in plan.steps:
         cells = [step.name, step.does, f"{step.seconds:,.0f}", f"{step.memory_bytes / 1e9:.1f}"]
         table.add_row(*map(Text, cells))
-    table.add_row("together", "", f"{plan.seconds:,.0f}", f"{plan.memory_bytes / 1e9:.1f}")
+    table.add_row("total", "", f"{plan.seconds:,.0f}", f"{plan.memory_bytes / 1e9:.1f}")
     console.print(table)
-    print_rows(console, "Would be published", plan.publishes)
-    print_rows(console, "To and from", plan.where | {"disk": f"about {plan.disk_bytes / 1e9:.2f} GB"})
+    print_rows(console, "Rows to publish", plan.publishes)
+    print_rows(console, "Locations", plan.where | {"disk": f"about {plan.disk_bytes / 1e9:.2f} GB"})
     for note in plan.notes:
         console.print(f"- {note}", markup=False, highlight=False)

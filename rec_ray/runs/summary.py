@@ -1,7 +1,7 @@
-"""What a command did, for the person or the program that started it: figures, counts, seconds and addresses.
+"""Report of a command: metrics, counts, seconds of each step, and locations of the results.
 
-The world of a run and what its steps handed over come in, a `RunReport` goes out; that of a finished run is made again
-from its ledger. It prints nothing, and knows no order of steps.
+`report_run` builds a `RunReport` from the context of a run and the objects of its steps; `report_again` restores that
+of a finished run from its ledger. `cli` prints it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from rec_ray.storage.model_store import candidates_folder
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a command did: figures, counts, seconds of each step, and where things lie.
+    """Result of a command: metrics, counts, seconds of each step, and locations.
 
-    finished_before: the run had ended well already, and this is what it reported then.
+    finished_before: True if the run had already finished and this is its original report.
     """
 
     command: str
@@ -35,7 +35,7 @@ class RunReport:
 
 
 def count_data(data: TrainingData) -> dict[str, int]:
-    """Return what a run read and used."""
+    """Return the sizes of the training data by readable name."""
     return {
         "interactions read": data.rows.read,
         "events used": data.events,
@@ -46,17 +46,17 @@ def count_data(data: TrainingData) -> dict[str, int]:
 
 
 def count_candidates(candidates: Candidates) -> dict[str, int]:
-    """Return what was embedded and recommended."""
+    """Return the sizes of the candidates by readable name."""
     counts = {"users with recommendations": candidates.users, "items embedded": candidates.items}
-    said = {
-        "popularity_lists": "users of whom nothing is known: popularity",
-        "users_without_items": "users for whom the filters leave nothing",
+    labels = {
+        "popularity_lists": "users without events and features: popularity",
+        "users_without_items": "users without any item after filters",
     }
-    return counts | {what: candidates.facts[name] for name, what in said.items() if candidates.facts.get(name)}
+    return counts | {label: candidates.facts[name] for name, label in labels.items() if candidates.facts.get(name)}
 
 
 def count_search(vectors: SearchVectors) -> dict[str, int]:
-    """Return what was encoded for views that are searched; nothing where there are none."""
+    """Return the encoded texts and images by readable name; empty without search views."""
     if not vectors.rows:
         return {}
     counts = {"texts and images encoded": vectors.encoded, "texts and images kept": vectors.kept}
@@ -64,17 +64,17 @@ def count_search(vectors: SearchVectors) -> dict[str, int]:
 
 
 def count_update(update: UpdateReport) -> dict[str, int]:
-    """Return what reached Feast."""
+    """Return the rows pushed to Feast by readable name."""
     counts = {f"rows pushed to {source}": rows for source, rows in update.rows.items()}
     return counts | {f"departed, emptied in {source}": rows for source, rows in update.departed.items() if rows}
 
 
 def report_again(run: RunLedger) -> RunReport:
-    """Return what a finished run reported."""
-    said = {**(run.report or {}), "finished_before": True}
-    if said["evaluation"] is not None:
-        said["evaluation"] = TypeAdapter(Evaluation).validate_python(said["evaluation"])
-    return RunReport(**said)
+    """Return the report of a finished run from its ledger."""
+    values = {**(run.report or {}), "finished_before": True}
+    if values["evaluation"] is not None:
+        values["evaluation"] = TypeAdapter(Evaluation).validate_python(values["evaluation"])
+    return RunReport(**values)
 
 
 def report_run(
@@ -86,7 +86,7 @@ def report_run(
     gate: str = "off",
     page: str = "",
 ) -> RunReport:
-    """Return the report of a command. page: address of the report of the version, if one was written."""
+    """Build the report of a command. page: address of the HTML report, if one was written."""
     where = {
         **({"report": page} if page else {}),
         "model": stored.uri,

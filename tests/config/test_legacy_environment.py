@@ -121,7 +121,7 @@ def test_what_was_taken_is_said_without_a_secret(tmp_path: Path, caplog: pytest.
         LOGGER.removeHandler(caplog.handler)
 
     assert "storage.endpoint" in caplog.text and "database.password" in caplog.text
-    assert "DATASET_URL is not needed" in caplog.text
+    assert "DATASET_URL is ignored" in caplog.text
     for secret in ("minio-secret", "minio-user", "p@ss", "p%40ss"):
         assert secret not in caplog.text + str(redacted(settings)) + repr(settings)
 

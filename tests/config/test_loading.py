@@ -126,7 +126,7 @@ def test_what_is_no_yaml_is_refused_with_the_line_number_only(tmp_path: Path) ->
     project(tmp_path).write_bytes(b"train: \xff")
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         load_settings(tmp_path / "rec_ray.yaml", environ={})
-    assert "holds a list; expected the sections 'feast', 'side_tables', 'storage'" in refusal(tmp_path, "- train")
+    assert "contains a list; expected the sections 'feast', 'side_tables', 'storage'" in refusal(tmp_path, "- train")
 
 
 # --- settings that are wrong
@@ -160,8 +160,8 @@ def test_what_is_no_yaml_is_refused_with_the_line_number_only(tmp_path: Path) ->
         ("train: {uniform_negatives: 0, in_batch_negatives: false}", "leaves no negatives"),
         ("candidates: {filters: {availble: a}}", "candidates.filters.availble: no such setting; did you mean 'availab"),
         ("candidates: {filters: {most_per_category: 2}}", "needs candidates.filters.category, the item field"),
-        ("candidates: {filters: {category: c, category_level: 1}}", "says nothing without most_per_category"),
-        ("candidates: {exclude_seen: false, filters: {seen_days: 3}}", "say nothing while exclude_seen is false"),
+        ("candidates: {filters: {category: c, category_level: 1}}", "has no effect without most_per_category"),
+        ("candidates: {exclude_seen: false, filters: {seen_days: 3}}", "have no effect while exclude_seen is false"),
         (
             "candidates: {filters: {rules: [{item: a, user: b, must_be: below}]}}",
             "candidates.filters.rules.0.must_be: Input should be 'equal', 'at_least'",
@@ -177,10 +177,10 @@ def test_what_is_no_yaml_is_refused_with_the_line_number_only(tmp_path: Path) ->
             "search: {image_views: {a: {v: {image: x, texts: [y]}}}}",
             "search.image_views.a.v.texts: no such setting; did you mean 'text'?",
         ),
-        ("search: {text_views: {a: {}}}", "text_views.a names no field of its view"),
+        ("search: {text_views: {a: {}}}", "text_views.a lists no field of its view"),
         ("search: {text_views: {a: {v: []}}}", "search.text_views.a.v: List should have at least 1 item"),
-        ("search: {text_views: {a: {v: [x]}}, image_views: {a: {v: {image: x}}}}", "a is among text_views and image_"),
-        ("search: {image_encoder: 'transformers:clip', image_views: {}}", "says nothing without image_views"),
+        ("search: {text_views: {a: {v: [x]}}, image_views: {a: {v: {image: x}}}}", "a is in text_views and in image_"),
+        ("search: {image_encoder: 'transformers:clip', image_views: {}}", "has no effect without image_views"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(tmp_path: Path, text: str, said: str) -> None:
@@ -222,7 +222,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     [
         ("train.epochs", "--set takes section.key=value; got 'train.epochs'"),
         ("epochs=3", "--set takes section.key=value; got 'epochs=...'"),
-        ("train.epochs.more=3", "--set: train.epochs.more goes below 'epochs', which is no section"),
+        ("train.epochs.more=3", "--set: train.epochs.more is below 'epochs', which is no section"),
         ("train.epochs=[", "the value of --set train.epochs is not YAML"),
         ("train.epoch=3", "did you mean 'epochs'?"),
     ],
@@ -233,7 +233,7 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, said: str) -> 
 
 def test_a_misspelt_variable_is_refused(tmp_path: Path) -> None:
     assert "train.epoch: no such setting; did you mean 'epochs'?" in refusal(tmp_path, REC_RAY__TRAIN__EPOCH="3")
-    assert "environment: train.epochs.x goes below 'epochs'" in refusal(
+    assert "environment: train.epochs.x is below 'epochs'" in refusal(
         tmp_path, "train: {epochs: 1}", REC_RAY__TRAIN__EPOCHS__X="3"
     )
 
@@ -277,7 +277,7 @@ def test_a_secret_in_a_file_or_an_override_is_refused_without_showing_it(
 ) -> None:
     name = f"REC_RAY__{section}__{key}".upper()
     message = refusal(tmp_path, f"{section}: {{{key}: hunter2}}")
-    assert f"holds {section}.{key}; set {name} or {name}_FILE instead" in message
+    assert f"contains the secret {section}.{key}; set {name} or {name}_FILE instead" in message
     assert f"{section}.{key} is a secret" in refusal(tmp_path, "", f"{section}.{key}=hunter2")
     for other in (
         refusal(tmp_path, f"{section}: [{{{key}: hunter2}}]"),
@@ -294,9 +294,9 @@ def test_a_secret_in_a_file_or_an_override_is_refused_without_showing_it(
 
 def test_a_secret_file_that_cannot_be_read_is_named_by_its_variable(tmp_path: Path) -> None:
     name = "REC_RAY__STORAGE__SECRET_KEY_FILE"
-    assert f"the file that {name} names cannot be read: No such file" in refusal(tmp_path, **{name: "/nowhere/x"})
+    assert f"the file in {name} cannot be read: No such file" in refusal(tmp_path, **{name: "/nowhere/x"})
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    assert f"{name} names cannot be read: it is no text" in refusal(tmp_path, **{name: str(tmp_path / "binary")})
+    assert f"the file in {name} cannot be read: it is no text" in refusal(tmp_path, **{name: str(tmp_path / "binary")})
 
 
 @pytest.mark.parametrize(

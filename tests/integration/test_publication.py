@@ -13,11 +13,13 @@ from stored_versions import search_view, write_feast_repo, write_search, write_v
 
 from rec_ray.cli.maintenance import run_indexing, run_pruning
 from rec_ray.config import Settings
+from rec_ray.contracts import UpdateReport
 from rec_ray.errors import ConfigError, DataError, LockedError, PartlyPublishedError, SchemaError
 from rec_ray.pipeline import run_publishing, run_rollback
 from rec_ray.publishing.previous_ids import note_replaced, replaced_folder
 from rec_ray.runs.context import feature_store_of
 from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.step_events import StepEvent, StepFailed, StepFinished, subscribe, unsubscribe
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
@@ -77,6 +79,20 @@ def postgres_shop(server: Any, folder: Path, **given: Any) -> Shop:
     name = f"online_{uuid.uuid4().hex}"
     server.make_database(name)
     return open_shop(folder, server.online_store(name), **given)
+
+
+@pytest.fixture
+def publications() -> Iterator[list[StepEvent]]:
+    """Events at the end of the steps that publish, as the metrics and the command line receive them."""
+    ends: list[StepEvent] = []
+
+    def keep(event: StepEvent) -> None:
+        if isinstance(event, StepFinished | StepFailed) and event.publishes:
+            ends.append(event)
+
+    subscribe(keep)
+    yield ends
+    unsubscribe(keep)
 
 
 def names(letter: str, numbers: range) -> list[str]:
@@ -181,7 +197,9 @@ def test_search_vectors_come_and_go_with_their_version(
     assert "the vectors of version 2 for images are not pushed: no view is fed by it" in caplog.text
 
 
-def test_who_left_between_two_computations_of_a_version_is_emptied(tmp_path: Path) -> None:
+def test_who_left_between_two_computations_of_a_version_is_emptied(
+    tmp_path: Path, publications: list[StepEvent]
+) -> None:
     """The everyday case without a new training: the lists of the live version are computed anew and pushed again."""
     shop = open_shop(tmp_path, {"type": "sqlite", "path": "online_store.db"})
     users = names("u", range(12))
@@ -199,6 +217,9 @@ def test_who_left_between_two_computations_of_a_version_is_emptied(tmp_path: Pat
     lists = shop.lists(users)
     assert [bool(found) for found in lists] == [False] * 2 + [True] * 7 + [False] * 3
     assert not shop.storage.list(replaced_folder("1"))
+    finished = publications[-1]
+    assert isinstance(finished, StepFinished) and isinstance(finished.result, UpdateReport)
+    assert finished.result.departed["user_items_push_source"] == 5
     assert "departed, emptied in user_items_push_source" not in run_publishing(shop.settings, "1").counts
 
 
@@ -280,7 +301,9 @@ def test_pruning_keeps_what_may_be_needed(tmp_path: Path) -> None:
         run_publishing(shop.settings, "3")
 
 
-def test_damaged_candidates_are_refused_before_anything_is_pushed(tmp_path: Path) -> None:
+def test_damaged_candidates_are_refused_before_anything_is_pushed(
+    tmp_path: Path, publications: list[StepEvent]
+) -> None:
     shop = open_shop(tmp_path, {"type": "sqlite", "path": "online_store.db"})
     candidates = write_version(shop.storage, "1", names("u", range(9)), names("i", range(6)))
     key = f"{candidates.prefix}/recommendations/part-000000-000.parquet"
@@ -292,6 +315,7 @@ def test_damaged_candidates_are_refused_before_anything_is_pushed(tmp_path: Path
     shop.storage.delete_prefix(key)
     with pytest.raises(DataError, match=r"part-000000-000.parquet is missing"):
         run_publishing(shop.settings, "1")
+    assert [type(event) for event in publications] == [StepFailed, StepFailed]
     assert shop.answers("item_embedding", "model_version", "item_id", ["i1"]) == [None]
     assert shop.database.live() is None
 

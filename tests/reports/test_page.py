@@ -95,7 +95,7 @@ def test_names_are_text_whatever_they_hold(page, seen):
 
 def test_figures_stand_with_their_intervals(seen):
     text = " ".join("".join(seen.text).split())
-    assert "The model's Recall@10 is 3.9 times popularity's." in text
+    assert "The model's Recall@10 is 3.9 times that of popularity." in text
     assert "The model is better than the live version 6 (Recall@10 0.3100 against 0.2700" in text
     assert "0.3100" in text and "0.2980 – 0.3220" in text
     assert "+0.0280 to +0.0520" in text
@@ -110,7 +110,7 @@ def test_a_refused_model_says_why(facts):
     refused = dataclasses.replace(facts, gate="refused", gate_reasons=[reason], refit="continue")
     text = " ".join("".join(Seen(render_report(refused)).text).split())
     assert "gate: refused" in text and f"Gate: {reason}." in text
-    assert "before it was refitted" in text
+    assert "before its refit" in text
 
 
 def test_what_was_not_measured_is_left_out(facts):
@@ -122,7 +122,7 @@ def test_what_was_not_measured_is_left_out(facts):
     model = {"recall@10": 0.2, "ndcg@10": 0.1, "mrr": 0.1}
     older = dataclasses.asdict(Evaluation({"model": model, "popularity": {**model, "recall@10": 0.1}}, 0, 0))
     seen = Seen(render_report(ReportFacts(version="3", evaluation=older)))
-    assert "The model's Recall@10 is 2.0 times popularity's." in "".join(seen.text)
+    assert "The model's Recall@10 is 2.0 times that of popularity." in "".join(seen.text)
     assert seen.tags.count("svg") == 2
 
 

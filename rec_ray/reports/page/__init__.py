@@ -1,1 +1,1 @@
-"""The report of a version as one HTML file: the facts, which are stored, and the page and plots made of them."""
+"""Report of a version as one HTML file: stored facts, and the page and plots rendered from them."""

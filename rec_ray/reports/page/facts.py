@@ -1,7 +1,7 @@
-"""What the report of a version says, as plain values that are stored with it, so that the page can be made again.
+"""Facts of a report as plain values, stored as JSON with the version, so that the page can be rendered again.
 
-A bundle, an evaluation and what the run knows of itself come in; `ReportFacts` goes out, to and from JSON. It reads
-nothing from anywhere and knows neither HTML nor plots.
+`ReportFacts` converts to and from JSON; `facts_of_bundle` derives what a bundle alone provides. Nothing is read from a
+store here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ SHOWN_VALUES = 4
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """Everything a report shows; what was not measured is empty, and the page says so.
+    """Content of a report; a value that was not measured is empty.
 
     evaluation: `Evaluation` as plain values. epochs: `EpochResult`s as plain values.
-    features: rows with `side`, `name`, `kind` and `said`. item_map: see `ItemMap`.
+    features: rows with `side`, `name`, `kind` and `said`, a description of the fitted state.
+    item_map: `item_ids`, `x`, `y`, the `total` number of items and `said`, a caption.
     names, categories: item id -> text, for the items of the map and of the examples.
-    settings: with secrets masked. seconds: of each step so far. counts: what the run counted.
+    settings: with secrets masked. seconds: of each step so far. counts: counts of the run by readable name.
     """
 
     version: str
@@ -52,7 +53,7 @@ class ReportFacts:
     counts: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        """Return the facts as JSON; a number that is not finite is null."""
+        """Return the facts as JSON; numbers that are not finite become null."""
         values = {"format_version": FORMAT_VERSION, **asdict(self)}
         return json.dumps(_without_nan(values), ensure_ascii=False, allow_nan=False).encode()
 
@@ -61,7 +62,7 @@ class ReportFacts:
         """Read stored facts.
 
         Raises:
-            DataError: they are not of this format.
+            DataError: the format is another one.
         """
         try:
             values = json.loads(data)
@@ -70,14 +71,14 @@ class ReportFacts:
             raise DataError(f"the stored facts of the report cannot be read: {error}") from error
         if found != FORMAT_VERSION:
             raise DataError(
-                f"the stored facts of the report are of format {found!r}, this program reads {FORMAT_VERSION}"
+                f"the stored facts of the report have format {found!r}; this program reads {FORMAT_VERSION}"
             )
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
 
 
 def facts_of_bundle(bundle: TwoTowerBundle, version: str) -> dict[str, Any]:
-    """Return what a stored model says of itself, as arguments of `ReportFacts`."""
+    """Derive facts from the metadata of a stored model, as arguments of `ReportFacts`."""
     metadata = bundle.metadata
     metrics = metadata.get("metrics") or {}
     facts = metadata.get("evaluation") or {}
@@ -98,7 +99,7 @@ def facts_of_bundle(bundle: TwoTowerBundle, version: str) -> dict[str, Any]:
 
 
 def describe_features(preprocessor: Preprocessor) -> list[dict[str, str]]:
-    """Return a row a feature: its side, name and kind, and in words what was learned of it from the training events."""
+    """Return one row per feature: side, name, kind, and a description of the state fitted on the training events."""
     sides = (("user", preprocessor.users), ("item", preprocessor.items))
     return [
         {"side": side, "name": name, "kind": declaration.kind, "said": _describe(fitted, name)}

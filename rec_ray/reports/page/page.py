@@ -1,7 +1,6 @@
-"""Facts of a version into its report: one HTML file that needs no network, no script and no other file.
+"""HTML page of a report: one file that needs no network, no script and no other file.
 
-`ReportFacts` come in and the text of the page goes out; the template escapes every text of the data. It decides what is
-shown and in which words, and knows neither how numbers were made nor where the page is kept.
+`render_report` returns the text of the page for `ReportFacts`; the template escapes every text of the data.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ METRICS = ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10", "novelty@
 HEADINGS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "coverage": "Coverage", "novelty": "Novelty"}
 SEGMENT_METRIC = "recall@10"
 COLOURED = 8
-"""Categories with a colour of their own on the map."""
-PERIODS = {"train": "learned from", "validation": "watched for early stopping", "test": "held out for the metrics"}
+"""Number of categories with their own colour on the map."""
+PERIODS = {"train": "training", "validation": "early stopping", "test": "held out for the metrics"}
 
 
 def render_report(facts: ReportFacts) -> str:
@@ -48,7 +47,7 @@ def render_report(facts: ReportFacts) -> str:
         shown=[name for name in METRICS if name in metrics.get(MODEL, {})],
         rows=_metric_rows(evaluation, metrics),
         methods=[{"name": name_method(method), "colour": plots.colour_of(method)} for method in metrics],
-        plots={name: Markup(svg) for name, svg in _draw(facts, metrics).items()},
+        plots={name: Markup(svg) for name, svg in _draw_plots(facts, metrics).items()},
         segment_methods=[{"name": name_method(m), "colour": plots.colour_of(m)} for m in _compared(metrics)],
         legend=_categories(facts)[1] if facts.item_map else [],
         examples=[_example(facts, example) for example in evaluation.get("examples") or []],
@@ -58,7 +57,7 @@ def render_report(facts: ReportFacts) -> str:
 
 
 def heading(metric: str) -> str:
-    """Return what a person calls a metric."""
+    """Return the readable name of a metric."""
     name, _, k = metric.partition("@")
     return HEADINGS.get(name, name) + (f"@{k}" if k else "")
 
@@ -85,13 +84,15 @@ def _tiles(facts: ReportFacts, metrics: Mapping[str, Mapping[str, float]]) -> li
         other = (metrics.get(method) or {}).get("recall@10")
         if other:
             times = f"{model['recall@10'] / other:.2f}×"
-            tiles.append({"name": f"Recall@10 beside {words}", "value": times, "under": f"{words}: {other:.4f}"})
+            tiles.append({"name": f"Recall@10 over {words}", "value": times, "under": f"{words}: {other:.4f}"})
     users = facts.evaluation.get("users") or 0
     if users:
         under = f"{facts.evaluation.get('targets') or 0:,} held-out events"
         tiles.append({"name": "Users evaluated", "value": f"{users:,}", "under": under})
     if "coverage@10" in model:
-        tiles.append({"name": "Catalogue shown", "value": f"{model['coverage@10']:.0%}", "under": "in the first ten"})
+        tiles.append(
+            {"name": "Catalogue coverage", "value": f"{model['coverage@10']:.0%}", "under": "in the first ten"}
+        )
     return tiles
 
 
@@ -128,16 +129,16 @@ def _metric_rows(evaluation: Mapping[str, Any], metrics: Mapping[str, Mapping[st
 
 
 def _compared(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return the methods whose segments are drawn: the model, the live one, popularity, and the best of the others."""
+    """Return the methods to draw by segment: model, live version, popularity, and the best of the others."""
     first = [method for method in (MODEL, LIVE, POPULARITY) if method in metrics]
     others = [method for method in metrics if method not in first]
     others.sort(key=lambda method: -(metrics[method].get("recall@10") or 0.0))
     return first + others[:1]
 
 
-def _draw(facts: ReportFacts, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+def _draw_plots(facts: ReportFacts, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     evaluation = facts.evaluation
-    drawn: dict[str, str] = {}
+    svgs: dict[str, str] = {}
     for metric in ("recall@10", "ndcg@10"):
         rows = []
         for method, own in metrics.items():
@@ -146,10 +147,10 @@ def _draw(facts: ReportFacts, metrics: Mapping[str, Mapping[str, float]]) -> dic
                 row = {"method": method, "name": name_method(method), "value": own[metric], "low": low, "high": high}
                 rows.append(row)
         if rows:
-            drawn[metric] = plots.plot_metric(rows, heading(metric))
+            svgs[metric] = plots.plot_metric(rows, heading(metric))
     ks = sorted(int(name.partition("@")[2]) for name in metrics.get(MODEL, {}) if name.startswith("recall@"))
     if len(ks) > 1:
-        drawn["curves"] = plots.plot_recall_curves(
+        svgs["curves"] = plots.plot_recall_curves(
             {
                 method: (name_method(method), [(k, own[f"recall@{k}"]) for k in ks if f"recall@{k}" in own])
                 for method, own in metrics.items()
@@ -157,28 +158,28 @@ def _draw(facts: ReportFacts, metrics: Mapping[str, Mapping[str, float]]) -> dic
         )
     groups = _segment_groups(evaluation, _compared(metrics))
     if groups:
-        drawn["segments"] = plots.plot_segments(groups, heading(SEGMENT_METRIC))
+        svgs["segments"] = plots.plot_segments(groups, heading(SEGMENT_METRIC))
     if facts.epochs:
         for metric, label, colour in (("loss", "loss", "c1"), ("validation_ndcg", "validation NDCG@10", "c0")):
-            drawn[metric] = plots.plot_learning(facts.epochs, facts.best_epoch, metric, label, colour)
+            svgs[metric] = plots.plot_learning(facts.epochs, facts.best_epoch, metric, label, colour)
     distributions = evaluation.get("distributions") or {}
     scores = distributions.get("scores") or {}
     if any(scores.values()):
-        order = (("random", "random item", "c8"), ("taken", "item taken", "c2"), ("recommended", "best item", "c0"))
+        order = (("random", "random item", "c8"), ("taken", "held-out item", "c2"), ("recommended", "best item", "c0"))
         kept = {said: (colour, scores[name]) for name, said, colour in order if scores.get(name)}
-        drawn["scores"] = plots.plot_histograms(kept, "score of a user and an item")
+        svgs["scores"] = plots.plot_histograms(kept, "score of a user and an item")
     popularity = {
         said: (colour, distributions[name])
-        for name, said, colour in (("learned", "events learned from", "c1"), ("recommended", "recommended", "c0"))
+        for name, said, colour in (("learned", "training events", "c1"), ("recommended", "recommendations", "c0"))
         if distributions.get(name)
     }
     if popularity:
-        drawn["popularity"] = plots.plot_popularity(popularity)
+        svgs["popularity"] = plots.plot_popularity(popularity)
     if facts.item_map:
-        drawn["map"] = plots.plot_item_map(_categories(facts)[0])
+        svgs["map"] = plots.plot_item_map(_categories(facts)[0])
     if facts.seconds:
-        drawn["seconds"] = plots.plot_seconds(facts.seconds)
-    return drawn
+        svgs["seconds"] = plots.plot_seconds(facts.seconds)
+    return svgs
 
 
 def _segment_groups(evaluation: Mapping[str, Any], methods: Sequence[str]) -> list[dict[str, Any]]:
@@ -196,7 +197,7 @@ def _segment_groups(evaluation: Mapping[str, Any], methods: Sequence[str]) -> li
 
 
 def _categories(facts: ReportFacts) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the points of the map with their colours, and the legend: the most frequent categories, then the rest."""
+    """Return the points of the map with colours, and the legend: the most frequent categories, then the others."""
     ids = facts.item_map["item_ids"]
     frequent = Counter(facts.categories[item_id] for item_id in ids if facts.categories.get(item_id))
     coloured = {name: f"c{place}" for place, (name, _) in enumerate(frequent.most_common(COLOURED))}

@@ -1,7 +1,7 @@
-"""Facts into plots: SVG text without script, in colours that the page's style decides, with words under the pointer.
+"""Plots of a report as SVG without script, with tooltips, and with colours from the stylesheet of the page.
 
-Plain numbers come in and each function gives one `<svg>` back, drawn by matplotlib. Colours are written as variables of
-CSS, so one drawing serves light and dark; it knows nothing of HTML, stores or where numbers come from.
+Each function takes plain numbers and returns one `<svg>` drawn by matplotlib. Colours are CSS variables, so one drawing
+serves the light and the dark page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NAMES = ("ink", "muted", "grid", "paper", *(f"c{number}" for number in range(9)))
 COLOURS = {name: f"#0{number:x}0{number:x}0f" for number, name in enumerate(_NAMES)}
-"""Name of a CSS variable -> the colour that stands for it while matplotlib draws."""
+"""Name of a CSS variable -> placeholder colour while matplotlib draws."""
 METHOD_COLOURS = {
     "model": "c0",
     "model_as_recommended": "c7",
@@ -33,7 +33,7 @@ METHOD_COLOURS = {
     "item_transitions": "c6",
 }
 OTHER = "c8"
-"""Colour of what has none of its own."""
+"""Colour of everything without its own colour."""
 WIDTH = 4.8
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -64,12 +64,12 @@ _STYLE: Any = {
 
 
 def colour_of(method: str) -> str:
-    """Return the name of the colour of a method."""
+    """Return the CSS colour name of a method."""
     return METHOD_COLOURS.get(method, OTHER)
 
 
 def plot_metric(rows: Sequence[Mapping[str, Any]], label: str) -> str:
-    """Draw a point and its interval for each method. rows: `name`, `method`, `value`, `low` and `high` (or None)."""
+    """Draw a point and its interval per method. rows: `name`, `method`, `value`, `low` and `high` (or None)."""
     with _drawing(0.5 + 0.3 * len(rows)) as drawing:
         axes = drawing.axes
         for place, row in enumerate(rows):
@@ -77,17 +77,17 @@ def plot_metric(rows: Sequence[Mapping[str, Any]], label: str) -> str:
             low, high = row["low"], row["high"]
             said = f"{row['name']}: {row['value']:.4f}"
             if low is not None and high is not None:
-                drawing.say(axes.hlines(place, low, high, color=colour, linewidth=2.5, alpha=0.55), said)
+                drawing.add_tooltip(axes.hlines(place, low, high, color=colour, linewidth=2.5, alpha=0.55), said)
                 said += f" (95 % interval {low:.4f} to {high:.4f})"
             point = axes.plot([row["value"]], [place], "o", color=colour, markersize=7)[0]
-            drawing.say(point, said)
+            drawing.add_tooltip(point, said)
         axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(label)
         axes.grid(axis="x")
-        _bare(axes, "y")
+        _hide_axis_line(axes, "y")
     return drawing.svg(label)
 
 
@@ -101,7 +101,7 @@ def plot_recall_curves(curves: Mapping[str, tuple[str, Sequence[tuple[int, float
             colour, width = COLOURS[colour_of(method)], 2.4 if method == "model" else 1.5
             axes.plot([k for k, _ in points], [value for _, value in points], color=colour, linewidth=width)
             for k, value in points:
-                drawing.say(
+                drawing.add_tooltip(
                     axes.plot([k], [value], "o", color=colour, markersize=4.5)[0], f"{name}: Recall@{k} {value:.4f}"
                 )
         axes.set_xscale("log")
@@ -115,7 +115,7 @@ def plot_recall_curves(curves: Mapping[str, tuple[str, Sequence[tuple[int, float
 
 
 def plot_segments(groups: Sequence[Mapping[str, Any]], label: str) -> str:
-    """Draw bars of a few methods for each segment.
+    """Draw bars of the methods for each segment.
 
     groups: `name` and `bars`, each with `method`, `name`, `value`, `low` and `high` (or None).
     """
@@ -132,19 +132,19 @@ def plot_segments(groups: Sequence[Mapping[str, Any]], label: str) -> str:
                     axes.hlines(at, bar["low"], bar["high"], color=COLOURS["ink"], linewidth=0.9, alpha=0.6, zorder=3)
                 colour = COLOURS[colour_of(bar["method"])]
                 (drawn,) = axes.barh([at], [bar["value"]], height=height * 0.86, color=colour)
-                drawing.say(drawn, said)
+                drawing.add_tooltip(drawn, said)
         axes.set_yticks(range(len(groups)), [group["name"] for group in groups])
         axes.set_ylim(len(groups) - 0.45, -0.55)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(label)
         axes.grid(axis="x")
-        _bare(axes, "y")
+        _hide_axis_line(axes, "y")
     return drawing.svg(f"{label} by segment")
 
 
 def plot_learning(epochs: Sequence[Mapping[str, Any]], best: int, metric: str, label: str, colour: str) -> str:
-    """Draw a number of each epoch, and mark the epoch whose weights were kept."""
+    """Draw a metric over the epochs and mark the epoch whose weights were kept."""
     with _drawing(2.3) as drawing:
         axes = drawing.axes
         numbers = [epoch["epoch"] for epoch in epochs]
@@ -155,7 +155,7 @@ def plot_learning(epochs: Sequence[Mapping[str, Any]], best: int, metric: str, l
         for number, value in zip(numbers, values, strict=True):
             size = 7 if number == best else 4
             point = axes.plot([number], [value], "o", color=COLOURS[colour], markersize=size)[0]
-            drawing.say(point, f"epoch {number}: {label} {value:.4f}{', kept' if number == best else ''}")
+            drawing.add_tooltip(point, f"epoch {number}: {label} {value:.4f}{', kept' if number == best else ''}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -164,7 +164,7 @@ def plot_learning(epochs: Sequence[Mapping[str, Any]], best: int, metric: str, l
 
 
 def plot_histograms(groups: Mapping[str, tuple[str, Sequence[float]]], label: str, bins: int = 40) -> str:
-    """Draw outlined histograms over each other. groups: name -> colour and values."""
+    """Draw overlaid histograms. groups: name -> colour and values."""
     values = [value for _, own in groups.values() for value in own]
     low, high = min(values), max(values)
     width = (high - low) or 1.0
@@ -180,7 +180,7 @@ def plot_histograms(groups: Mapping[str, tuple[str, Sequence[float]]], label: st
             )[2]
             axes.hist(own, bins=edges, weights=shares, histtype="step", color=COLOURS[colour], linewidth=1.6)
             middle = sorted(own)[len(own) // 2]
-            drawing.say(filled[0], f"{name}: {len(own):,} scores, median {middle:.3f}")
+            drawing.add_tooltip(filled[0], f"{name}: {len(own):,} scores, median {middle:.3f}")
         axes.set_xlabel(label)
         axes.set_ylabel("share")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
@@ -189,22 +189,24 @@ def plot_histograms(groups: Mapping[str, tuple[str, Sequence[float]]], label: st
 
 
 def plot_popularity(curves: Mapping[str, tuple[str, Sequence[Sequence[float]]]]) -> str:
-    """Draw how much of all falls on the most frequent items. curves: name -> colour and points (place, count)."""
+    """Draw the frequency of items over their rank. curves: name -> colour and points (rank, count)."""
     with _drawing(2.6) as drawing:
         axes = drawing.axes
         for name, (colour, points) in curves.items():
-            shown = [(place, count) for place, count in points if count > 0]
-            if not shown:
+            counted = [(rank, count) for rank, count in points if count > 0]
+            if not counted:
                 continue
-            (line,) = axes.plot([p for p, _ in shown], [c for _, c in shown], color=COLOURS[colour])
-            drawing.say(line, f"{name}: {shown[0][1]:,} of the first item, 1 or more of {shown[-1][0]:,} items")
+            (line,) = axes.plot([rank for rank, _ in counted], [count for _, count in counted], color=COLOURS[colour])
+            drawing.add_tooltip(
+                line, f"{name}: {counted[0][1]:,} of the most frequent item, 1 or more of {counted[-1][0]:,} items"
+            )
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
         axes.minorticks_off()
-        axes.set_xlabel("item, the most frequent first")
-        axes.set_ylabel("times")
+        axes.set_xlabel("rank of the item by frequency")
+        axes.set_ylabel("count")
         axes.grid()
     return drawing.svg("Distribution of popularity")
 
@@ -217,7 +219,7 @@ def plot_item_map(points: Sequence[Mapping[str, Any]]) -> str:
         xs, ys = [point["x"] for point in points], [point["y"] for point in points]
         size = 14 if len(points) < 500 else 9
         drawn = axes.scatter(xs, ys, c=colours, s=size, alpha=0.75, linewidths=0)
-        drawing.say(drawn, *[point["said"] for point in points])
+        drawing.add_tooltip(drawn, *[point["said"] for point in points])
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -227,36 +229,36 @@ def plot_item_map(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot_seconds(seconds: Mapping[str, float]) -> str:
-    """Draw a bar for the seconds of each step."""
+    """Draw the seconds of each step as bars."""
     with _drawing(0.35 + 0.27 * len(seconds)) as drawing:
         axes = drawing.axes
         for place, (name, took) in enumerate(seconds.items()):
             (bar,) = axes.barh([place], [took], height=0.62, color=COLOURS["c0"])
-            drawing.say(bar, f"{name}: {took:,.1f} s")
+            drawing.add_tooltip(bar, f"{name}: {took:,.1f} s")
             axes.text(took, place, f" {took:,.1f} s", va="center", color=COLOURS["muted"])
         axes.set_yticks(range(len(seconds)), [name.replace("_", " ") for name in seconds])
         axes.set_ylim(len(seconds) - 0.5, -0.5)
         axes.set_xlim(0, max(*seconds.values(), 0.1) * 1.18)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
-        _bare(axes, "y")
+        _hide_axis_line(axes, "y")
     return drawing.svg("Seconds of each step")
 
 
 class _Drawing:
-    """A figure with one pair of axes, and the words of its marks."""
+    """Figure with one pair of axes and tooltips on its marks."""
 
     def __init__(self, height: float) -> None:
         self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
         self.axes: Axes = self.figure.add_subplot()
-        self._said: dict[str, tuple[str, ...]] = {}
+        self._tooltips: dict[str, tuple[str, ...]] = {}
         self._data = b""
 
-    def say(self, mark: Any, *words: str) -> None:
-        """Show words under the pointer: one text for a mark, or one for each point of a collection."""
-        name = f"mark-{len(self._said)}"
+    def add_tooltip(self, mark: Any, *words: str) -> None:
+        """Add tooltips: one text for a mark, or one for each point of a collection."""
+        name = f"mark-{len(self._tooltips)}"
         mark.set_gid(name)
-        self._said[name] = words
+        self._tooltips[name] = words
 
     def draw(self) -> None:
         data = io.BytesIO()
@@ -264,15 +266,15 @@ class _Drawing:
         self._data = data.getvalue()
 
     def svg(self, label: str) -> str:
-        """Return the drawing as an element of a page."""
+        """Return the drawing as an `<svg>` element."""
         root = ElementTree.fromstring(self._data)
-        # The style of a drawing would be that of the whole page; what it says stands in the page's own.
+        # A <style> inside the SVG would apply to the complete page, whose stylesheet covers it.
         for parent in list(root.iter()):
             for name in ("metadata", "style"):
                 for element in parent.findall(f"{{{_SVG}}}{name}"):
                     parent.remove(element)
         for element in list(root.iter()):
-            words = self._said.get(element.get("id", ""))
+            words = self._tooltips.get(element.get("id", ""))
             if words is None:
                 continue
             points = list(element.iter(f"{{{_SVG}}}use")) if len(words) > 1 else [element]
@@ -301,14 +303,14 @@ def _drawing(height: float) -> Iterator[_Drawing]:
         drawing.draw()
 
 
-def _bare(axes: Axes, axis: str) -> None:
-    """Take the line and the ticks of an axis away, its labels stay."""
+def _hide_axis_line(axes: Axes, axis: str) -> None:
+    """Remove the line and the ticks of an axis, but not its labels."""
     axes.spines["left" if axis == "y" else "bottom"].set_visible(False)
     axes.tick_params(axis="y" if axis == "y" else "x", length=0)
 
 
 def _keep_used_ids(root: ElementTree.Element, prefix: str) -> None:
-    """Take out ids that nothing refers to, and make the others differ from those of other drawings on the page."""
+    """Remove unused ids and prefix the others, which makes them unique among the drawings of a page."""
     text = ElementTree.tostring(root, encoding="unicode")
     used = set(re.findall(r'(?:url\(#|href="#)([\w.-]+)', text))
     link = f"{{{_LINK}}}href"
