@@ -7,10 +7,12 @@ than Arrow at run time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+
+from rec_ray.schema import Split
+from rec_ray.schema import SplitTimes as SplitTimes
 
 if TYPE_CHECKING:
     import ray
@@ -19,25 +21,11 @@ if TYPE_CHECKING:
     from rec_ray.retrieval.features.preprocessing import Preprocessor
     from rec_ray.retrieval.model.bundle import TwoTowerBundle
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
-"""Split of an event: training, early stopping, held out for the metrics."""
-
+TRAIN, VALIDATION, TEST = Split.TRAIN, Split.VALIDATION, Split.TEST
 
 MODEL, REFITTED, LIVE = "model", "model_refitted", "live"
 POPULARITY, RECENT, KNN, TRANSITIONS = "popularity", "recent_popularity", "item_knn", "item_transitions"
 """Methods of an evaluation: the model, itself refitted with the validation events, the live version, the baselines."""
-
-
-@dataclass(frozen=True)
-class SplitTimes:
-    """Start times of the splits and the time of the data, in UTC.
-
-    With the split `leave_one_out` both starts equal `as_of`, because events are divided by their order, not by time.
-    """
-
-    validation_start: datetime
-    test_start: datetime
-    as_of: datetime
 
 
 @dataclass(frozen=True)

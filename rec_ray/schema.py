@@ -7,6 +7,8 @@ only: no settings, no Feast, no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
 from typing import ClassVar, Literal
 
 import pyarrow as pa
@@ -37,6 +39,35 @@ BUNDLE_METADATA = "metadata.json"
 """File of a stored bundle with its metadata; readable without torch."""
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+
+class Split(IntEnum):
+    """Label of an event in encoded timelines: learned from, used for early stopping, held out for the metrics."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+class QueryTime(IntEnum):
+    """Query row of a user in encoded timelines: the user's features as of the start of a split, or as of now."""
+
+    VALIDATION = 0
+    TEST = 1
+    NOW = 2
+
+
+@dataclass(frozen=True)
+class SplitTimes:
+    """Start times of the splits, and the time of the data; all are UTC.
+
+    With the split `leave_one_out` both starts equal `as_of`: events are divided by their order, not by time.
+    """
+
+    validation_start: datetime
+    test_start: datetime
+    as_of: datetime
+
 
 Kind = Literal["numeric", "categorical", "categories", "category_path", "text", "timestamp", "vector"]
 """Kind of a feature, which decides its encoding.

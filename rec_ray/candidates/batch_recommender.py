@@ -21,7 +21,7 @@ import torch
 from rec_ray.candidates.item_shards import AS_HISTORY, ItemShards
 from rec_ray.config import CandidateSettings
 from rec_ray.distributed.worker_cache import once_a_process, shared_value
-from rec_ray.retrieval.features.catalogue import Catalogue, flat_values, lists_of
+from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines, query_batch
 from rec_ray.retrieval.learning.learner import multiplies_in_half
 from rec_ray.retrieval.lists.builder import ListBuilder
@@ -30,7 +30,7 @@ from rec_ray.retrieval.lists.popularity import SegmentPopularity, unknown_users
 from rec_ray.retrieval.metrics.list_ranker import seen_events
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.inference import embed_queries, seen_items
-from rec_ray.retrieval.ragged import take_ragged
+from rec_ray.retrieval.ragged import flat_values, lists_of, take_rows
 from rec_ray.retrieval.search import ExactTopK, Exclusions
 from rec_ray.retrieval.search.faiss_ivf import recall_of
 from rec_ray.runs.progress import report_rows
@@ -231,7 +231,7 @@ class Recommender:
         own = {name: values.take(pa.array(users)) for name, values in raw.items()}
         segment = self.shared.settings.segment
         segments = pc.cast(own[segment], pa.string()) if segment else pa.nulls(len(users), pa.string())
-        left = take_ragged(*exclude, users) if exclude is not None else None
+        left = take_rows(*exclude, users) if exclude is not None else None
         found = builder.build(popular.queries(segments), self.shared.settings.k, left, own)
         return found.indices, found.scores
 

@@ -31,7 +31,7 @@ from rec_ray.retrieval.metrics.rankers import CountingMethod, Method, Ranking, T
 from rec_ray.retrieval.metrics.segment_metrics import SegmentSums
 from rec_ray.retrieval.metrics.segments import segment_users
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
-from rec_ray.retrieval.ragged import take_ragged
+from rec_ray.retrieval.ragged import take_rows
 from rec_ray.storage.object_store import Storage
 
 RECOMMENDED = "model_as_recommended"
@@ -161,7 +161,7 @@ class TargetRanker:
                 continue
             places = np.flatnonzero(mask)
             for place in places[np.argsort(numbers[places], kind="stable")[:SHOWN_USERS]].tolist():
-                history = take_ragged(*questions.history, np.array([place]))[0][-SHOWN_EVENTS:]
+                history = take_rows(*questions.history, np.array([place]))[0][-SHOWN_EVENTS:]
                 kept = ranking.lists[place] >= 0
                 taken = questions.targets[questions.offsets[place] : questions.offsets[place + 1]]
                 examples.append(

@@ -1,7 +1,7 @@
-"""The encoded catalogue: all items in the order of their index, ready for the item tower.
+"""Encoded catalogue: all items in the order of their index, ready for the item tower.
 
-Tables of `CATALOGUE` (in any order, in any number of parts) come in; a `Catalogue` that holds ids and a `FeatureBatch`
-comes out, with row 0 for padding. It knows nothing of vocabularies, files or which instant the features are as of.
+Input: tables with the schema `CATALOGUE`, in any order and any number of parts. Output: a `Catalogue` with ids and a
+`FeatureBatch`; row 0 is padding.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 from rec_ray.errors import DataError
 from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
 from rec_ray.retrieval.features.preprocessing import EncodedFeatures
+from rec_ray.retrieval.ragged import flat_values
+from rec_ray.retrieval.ragged import lists_of as lists_of
 
 if TYPE_CHECKING:
     from rec_ray.retrieval.model.towers import TwoTower
@@ -37,8 +39,9 @@ CATALOGUE = pa.schema(
         pa.field("item_vector", pa.list_(pa.float32())),
     ]
 )
-"""One row an item. item_index: 1 .. n by the order of ids. id_index: row of the id table, 0 for none of its own.
-known: whether the item was there as of this catalogue's instant. count: positives to learn from."""
+"""One row per item. item_index: 1 .. n by the order of ids. id_index: row of the id table, 0 for items without a row.
+known: the item existed at this catalogue's time. count: training positives.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,10 @@ class Catalogue:
 
     @classmethod
     def from_table(cls, table: pa.Table, shape: FeatureShape) -> Catalogue:
-        """Put rows of `CATALOGUE` in order.
+        """Sort rows of `CATALOGUE` by item index.
 
         Raises:
-            DataError: an index is missing or there twice.
+            DataError: an index is missing or occurs twice.
         """
         table = table.sort_by("item_index").combine_chunks()
         n = table.num_rows
@@ -85,22 +88,22 @@ class Catalogue:
         )
 
     def to(self, device: torch.device | str) -> Catalogue:
-        """Return the same catalogue with its tensors on `device`."""
+        """Return the catalogue with its tensors on `device`."""
         return Catalogue(self.item_ids, self.id_index.to(device), self.known, self.count, self.features.to(device))
 
     def embed(self, model: TwoTower, item_index: Tensor) -> Tensor:
-        """Return the item tower's vectors of some items. item_index: [m] int64 -> [m, d]."""
+        """Return item-tower vectors of some items. item_index: [m] int64 -> [m, d]."""
         return model.embed_items(self.id_index[item_index], self.features.select(item_index))
 
     def as_history(self, model: TwoTower, item_index: Tensor, vectors: Tensor) -> Tensor:
-        """Return how histories read items of which `embed` gave the vectors. item_index: [m]; vectors: [m, d]."""
+        """Return the vectors that histories read for items. item_index: [m]; vectors: [m, d] of `embed` -> [m, d]."""
         return model.item_tower.as_history(vectors, self.id_index[item_index])
 
 
 def catalogue_rows(
     item_index: Array, item_ids: pa.Array, id_index: Array, known: Array, count: Array, features: EncodedFeatures
 ) -> pa.Table:
-    """Put encoded items into the rows of `CATALOGUE`; all arrays are [n]."""
+    """Return encoded items as rows of `CATALOGUE`; all arrays are [n]."""
     n = len(item_index)
     fields = features.token_counts.shape[1]
     row_tokens = features.token_counts.sum(axis=1)
@@ -116,18 +119,6 @@ def catalogue_rows(
         lists_of(np.full(n, features.vector.shape[1]), features.vector.reshape(-1), pa.float32()),
     ]
     return pa.table(columns, schema=CATALOGUE)
-
-
-def lists_of(lengths: Array, values: Array, kind: pa.DataType) -> pa.Array:
-    """Cut flat values into one list a row. lengths: [n]; values: [sum of lengths]."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
-
-
-def flat_values(column: pa.ChunkedArray) -> Array:
-    """Return all values of a list column in a row."""
-    lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return lists.flatten().to_numpy(zero_copy_only=False)
 
 
 def _after_zeros(rows: Array) -> Array:

@@ -1,8 +1,8 @@
-"""Which items may be recommended to whom: declared rules over raw fields of items and users, as masks.
+"""Filters that decide which items may be recommended to which users: declared rules over raw fields, as masks.
 
-Raw Arrow columns and the declared rules come in; what depends on items alone is evaluated once into one mask [n], and a
-block of users is divided into groups that share a mask. Nothing is evaluated user by user, a missing value restricts
-nothing, and `now` is an argument. It knows no scores, no search, no settings, and not where the columns come from.
+Input: raw Arrow columns and the declared rules. Rules over items alone are evaluated once into one mask [n]; a block of
+users is divided into groups that share a mask. Nothing is evaluated user by user, a missing value restricts nothing,
+and the current time is an argument.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from rec_ray.retrieval.lists.user_rules import (
     numbers_of,
     prepare_rule,
 )
+from rec_ray.retrieval.ragged import row_offsets
 from rec_ray.schema import FIRST_SEEN, TIMESTAMP, FeatureDeclaration
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 _KEPT_MASKS = 50_000_000
-"""Bytes of masks of single rules that are kept for the next block of users."""
+"""Bytes of masks of single rules that are cached for the next block of users."""
 
 
 class _DeclaredFilters(Protocol):
-    """What is declared about items and users; the names are those of the settings section `candidates.filters`."""
+    """Declared filters; the names are those of the settings section `candidates.filters`."""
 
     @property
     def available(self) -> str | None: ...
@@ -68,10 +69,10 @@ class _DeclaredFilters(Protocol):
 
 @dataclass(frozen=True)
 class UserGroups:
-    """Users of a block that may get the same items.
+    """Groups of the users of a block; users of a group may get the same items.
 
-    group: [q] of each user. masks: the items that may be recommended to each group, [n] bool. emptied_by: per group the
-    rule after which no item was left, or None.
+    group: [q] group of each user. masks: per group the items that may be recommended, [n] bool. emptied_by: per group
+    the rule that left no item, or None.
     """
 
     group: Array
@@ -81,13 +82,12 @@ class UserGroups:
 
 @dataclass(frozen=True)
 class ItemFilters:
-    """Everything that the fields of `n` items say, evaluated once.
+    """Filters evaluated on the fields of `n` items.
 
-    allowed: [n] bool, items that may be recommended to anybody, or None for all.
-    emptied_by: the rule on items alone after which none was left, or None.
-    left_out: rule on items alone -> how many items it takes away, each counted at the first.
-    categories: codes of the categories that `most_per_category` counts, or None.
-    always: [m] item indices of `always_include` that are in the catalogue. fresh: [n] bool, new items, or None.
+    allowed: [n] bool, items that may be recommended to some user, or None for all. emptied_by: the rule on items alone
+    that left no item, or None. left_out: rule on items alone -> number of items that it removes first. categories:
+    category codes that `most_per_category` counts, or None. always: [m] item indices of `always_include` that are in
+    the catalogue. fresh: [n] bool, new items, or None.
     """
 
     count: int
@@ -107,29 +107,29 @@ class ItemFilters:
         return {**self.__dict__, "_masks": {}}
 
     def groups(self, users: Mapping[str, pa.Array], count: int) -> UserGroups:
-        """Divide the `count` users of a block by what may be recommended to them.
+        """Divide the `count` users of a block by the items that may be recommended to them.
 
         users: field -> [count] raw values, for the fields in `user_fields`.
 
         Raises:
-            SchemaError: a user's field cannot be compared with the item's.
+            SchemaError: a user field cannot be compared with the item field.
         """
         everything = np.ones(self.count, bool) if self.allowed is None else self.allowed
         if not self.rules:
             return UserGroups(np.zeros(count, np.int64), [everything], [self.emptied_by])
         codes = [rule.codes(users[name]) for rule, name in zip(self.rules, self.user_fields, strict=True)]
-        ends = np.cumsum([own.shape[1] for own in codes])
+        ends = np.cumsum([user_codes.shape[1] for user_codes in codes])
         rows, group = np.unique(np.concatenate(codes, axis=1), axis=0, return_inverse=True)
-        masks, emptied = [], []
+        masks, emptying_rules = [], []
         for row in rows:
-            mask, by = everything, self.emptied_by
+            mask, emptying_rule = everything, self.emptied_by
             for number, rule in enumerate(self.rules):
                 mask = mask & self._mask(number, row[ends[number] - codes[number].shape[1] : ends[number]])
-                if by is None and not mask.any():
-                    by = rule.name
+                if emptying_rule is None and not mask.any():
+                    emptying_rule = rule.name
             masks.append(mask)
-            emptied.append(by)
-        return UserGroups(group.reshape(-1), masks, emptied)
+            emptying_rules.append(emptying_rule)
+        return UserGroups(group.reshape(-1), masks, emptying_rules)
 
     def _mask(self, number: int, codes: Array) -> Mask:
         key = (number, codes[codes != NO_VALUE].tobytes())
@@ -140,23 +140,24 @@ class ItemFilters:
         return self._masks[key]
 
     def capacity(self, mask: Mask) -> int:
-        """Return how many items of a mask a list can hold at most, given `most_per_category`."""
+        """Return the largest number of items of a mask that a list can hold, given `most_per_category`."""
         if self.categories is None:
             return int(np.count_nonzero(mask))
-        filed = self.categories.counts > 0
-        first = (np.cumsum(self.categories.counts) - self.categories.counts)[filed & mask]
-        must = np.isin(np.flatnonzero(filed & mask), self.always)
-        own = self.categories.codes[first]
-        always, others = (np.bincount(own[which], minlength=int(own.max(initial=0)) + 1) for which in (must, ~must))
-        room = np.minimum(others, np.maximum(self.most_per_category - always, 0))
-        return int(np.count_nonzero(mask & ~filed) + always.sum() + room.sum())
+        categorised = self.categories.counts > 0
+        first = row_offsets(self.categories.counts)[:-1][categorised & mask]
+        required = np.isin(np.flatnonzero(categorised & mask), self.always)
+        category = self.categories.codes[first]
+        categories = int(category.max(initial=0)) + 1
+        always, others = (np.bincount(category[chosen], minlength=categories) for chosen in (required, ~required))
+        free_places = np.minimum(others, np.maximum(self.most_per_category - always, 0))
+        return int(np.count_nonzero(mask & ~categorised) + always.sum() + free_places.sum())
 
 
 def raw_columns(table: pa.Table, beginning: str, fields: Sequence[str]) -> dict[str, pa.Array]:
-    """Return the raw fields that encoded rows carry, without the beginning of their columns' names.
+    """Return the raw fields of encoded rows by their own names. beginning: prefix of the columns.
 
     Raises:
-        SchemaError: a field is not among them: they were encoded for other filters.
+        SchemaError: a field is missing, because the rows were encoded for other filters.
     """
     missing = [name for name in fields if f"{beginning}{name}" not in table.column_names]
     if missing:
@@ -177,12 +178,12 @@ def evaluate_item_filters(
 ) -> ItemFilters:
     """Evaluate the declared filters on the raw fields of all items.
 
-    items: [n] rows, a column for each field that is declared, and `first_seen` when `fresh_days` is given. item_ids:
-        [n]. item_features, user_features: how features are read; a field with categories that is among them is read
-        so. known: [n] bool, items that are there at all. fresh_days: an item is new for so long after `first_seen`.
+    items: [n] rows, a column for each declared field, and `first_seen` if `fresh_days` is given. item_ids: [n].
+    item_features, user_features: declarations by which values are split into sets. known: [n] bool, items that exist.
+    fresh_days: days after `first_seen` during which an item is new.
 
     Raises:
-        SchemaError: a field cannot be read as its rule needs it.
+        SchemaError: a field has a type that its rule cannot use.
     """
     n = len(item_ids)
     notes: list[str] = []
@@ -250,10 +251,10 @@ def try_filters(
     item_features: Mapping[str, FeatureDeclaration],
     user_features: Mapping[str, FeatureDeclaration],
 ) -> None:
-    """Evaluate filters on no rows at all, so that a field of a wrong type is found before the hours of a training.
+    """Evaluate filters on empty tables, so that a field of a wrong type is found before the training.
 
     Raises:
-        SchemaError: a field cannot be read as its rule needs it.
+        SchemaError: a field has a type that its rule cannot use.
     """
     nothing = pa.array([], pa.string())
     now = datetime.now(UTC)
@@ -282,8 +283,10 @@ def _micros(now: datetime) -> float:
 
 
 def _at_level(counts: Array, index: Array, level: int | None) -> Bags:
-    """Return one code a path: its prefix of `level` parts, or the whole of it. The prefixes come from short to long."""
+    """Return one code per path: the prefix of `level` parts, or the whole path. Prefixes are ordered from short to
+    long.
+    """
     counts = counts.astype(np.int64)
-    first = (np.cumsum(counts) - counts)[counts > 0]
+    first = row_offsets(counts)[:-1][counts > 0]
     depth = counts[counts > 0] if level is None else np.minimum(counts[counts > 0], level)
     return Bags((counts > 0).astype(np.int64), index[first + depth - 1].astype(np.int64) + 1)

@@ -1,8 +1,8 @@
-"""Rules between a field of an item and a field of a user, such as `age_limit` at most `age`.
+"""Rules between an item field and a user field, such as `age_limit` at most `age`.
 
-Raw Arrow columns come in; the item's side is prepared once, users of a block become rows of codes, equal for users for
-whom the rule allows the same items, and a row of codes gives the mask [n] of those items. A missing value of an item
-restricts nothing. It knows no other filter, no scores and no settings.
+Input: raw Arrow columns. The item side of a rule is prepared once. The users of a block become rows of codes, equal for
+users to whom the rule allows the same items, and a row of codes gives the mask [n] of those items. A missing item value
+restricts nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from rec_ray.errors import SchemaError
 from rec_ray.retrieval.features.columns import as_values, index_of, is_list
+from rec_ray.retrieval.ragged import row_offsets
 from rec_ray.schema import FeatureDeclaration
 
 Array = npt.NDArray[Any]
@@ -25,13 +26,13 @@ Mask = npt.NDArray[np.bool_]
 Comparison = Literal["equal", "at_least", "at_most", "contains", "contained_in"]
 
 REFUSED, FREE = -2, -3
-"""Codes of a user without a value: only items without one, or all items."""
+"""Codes of a user without a value: REFUSED allows only items without a value, FREE allows all items."""
 NO_VALUE = -1
-"""Fills rows of codes that are shorter than others."""
+"""Padding of rows of codes."""
 
 
 class _DeclaredRule(Protocol):
-    """A rule between a field of an item and a field of a user, with the names of the settings."""
+    """Rule between an item field and a user field, with the names of the settings."""
 
     @property
     def item(self) -> str: ...
@@ -45,7 +46,7 @@ class _DeclaredRule(Protocol):
 
 @dataclass(frozen=True)
 class Bags:
-    """Sets of codes, ragged: the codes of row i are the next `counts[i]` of `codes`; none occurs twice in a row."""
+    """Ragged sets of codes: row i has the next `counts[i]` of `codes`; a code occurs once per row."""
 
     counts: Array
     codes: Array
@@ -56,17 +57,17 @@ class Bags:
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     def padded(self) -> Array:
-        """Return [rows, most codes of a row] in ascending order, filled with -1 in front."""
-        place = np.arange(len(self.codes)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        """Return [rows, most codes of a row] in ascending order, padded with -1 in front."""
+        position = np.arange(len(self.codes)) - row_offsets(self.counts)[self.owner]
         out = np.full((len(self.counts), int(self.counts.max(initial=0))), NO_VALUE, np.int64)
-        out[self.owner, place] = self.codes
+        out[self.owner, position] = self.codes
         out.sort(axis=1)
         return out
 
 
 @dataclass(frozen=True)
 class ComparedNumbers:
-    """at_least or at_most. A user is coded by how many of the distinct values of items are below or up to the own."""
+    """Rule at_least or at_most. A user's code is the number of distinct item values below or up to the user's value."""
 
     name: str
     kind: str
@@ -80,7 +81,7 @@ class ComparedNumbers:
         """Return [q, 1] codes of users by their raw values.
 
         Raises:
-            SchemaError: the values cannot be compared with the items'.
+            SchemaError: the values cannot be compared with the item values.
         """
         values = numbers_of(column, self.name)
         if {self.kind, _kind(column)} == {"times", "numbers"}:
@@ -88,21 +89,23 @@ class ComparedNumbers:
                 f"candidates.filters.rules: {self.name}: the item has {self.kind}, the user {_kind(column)}"
             )
         side: Literal["left", "right"] = "right" if self.at_most else "left"
-        place = np.searchsorted(self.thresholds, values, side=side)
-        return np.where(np.isnan(values), self.unknown, place).reshape(-1, 1)
+        position = np.searchsorted(self.thresholds, values, side=side)
+        return np.where(np.isnan(values), self.unknown, position).reshape(-1, 1)
 
     def mask(self, codes: Array) -> Mask:
-        """Return the items [n] that the rule allows a user of these codes."""
+        """Return the items [n] that the rule allows for these codes."""
         code = int(codes[0])
-        free = np.isnan(self.values)
+        unrestricted = np.isnan(self.values)
         if code in (REFUSED, FREE):
-            return free | (code == FREE)
-        return free | (self.rank < code if self.at_most else self.rank >= code)
+            return unrestricted | (code == FREE)
+        return unrestricted | (self.rank < code if self.at_most else self.rank >= code)
 
 
 @dataclass(frozen=True)
 class ComparedSets:
-    """equal, contains or contained_in. A user is coded by the own values that any item has; -2 stands for any other."""
+    """Rule equal, contains or contained_in. A user's codes are the user's values that any item has; 0 stands for all
+    others.
+    """
 
     name: str
     bags: Bags
@@ -119,24 +122,24 @@ class ComparedSets:
         """
         counts, values = as_values(pa.table({self.name: column}), self.name, declaration_of(column, self.user))
         bags = distinct_bags(counts, index_of(values, self.vocabulary))
-        # Two unknown values are as good as one: no item has either.
+        # Unknown values share one code, because no item has them.
         padded = bags.padded()
         padded = padded if padded.shape[1] else np.full((len(padded), 1), NO_VALUE)
         padded[bags.counts == 0, -1] = self.unknown
         return padded
 
     def mask(self, codes: Array) -> Mask:
-        """Return the items [n] that the rule allows a user of these codes."""
-        free = self.bags.counts == 0
+        """Return the items [n] that the rule allows for these codes."""
+        unrestricted = self.bags.counts == 0
         if codes[-1] in (REFUSED, FREE):
-            return free | bool(codes[-1] == FREE)
+            return unrestricted | bool(codes[-1] == FREE)
         known = codes[codes > 0]
-        strange = bool((codes == 0).any())
-        hits = np.bincount(self.bags.owner[np.isin(self.bags.codes, known)], minlength=len(free))
-        contains = (hits == len(known)) & (not strange)
+        has_unknown = bool((codes == 0).any())
+        hits = np.bincount(self.bags.owner[np.isin(self.bags.codes, known)], minlength=len(unrestricted))
+        contains = (hits == len(known)) & (not has_unknown)
         contained = hits == self.bags.counts
         matching = {"contains": contains, "contained_in": contained, "equal": contains & contained}
-        return free | matching[self.how]
+        return unrestricted | matching[self.how]
 
 
 def prepare_rule(
@@ -145,10 +148,10 @@ def prepare_rule(
     item_features: Mapping[str, FeatureDeclaration],
     user_features: Mapping[str, FeatureDeclaration],
 ) -> ComparedNumbers | ComparedSets:
-    """Prepare the item's side of a rule. items: [n] raw fields.
+    """Return a rule with its item side prepared. items: [n] raw fields.
 
     Raises:
-        SchemaError: the item's field cannot be read as the rule needs it.
+        SchemaError: the item field has a type that the rule cannot compare.
     """
     column = column_of(items, rule.item)
     name = f"{rule.item} {rule.must_be} {rule.user}"
@@ -170,24 +173,24 @@ def _kind(column: pa.Array) -> str:
     return "nothing" if pa.types.is_null(column.type) else "times" if times else "numbers"
 
 
-def numbers_of(column: pa.Array, what: str) -> Array:
-    """Return a column as [n] float64, times as microseconds since 1970; null and NaN are NaN.
+def numbers_of(column: pa.Array, rule_name: str) -> Array:
+    """Return a column as [n] float64, times as microseconds since 1970; null and NaN become NaN.
 
     Raises:
-        SchemaError: it holds neither numbers nor times.
+        SchemaError: the column holds neither numbers nor times.
     """
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         micros = pa.timestamp("us", getattr(kind, "tz", None))
         column = pc.cast(pc.cast(column, micros, safe=False), pa.int64())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-        raise SchemaError(f"candidates.filters: {what} compares numbers or times, but a field holds {kind}")
-    # A time in a far year loses microseconds.
+        raise SchemaError(f"candidates.filters: {rule_name} compares numbers or times, but a field holds {kind}")
+    # Unsafe cast: times in distant years lose microseconds.
     return pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
 def column_of(items: pa.Table, name: str) -> pa.Array:
-    """Return a column in one piece."""
+    """Return a column as one array."""
     column = items[name]
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
@@ -195,7 +198,7 @@ def column_of(items: pa.Table, name: str) -> pa.Array:
 def declaration_of(
     column: pa.Array, declared: FeatureDeclaration | None, separator: str | None = None
 ) -> FeatureDeclaration:
-    """Return how values of a set are read: as given, as paths where a separator is, else as lists or single values."""
+    """Return how set values are read: as declared, as paths if there is a separator, else as lists or single values."""
     if separator is not None:
         return FeatureDeclaration("category_path", separator=separator)
     if declared is not None and declared.kind in ("categorical", "categories", "category_path"):
@@ -204,7 +207,7 @@ def declaration_of(
 
 
 def distinct_bags(counts: Array, index: Array) -> Bags:
-    """Return bags of index + 1, so that 0 is a value that is in no vocabulary, each value once a row."""
+    """Return bags of index + 1 with each value once per row; 0 stands for values outside the vocabulary."""
     owner = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     pairs = np.unique(owner << 32 | (index.astype(np.int64) + 1))
     return Bags(np.bincount(pairs >> 32, minlength=len(counts)), pairs & 0xFFFFFFFF)

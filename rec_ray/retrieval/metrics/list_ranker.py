@@ -1,8 +1,7 @@
-"""The lists as they would have been recommended at the test, for the evaluation.
+"""Ranking by the lists of the candidates step, as they would have been made at the test start, for the evaluation.
 
-An encoded catalogue with its raw fields, a model and the settings of the candidates come in; for questions the same
-lists come out that the candidates step makes, with what items and users were at the test cut-off. It knows no segments
-and not what the other methods answer.
+Input: an encoded catalogue with its raw fields, a model and the settings of the candidates. Output: for each user the
+list that the candidates step makes from the fields of items and users at the test start, as a `Ranking`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rec_ray.contracts import TEST
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import query_batch
 from rec_ray.retrieval.lists.builder import ListBuilder
@@ -29,12 +27,12 @@ from rec_ray.retrieval.metrics.rankers import LIST_LENGTH, Ranking
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries, seen_items
 from rec_ray.retrieval.search import ExactTopK
-from rec_ray.schema import FIRST_SEEN, RAW_ITEM, RAW_TEST
+from rec_ray.schema import FIRST_SEEN, RAW_ITEM, RAW_TEST, QueryTime, Split
 
 Array = npt.NDArray[Any]
 
 
-class _Wanted(Protocol):
+class _ListSettings(Protocol):
     @property
     def k(self) -> int: ...
     @property
@@ -53,31 +51,35 @@ class _Wanted(Protocol):
 
 @dataclass(frozen=True)
 class AsRecommended:
-    """Builds the lists of users as of the test. Item indices are those of the catalogue, 1 on."""
+    """List builder for users as of the test start; item indices are those of the catalogue, from 1.
+
+    items: [n + 1, d] item vectors. history: [n + 1, d] item vectors that histories read. seen_types: codes of the event
+    types that count as seen, None for all. seen_since: seconds since 1970 from which events count, None for all.
+    """
 
     bundle: TwoTowerBundle
     items: Tensor
     history: Tensor
     lists: ListBuilder
-    wanted: _Wanted
+    settings: _ListSettings
     seen_types: Array | None
     seen_since: float | None
 
     @classmethod
     def of(
-        cls, table: pa.Table, catalogue: Catalogue, bundle: TwoTowerBundle, wanted: _Wanted, now: datetime
+        cls, table: pa.Table, catalogue: Catalogue, bundle: TwoTowerBundle, settings: _ListSettings, now: datetime
     ) -> AsRecommended:
-        """Prepare the lists. table: rows of `CATALOGUE` with raw fields. now: the test cut-off."""
-        fields = [*wanted.item_fields, *([FIRST_SEEN] if wanted.fresh_share else [])]
+        """Evaluate the filters and embed the catalogue. table: rows of `CATALOGUE` with raw fields. now: test start."""
+        fields = [*settings.item_fields, *([FIRST_SEEN] if settings.fresh_share else [])]
         filters = evaluate_item_filters(
-            wanted.filters,
+            settings.filters,
             pa.table(raw_columns(table.sort_by("item_index"), RAW_ITEM, fields)),
             catalogue.item_ids,
             now,
             item_features=bundle.preprocessor.items.declarations,
             user_features=bundle.preprocessor.users.declarations,
             known=catalogue.known[1:],
-            fresh_days=wanted.fresh_days if wanted.fresh_share else None,
+            fresh_days=settings.fresh_days if settings.fresh_share else None,
         )
         items = embed_catalogue(bundle.model, catalogue)
         matrix = np.ascontiguousarray(items.numpy()[1:])
@@ -86,53 +88,53 @@ class AsRecommended:
             matrix.__getitem__,
             matrix.__getitem__,
             filters,
-            wanted.diversity,
-            wanted.fresh_share,
+            settings.diversity,
+            settings.fresh_share,
             bundle.similarity == "cosine",
         )
         history = embed_as_history(bundle.model, catalogue, items)
-        return cls(bundle, items, history, lists, wanted, *seen_events(wanted.filters, bundle, now))
+        return cls(bundle, items, history, lists, settings, *seen_events(settings.filters, bundle, now))
 
     @torch.inference_mode()
     def rank(self, questions: Questions, batch: pa.Table) -> Ranking:
-        """Return where the targets stand in the lists, 0 where they are in none. batch: the users' rows of `TIMELINES`.
+        """Return the ranks of the targets in the lists, 0 where a list lacks the target.
 
-        Targets have no scores here: an item that a filter leaves out has none that counts.
+        batch: the users' rows of `TIMELINES`. Target scores are NaN, because filtered items have no valid score.
         """
         timelines, users = questions.timelines, questions.users
         length = int(self.bundle.arguments["history_length"])
-        query = query_batch(timelines, users, split=TEST, query=1, history_length=length)
+        query = query_batch(timelines, users, split=Split.TEST, query=QueryTime.TEST, history_length=length)
         queries = embed_queries(self.bundle.model, query, self.history).numpy()
         exclude = None
-        if self.wanted.exclude_seen:
-            seen, first = seen_items(timelines, users, TEST, self.seen_types, self.seen_since)
+        if self.settings.exclude_seen:
+            seen, first = seen_items(timelines, users, Split.TEST, self.seen_types, self.seen_since)
             exclude = seen - 1, first
         raw = raw_columns(batch, RAW_TEST, self.lists.filters.user_fields)
-        own = {name: values.take(pa.array(users)) for name, values in raw.items()}
-        found, scores, _ = self.lists.build(queries, self.wanted.k, exclude, own)
+        fields = {name: values.take(pa.array(users)) for name, values in raw.items()}
+        found, scores, _ = self.lists.build(queries, self.settings.k, exclude, fields)
         lists = np.where(found >= 0, found + 1, -1)
         ranks = target_ranks_from_lists(lists, questions.targets, questions.offsets)
-        none = np.full(len(questions.targets), np.nan)
-        return Ranking(ranks, lists[:, :LIST_LENGTH], scores[:, :LIST_LENGTH], none)
+        target_scores = np.full(len(questions.targets), np.nan)
+        return Ranking(ranks, lists[:, :LIST_LENGTH], scores[:, :LIST_LENGTH], target_scores)
 
     def figures(self, lists: Array) -> dict[str, Array]:
-        """Return how unlike the items of each list are and, where new items have a share, theirs: [q], NaN for none.
+        """Return the diversity of each list and, if new items have a share, that share: [q], NaN where undefined.
 
         lists: [q, LIST_LENGTH] items, -1 at the end of short ones.
         """
-        found = {f"diversity@{LIST_LENGTH}": list_diversity(lists, self.items.numpy())}
+        figures = {f"diversity@{LIST_LENGTH}": list_diversity(lists, self.items.numpy())}
         fresh = self.lists.filters.fresh
         if fresh is not None:
-            there = lists > 0
-            length = there.sum(axis=1)
-            new = (there & fresh[np.maximum(lists - 1, 0)]).sum(axis=1)
+            filled = lists > 0
+            length = filled.sum(axis=1)
+            new = (filled & fresh[np.maximum(lists - 1, 0)]).sum(axis=1)
             share = np.divide(new, length, out=np.full(len(lists), np.nan), where=length > 0)
-            found[f"fresh@{LIST_LENGTH}"] = share
-        return found
+            figures[f"fresh@{LIST_LENGTH}"] = share
+        return figures
 
 
 def seen_events(filters: Any, bundle: TwoTowerBundle, now: datetime) -> tuple[Array | None, float | None]:
-    """Return the codes of the event types that count as seen and since when, in seconds since 1970; None is all."""
+    """Return the codes of the event types that count as seen, and the second since 1970 from which; None means all."""
     types = bundle.preprocessor.encode_event_types(pa.array(filters.seen_types, pa.string()))
     since = now.timestamp() - filters.seen_days * 86_400 if filters.seen_days else None
     return (types[types > 0] if filters.seen_types else None), since

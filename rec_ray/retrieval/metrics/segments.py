@@ -1,7 +1,6 @@
-"""Parts of the users and of the items for which metrics are told apart: new ones, known ones, and how active users are.
+"""Segments of users and items with metrics of their own: new ones, known ones, and users by activity.
 
-Numbers of events come in and masks with names come out, one a segment; a user or a held-out item may be in several. The
-module knows no model and no metric, and not where the numbers were counted.
+Input: numbers of events. Output: one mask per segment name; a user or a held-out item may be in several segments.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ Counts = NDArray[np.integer[Any]]
 
 
 def activity_bounds(users_by_events: Counts) -> tuple[int, int, int]:
-    """Return the largest number of events in each of the three lower quarters of the users who have any.
+    """Return the largest number of events in each of the three lower quarters of the users who have any event.
 
-    users_by_events: [m] how many users have 0, 1, 2, ... events. Users with equal numbers are in one quarter, so a
-    quarter may be larger than the others or empty: of users who all have five events, all are in the first.
+    users_by_events: [m] number of users with 0, 1, 2, ... events. Users with equal numbers are in one quarter, so a
+    quarter may be larger than the others or empty: if all users have five events, all are in the first quarter.
     """
     users = np.array(users_by_events, np.int64)
     users[:1] = 0
@@ -38,7 +37,7 @@ def activity_bounds(users_by_events: Counts) -> tuple[int, int, int]:
 def segment_users(events: Counts, bounds: tuple[int, int, int]) -> dict[str, Mask]:
     """Return the mask of each of `USER_SEGMENTS`: [users].
 
-    events: [users] events before the test. A user without any is cold; the others are in a quarter by `bounds`.
+    events: [users] events before the test. A user without events is cold; the others are in a quarter by `bounds`.
     """
     quarter = np.searchsorted(np.array(bounds), events, side="left")
     warm = events > 0
@@ -50,21 +49,21 @@ def segment_users(events: Counts, bounds: tuple[int, int, int]) -> dict[str, Mas
 def segment_items(learned: Counts) -> dict[str, Mask]:
     """Return the mask of each of `ITEM_SEGMENTS`: [targets].
 
-    learned: [targets] positives of the item among the events to learn from; an item without any is cold.
+    learned: [targets] training positives of the item; an item without any is cold.
     """
     return {"cold_items": learned == 0, "warm_items": learned > 0}
 
 
 def describe_segment(name: str, bounds: tuple[int, int, int]) -> str:
-    """Return what a person calls a segment; a quarter is called by its numbers of events."""
-    words = {
+    """Return the display name of a segment; a quarter is named by its numbers of events."""
+    names = {
         "cold_users": "users without history",
         "warm_users": "users with history",
         "cold_items": "items never learned from",
         "warm_items": "items learned from",
     }
-    if name in words:
-        return words[name]
+    if name in names:
+        return names[name]
     quarter = int(name.rpartition("_")[2])
     least = 1 if quarter == 1 else bounds[quarter - 2] + 1
     if quarter == QUARTERS:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rec_ray.errors import DataError
-from rec_ray.retrieval.features.catalogue import CATALOGUE, Catalogue, catalogue_rows, flat_values, lists_of
+from rec_ray.retrieval.features.catalogue import CATALOGUE, Catalogue, catalogue_rows
 from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.model.towers import build_two_tower
 from rec_ray.schema import FeatureDeclaration
@@ -111,11 +111,3 @@ def test_items_are_embedded_by_their_id_and_features_in_the_order_asked_for() ->
     alone = model.embed_items(torch.tensor([0]), preprocessor.encode(ITEMS.slice(2, 1)).to_batch())
     torch.testing.assert_close(vectors[3], alone[0])
     assert not torch.allclose(vectors[0], vectors[3])
-
-
-def test_lists_of_and_flat_values_are_inverse() -> None:
-    lists = lists_of(np.array([2, 0, 1]), np.array([7, 8, 9]), pa.int32())
-    assert lists.to_pylist() == [[7, 8], [], [9]]
-    assert flat_values(pa.chunked_array([lists, lists.slice(2)])).tolist() == [7, 8, 9, 9]
-    assert flat_values(lists.slice(1)).tolist() == [9]
-    assert lists_of(np.zeros(0, np.int64), np.zeros(0), pa.float32()).to_pylist() == []

@@ -20,10 +20,11 @@ from rec_ray.retrieval.features.encoding import Labelling, encode_timelines, lab
 from rec_ray.retrieval.features.preprocessing import Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import Timelines, query_batch, training_windows
 from rec_ray.retrieval.learning.learner import Learner, LearningSettings, shuffled_batches
-from rec_ray.retrieval.metrics.metrics import recall_at_k, target_ranks
+from rec_ray.retrieval.metrics.metrics import recall_at_k
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries
 from rec_ray.retrieval.model.towers import build_two_tower
 from rec_ray.retrieval.ragged import take_ragged
+from rec_ray.retrieval.search import ExactTopK
 from rec_ray.sample import shop
 from rec_ray.schema import EVENT_TIMESTAMP, EVENT_TYPE, ITEM_ID, USER_ID
 
@@ -109,7 +110,7 @@ def test_items_without_any_training_event_are_recalled_at_50_five_times_as_often
     query = query_batch(timelines, users, split=TEST, query=1, history_length=model.history_length)
     queries = embed_queries(towers, query, embed_as_history(towers, learner.catalogue, items))
     torch.set_num_threads(threads)
-    ranks = target_ranks(queries.numpy(), items.numpy(), targets[cold], offsets, allowed=catalogue.known)
+    ranks = ExactTopK(items.numpy()).target_ranks(queries.numpy(), targets[cold], offsets, allowed=catalogue.known)
     assert cold.sum() > 100, "so many targets that the share of those found is no accident"
     chance = 50 / catalogue.known.sum()
     assert float(np.nanmean(recall_at_k(ranks, offsets, 50))) > 5 * chance

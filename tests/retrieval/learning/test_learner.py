@@ -31,11 +31,12 @@ from rec_ray.retrieval.features.timelines import (
 )
 from rec_ray.retrieval.learning import learner as learning
 from rec_ray.retrieval.learning.learner import LEAST_RATE, Learner, LearningSettings, shuffled_batches
-from rec_ray.retrieval.metrics.metrics import recall_at_k, reciprocal_rank, target_ranks
+from rec_ray.retrieval.metrics.metrics import recall_at_k, reciprocal_rank
 from rec_ray.retrieval.model import towers
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries, seen_items, without
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.ragged import take_ragged
+from rec_ray.retrieval.search import ExactTopK
 
 Array = npt.NDArray[Any]
 
@@ -177,7 +178,7 @@ def recall(learner: Learner, timelines: Timelines, k: int) -> float:
     targets, offsets = timelines.positives(TEST)
     history = embed_as_history(learner.model, learner.catalogue, items)
     queries = embed_queries(learner.model, batch, history).numpy()
-    ranks = target_ranks(queries, items.numpy(), targets, offsets, allowed=learner.catalogue.known)
+    ranks = ExactTopK(items.numpy()).target_ranks(queries, targets, offsets, allowed=learner.catalogue.known)
     return float(np.nanmean(recall_at_k(ranks, offsets, k)))
 
 
@@ -567,7 +568,7 @@ def test_validation_is_the_mean_ndcg_over_users_with_a_held_out_positive() -> No
     history = embed_as_history(learner.model, catalogue, items)
     queries = embed_queries(learner.model, query_batch(timelines, np.arange(30), **arguments), history)
     targets, offsets = timelines.positives(VALIDATION)
-    ranks = target_ranks(queries.numpy(), items.numpy(), targets, offsets, allowed=catalogue.known)
+    ranks = ExactTopK(items.numpy()).target_ranks(queries.numpy(), targets, offsets, allowed=catalogue.known)
     # With one target NDCG@10 is 1 / log2(rank + 1).
     assert total == pytest.approx(sum(1 / math.log2(rank + 1) for rank in ranks if rank <= 10))
     assert np.nanmean(reciprocal_rank(ranks, offsets)) > 0

@@ -7,16 +7,12 @@ import pytest
 
 from rec_ray.retrieval.metrics.metrics import (
     MetricSums,
-    catalogue_coverage,
-    count_recommended,
-    hit_rate_at_k,
     list_diversity,
     ndcg_at_k,
     novelty,
     poisson_draws,
     recall_at_k,
     reciprocal_rank,
-    target_ranks,
     target_ranks_from_lists,
     target_ranks_from_scores,
 )
@@ -31,11 +27,6 @@ def test_recall_divides_by_the_number_of_targets():
     np.testing.assert_array_equal(recall_at_k(RANKS, OFFSETS, 1), [0.5, 0, np.nan, 0])
     np.testing.assert_array_equal(recall_at_k(RANKS, OFFSETS, 3), [0.5, 1, np.nan, 0.5])
     np.testing.assert_array_equal(recall_at_k(RANKS, OFFSETS, 100), [1, 1, np.nan, 0.5])
-
-
-def test_hit_rate():
-    np.testing.assert_array_equal(hit_rate_at_k(RANKS, OFFSETS, 2), [1, 0, np.nan, 1])
-    np.testing.assert_array_equal(hit_rate_at_k(RANKS, OFFSETS, 10), [1, 1, np.nan, 1])
 
 
 def test_ndcg_by_hand():
@@ -55,7 +46,7 @@ def test_reciprocal_rank_is_that_of_the_best_target():
 
 def test_no_users():
     none, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
-    for metric in (recall_at_k, hit_rate_at_k, ndcg_at_k, reciprocal_rank):
+    for metric in (recall_at_k, ndcg_at_k, reciprocal_rank):
         assert metric(none, offsets, 10).shape == (0,)
 
 
@@ -85,17 +76,18 @@ def test_target_ranks_equal_those_of_sorting(item_count, user_count, kind):
     for i in range(8):
         score = (score + queries[:, i, None].astype(float) * items[None, :, i]).astype(np.float32)
 
-    ranks = target_ranks(queries, items, targets, offsets)
+    search = ExactTopK(items)
+    ranks = search.target_ranks(queries, targets, offsets)
     np.testing.assert_array_equal(ranks, sorted_ranks(score, targets, offsets))
     np.testing.assert_array_equal(ranks, target_ranks_from_scores(score, targets, offsets))
-    lists = ExactTopK(items).search(queries, item_count)[0]
+    lists = search.search(queries, item_count)[0]
     np.testing.assert_array_equal(ranks, target_ranks_from_lists(lists, targets, offsets))
 
     score[:, ~allowed] = -np.inf
-    expected = target_ranks_from_scores(score, targets, offsets, exclude)
     score[np.repeat(np.arange(user_count), np.diff(gone)), exclude.values] = -np.inf
+    expected = target_ranks_from_scores(score, targets, offsets)
     np.testing.assert_array_equal(expected, sorted_ranks(score, targets, offsets))
-    ranks = target_ranks(queries, items, targets, offsets, exclude=exclude, allowed=allowed)
+    ranks = search.target_ranks(queries, targets, offsets, exclude, allowed)
     np.testing.assert_array_equal(ranks, expected)
 
 
@@ -105,20 +97,13 @@ def test_ranks_from_lists():
     np.testing.assert_array_equal(ranks, [3, 0, 1])
 
 
-def test_coverage_counts_items_of_all_blocks():
-    counts = count_recommended(np.array([[0, 1], [1, -1]]), 5) + count_recommended(np.array([[4, 1]]), 5)
-    np.testing.assert_array_equal(counts, [1, 3, 0, 0, 1])
-    assert catalogue_coverage(counts) == 3 / 5
-    assert catalogue_coverage(counts, np.array([True, True, True, True, False])) == 2 / 4
-
-
 def test_novelty_in_bits():
     # counts 3, 1, 0 with one added to each: p = 4/7, 2/7, 1/7
     value = novelty(np.array([[0, 1], [2, -1], [-1, -1]]), np.array([3, 1, 0]), 4)
     np.testing.assert_allclose(value, [(np.log2(7 / 4) + np.log2(7 / 2)) / 2, np.log2(7), np.nan])
 
 
-def test_sums_of_blocks_equal_one_pass_and_travel_as_arrays():
+def test_sums_of_blocks_equal_one_pass():
     rng = np.random.default_rng(0)
     users, values = rng.permutation(1000), {"recall@10": rng.random(1000), "mrr": rng.random(1000)}
     values["mrr"][::7] = np.nan
@@ -126,9 +111,7 @@ def test_sums_of_blocks_equal_one_pass_and_travel_as_arrays():
     whole.add(users, values)
     merged = MetricSums(["recall@10", "mrr"], seed=3)
     for block in np.array_split(rng.permutation(1000), 4):
-        part = MetricSums(["recall@10", "mrr"], seed=3)
-        part.add(users[block], {name: column[block] for name, column in values.items()})
-        merged.merge(MetricSums.from_arrays(part.to_arrays()))
+        merged.add(users[block], {name: column[block] for name, column in values.items()})
     assert merged.users() == {"recall@10": 1000, "mrr": 857}
     assert merged.means() == pytest.approx({name: np.nanmean(column) for name, column in values.items()})
     for name, interval in whole.intervals().items():
@@ -168,8 +151,8 @@ def test_sums_refuse_what_does_not_fit():
     sums = MetricSums(["a"])
     with pytest.raises(ValueError, match="expected the metrics"):
         sums.add(np.arange(2), {"b": np.zeros(2)})
-    with pytest.raises(ValueError, match="merged"):
-        sums.merge(MetricSums(["b"]))
+    with pytest.raises(ValueError, match="same replicates"):
+        sums.interval_of_difference(MetricSums(["a"], seed=1), "a")
     assert np.isnan(sums.means()["a"]) and np.isnan(sums.intervals()["a"]).all()
 
 
