@@ -126,6 +126,8 @@ def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare over sizes and kinds of vectors."""
     if arguments.cpu_time and arguments.threads != 1:
         raise SystemExit("--cpu-time counts one thread: --threads 1")
+    if arguments.cpu_time:
+        torch.set_num_threads(1)  # a search then runs in the thread that is measured
     clock = time.thread_time if arguments.cpu_time else time.perf_counter
     common = (arguments.k, arguments.threads, arguments.rounds, clock)
     if arguments.items:

@@ -1,6 +1,6 @@
-"""Top-k search over item vectors: exact in float32 order, by shards, on a device, or approximate with measured recall.
+"""Top-k search over item vectors: exact in float32 order, in shards, on a device, or approximate with measured recall.
 
-Each room takes arrays and gives item indices and scores in rank order; none knows users, item ids or rules.
+Each module takes arrays and returns item indices and scores in rank order.
 """
 
 from rec_ray.retrieval.search.exact import ExactTopK

@@ -1,11 +1,12 @@
-"""Approximate top-k for catalogues of millions: an inverted file of faiss chooses, exact scores order what it found.
+"""Approximate top-k for catalogues of millions of items: an inverted file of faiss chooses, exact scores order the
+result.
 
-In come an item matrix or an index as bytes, queries, k and what must not be returned; out go lists in the float32 order
-of `ExactTopK` that may lack some of the best items. It measures how many (`recall_of`), but knows no floor for that.
+Input: an item matrix, an index as bytes, queries, k and items to exclude. Output: lists in the float32 order of
+`ExactTopK` that may lack some of the best items; `recall_of` measures how many.
 
-Items are kept as one byte a dimension in lists around centres (Jegou et al., "Product quantization for nearest neighbor
-search", 2011; faiss `IVF,SQ8`); a query reads the lists of the nearest `probes` centres. More items than k are asked
-for, so that what is excluded can be dropped and the rounding of bytes hardly costs recall.
+Items are kept as one byte per dimension in lists around centres (Jegou et al., "Product quantization for nearest
+neighbor search", 2011; faiss `IVF,SQ8`); a query reads the lists of the nearest `probes` centres. The search requests
+more items than k, so that exclusions can be dropped and the rounding of bytes hardly reduces recall.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rec_ray.retrieval.search.exact import ExactTopK
 from rec_ray.retrieval.search.keys import ITEM_BITS, NO_ITEM, Exclusions, descending, lists_of_keys, owners
 
 _TRAINING_POINTS = 64
-"""Items a centre from which the centres are learnt."""
+"""Training items per centre."""
 
 
 def _faiss() -> Any:
@@ -35,9 +36,9 @@ def _faiss() -> Any:
 
 
 def build_faiss_index(items: NDArray[np.float32], *, threads: int = 1) -> NDArray[np.uint8]:
-    """Return an inverted file over the items [n, d] as bytes; about d + 8 bytes an item.
+    """Return an inverted file over the items [n, d] as bytes; about d + 8 bytes per item.
 
-    Centres are 4 times the root of n, learnt from 64 items each.
+    The number of centres is 4 times the root of n; each is learned from 64 items.
 
     Raises ConfigError when faiss is not installed.
     """
@@ -48,7 +49,7 @@ def build_faiss_index(items: NDArray[np.float32], *, threads: int = 1) -> NDArra
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(size), size, centres, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
     )
-    # what lies in one list is not encoded as a difference to its centre: inner products stay comparable between lists
+    # Items are encoded without subtracting their centre: inner products stay comparable between lists.
     index.by_residual = False
     index.own_fields = False
     sample = np.random.default_rng(0).permutation(count)[: centres * _TRAINING_POINTS]
@@ -63,8 +64,8 @@ def build_faiss_index(items: NDArray[np.float32], *, threads: int = 1) -> NDArra
 class FaissTopK:
     """Search of an inverted file.
 
-    items: [n, d] float32, for the scores; may be shared memory.  index: what `build_faiss_index` gave.  probes: lists
-    that a query reads.  threads: of one search.
+    items: [n, d] float32, for the scores; may be shared memory.  index: of `build_faiss_index`.  probes: lists that a
+    query reads.  threads: threads of one search.
     """
 
     def __init__(self, items: NDArray[np.float32], index: NDArray[np.uint8], *, probes: int, threads: int = 1) -> None:
@@ -84,20 +85,20 @@ class FaissTopK:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the indices and scores of about the k best items of each query, in rank order.
 
-        As `ExactTopK.search`, but a list may lack items and be shorter than k even where the catalogue is not.
+        As `ExactTopK.search`, but a list may lack items and may be short although enough items are eligible.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        queries, exclude = self._exact._checked(queries, exclude, allowed)
+        queries, exclude = self._exact.check_search(queries, exclude, allowed)
         k = min(k, self.item_count)
         indices = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         wanted = np.minimum(math.ceil(1.3 * k) + 8 + np.diff(exclude.offsets), self.item_count)
-        # queries that ask for about as many items go together, so that one with a long history does not slow all
-        level = np.ceil(np.log2(wanted)).astype(int)
-        for one in np.unique(level) if k else ():
-            rows = np.flatnonzero(level == one)
-            indices[rows], scores[rows] = self._search_some(
+        # Group queries by the number of requested items, so that a long history slows only its group.
+        levels = np.ceil(np.log2(wanted)).astype(int)
+        for level in np.unique(levels) if k else ():
+            rows = np.flatnonzero(levels == level)
+            indices[rows], scores[rows] = self._search_rows(
                 queries, rows, int(wanted[rows].max()), k, exclude, self._selector(allowed)
             )
         return indices, scores
@@ -109,7 +110,7 @@ class FaissTopK:
         bits = np.packbits(allowed, bitorder="little")
         return faiss.SearchParametersIVF(nprobe=self.probes, sel=faiss.IDSelectorBitmap(bits))
 
-    def _search_some(
+    def _search_rows(
         self,
         queries: NDArray[np.float32],
         rows: NDArray[np.int64],
@@ -118,19 +119,19 @@ class FaissTopK:
         exclude: Exclusions,
         parameters: Any,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the lists [rows, k] of some queries from `wanted` items each."""
+        """Return the lists [rows, k] of some queries, chosen from `wanted` items each."""
         from rec_ray.retrieval.search.int8 import chain_scores
 
         chosen = np.ascontiguousarray(queries[rows])
         found = self._index.search(chosen, wanted, params=parameters)[1]
-        place = np.full(len(queries), -1)
-        place[rows] = np.arange(len(rows))
-        owner = place[owners(exclude)]
+        row_of_query = np.full(len(queries), -1)
+        row_of_query[rows] = np.arange(len(rows))
+        owner = row_of_query[owners(exclude)]
         pairs = owner[owner >= 0] * self.item_count + exclude.values[owner >= 0]
-        none = found < 0
-        none |= np.isin(np.arange(len(rows))[:, None] * self.item_count + found, pairs)
-        exact = chain_scores(self._items, chosen, np.where(none, 0, found))
-        keys = np.where(none, NO_ITEM, descending(exact) << ITEM_BITS | found)
+        empty = found < 0
+        empty |= np.isin(np.arange(len(rows))[:, None] * self.item_count + found, pairs)
+        exact = chain_scores(self._items, chosen, np.where(empty, 0, found))
+        keys = np.where(empty, NO_ITEM, descending(exact) << ITEM_BITS | found)
         keys.sort(axis=1)
         if keys.shape[1] < k:
             keys = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=NO_ITEM)
@@ -138,10 +139,10 @@ class FaissTopK:
 
 
 def recall_of(found: NDArray[np.int64], exact: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return per query the share of its exact list [q, k] that the found one holds: [q]; -1 is no item."""
+    """Return per query the share of its exact list [q, k] that the approximate list contains: [q]; -1 is no item."""
     wanted = exact >= 0
     shift = int(max(found.max(initial=0), exact.max(initial=0))) + 1
     row = np.arange(len(exact))[:, None] * shift
-    held = np.isin(np.where(wanted, row + exact, -1), np.where(found >= 0, row + found, -2)) & wanted
-    # nothing to be found is found
-    return np.where(wanted.any(axis=1), held.sum(axis=1) / np.maximum(1, wanted.sum(axis=1)), 1.0)
+    contained = np.isin(np.where(wanted, row + exact, -1), np.where(found >= 0, row + found, -2)) & wanted
+    # Recall is 1.0 when the exact list is empty.
+    return np.where(wanted.any(axis=1), contained.sum(axis=1) / np.maximum(1, wanted.sum(axis=1)), 1.0)

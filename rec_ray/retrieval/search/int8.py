@@ -1,14 +1,15 @@
-"""Exact top-k of a block of queries by a first pass over bytes, with a proven bound, and float32 scores of the rest.
+"""Exact top-k of a block of queries by a first pass over bytes with a proven bound, and float32 scores of the
+survivors.
 
-In come quantised items, the float32 items, queries, exclusions and k; out go per query the sort keys of the items that
-may be in its list, among them certainly the k best, and whether that is proven. It knows nothing of threads, of
-batches or of what to do with a query for which it found no proof.
+Input: quantised items, the float32 items, queries, exclusions and k. Output: per query the sort keys of the items that
+may be in its list, which include the k best, or no key if that is not proven. The caller searches unproven queries by
+other means.
 
-The bound. With q = a Q + e and x = b X + f, Q and X vectors of bytes, the float32 score differs from a b (Q.X) by at
+The bound: with q = a Q + e and x = b X + f, Q and X vectors of bytes, the float32 score differs from a b (Q.X) by at
 most |aQ| |f| + |e| |x| (Cauchy-Schwarz) and the roundings of the float32 chain. So an item whose byte score plus this
-slack stays below a threshold that k scores reach cannot be in the list. The threshold is guessed from the items seen
-so far (they are in random order) after 64, 256, 1,024, ... of them; the proof comes at the end, when the k-th
-float32 score turns out to reach every threshold that was used.
+slack stays below a threshold that k scores reach cannot be in the list. The threshold is guessed from the items seen so
+far (they are in random order) after 64, 256, 1,024, ... of them; the proof follows at the end, when the k-th float32
+score reaches every threshold that was used.
 """
 
 from __future__ import annotations
@@ -38,32 +39,31 @@ __all__ = ["ByteSearch", "chain_scores", "is_supported"]
 
 PLACE_BITS = 31
 PLACE = (1 << PLACE_BITS) - 1
-"""Survivors are kept as one number: the sum of bytes above, the place of the item below."""
+"""A survivor is one number: the sum of bytes above these bits, the place of the item in them."""
 GROUP_BITS = 6
 UNDERFLOW = 1e-40
-"""More than a chain of thousands of steps can lose where float32 ends."""
+"""Upper bound of the loss of a chain of thousands of steps below the smallest normal float32."""
 AHEAD = 16
-"""Items whose vectors are asked for ahead of their turn."""
+"""Items whose vectors are prefetched ahead of their use."""
 FIRST_CUT = 1
-"""Groups of items after which the first threshold is guessed; then after 4, 16, 64 times as many."""
+"""Groups of items after which the first threshold is guessed; the next guesses follow after 4, 16, 64 times as many."""
 
 
 def _compiled(function: Any) -> Any:
-    """Compile on first use and keep the machine code on disk, where some folder can be written."""
-    # No value here is NaN, and zeros have no sign that counts: minima and counts may go several at a time.
+    """Compile on first use and keep the machine code on disk if a folder is writable."""
+    # No value is NaN and the sign of zero is irrelevant, so minima and counts can be vectorised.
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "nsz"}}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder for the cache
+    except RuntimeError:  # no writable folder for the cache
         return numba.njit(**options)(function)
 
 
 @_compiled
 def _bar(values, count, rank):  # type: ignore[no-untyped-def]
-    """Return a number that at least `rank` of the first `count` values reach, and hardly more than that.
+    """Return a number that at least `rank` of the first `count` values reach, and few more than `rank`.
 
-    Halving an interval and counting has no branch that the processor could guess wrongly: a fifth of the time of a
-    quickselect.
+    Interval halving with counts has no unpredictable branch and is faster than a quickselect.
     """
     low, high = np.inf, -np.inf
     for i in range(count):
@@ -85,74 +85,76 @@ def _bar(values, count, rank):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _quantise(queries, packed, scale, norm, error, offset):  # type: ignore[no-untyped-def]
-    """Write queries as bytes and what their bounds need.
+    """Write queries as bytes, and the terms of their bounds.
 
-    queries: [q, d].  packed: [blocks, steps, 6, 4].  scale a, norm |aQ|, error |e| + roundings: [q] float64.
-    offset: [q] int64, what a sum of unsigned bytes of items is too large by.
+    queries: [q, d].  packed: [blocks, steps, 6, 4].  scale a, norm |aQ|, error |e| + roundings: [q] float64. offset:
+    [q] int64, the surplus of a sum over unsigned instead of signed bytes of items.
     """
     size = queries.shape[1]
     for row in range(len(queries)):
         largest = 0.0
         for i in range(size):
             largest = max(largest, abs(float(queries[row, i])))
-        # a scale that is no normal number would make the bytes meaningless; then all of the query is its error
+        # A subnormal scale makes bytes meaningless; the complete query then counts as error.
         step = largest / 127 if largest > 1e-30 else 1.0
         inverse = 1 / step if largest > 1e-30 else 0.0
         block, place = row // GROUP_QUERIES, row % GROUP_QUERIES
-        square, rest, whole, total = 0.0, 0.0, 0.0, 0
+        square, residual, norm_square, total = 0.0, 0.0, 0.0, 0
         for i in range(size):
             value = float(queries[row, i])
             number = int(np.rint(value * inverse))
             packed[block, i // 4, place, i % 4] = number
             total += number
             square += (step * number) ** 2
-            rest += (value - step * number) ** 2
-            whole += value * value
+            residual += (value - step * number) ** 2
+            norm_square += value * value
         scale[row] = step
         norm[row] = math.sqrt(square) * (1 + 1e-9)
-        # the chain rounds once a step; the float32 copy of a byte score and the sums here are in the 8 more
-        error[row] = math.sqrt(rest) * (1 + 1e-9) + (size + 8) * 2.0**-24 * 1.1 * math.sqrt(whole)
+        # The chain rounds once per step; 8 more steps cover the float32 copy of a byte score and the sums here.
+        error[row] = math.sqrt(residual) * (1 + 1e-9) + (size + 8) * 2.0**-24 * 1.1 * math.sqrt(norm_square)
         offset[row] = 128 * total
 
 
 @_compiled
-def _cut(row, rank, proven, state, items, exclude, buffers):  # type: ignore[no-untyped-def]
-    """Drop what is excluded, raise the threshold to the rank-th score and drop what cannot reach it."""
+def _cut(row, rank, proven, state, groups, exclude, buffers):  # type: ignore[no-untyped-def]
+    """Drop excluded items, raise the threshold to the rank-th score, and drop items that cannot reach it."""
     threshold, count, checked, scale, norm, error, offset = state
-    item_of, group_scale, group_error, group_norm = items
+    item_of, group_scale, group_error, group_norm = groups
     values, offsets, stamps, stamp = exclude
     found, scores, slacks, scratch = buffers
-    have, kept = count[row], checked[row]
+    survivor_count, kept = count[row], checked[row]
     if offsets[row + 1] > offsets[row]:
         stamp[0] += 1
-        now = stamp[0]
+        current_stamp = stamp[0]
         for i in range(offsets[row], offsets[row + 1]):
-            stamps[values[i]] = now
-        for i in range(checked[row], have):
+            stamps[values[i]] = current_stamp
+        for i in range(checked[row], survivor_count):
             found[row, kept] = found[row, i]
-            kept += stamps[item_of[found[row, i] & PLACE]] != now
-        have = kept
-    for i in range(have):
+            kept += stamps[item_of[found[row, i] & PLACE]] != current_stamp
+        survivor_count = kept
+    for i in range(survivor_count):
         group = (found[row, i] & PLACE) >> GROUP_BITS
         slacks[i] = norm[row] * group_error[group] + error[row] * group_norm[group] + UNDERFLOW
         scores[i] = scale[row] * group_scale[group] * ((found[row, i] >> PLACE_BITS) - offset[row])
         scratch[i] = scores[i] - slacks[i] if proven else scores[i]
-    if have >= rank:
-        bar = _bar(scratch, have, rank)
+    if survivor_count >= rank:
+        bar = _bar(scratch, survivor_count, rank)
         threshold[row] = max(threshold[row], bar)
         kept = 0
-        for i in range(have):
-            # written always and counted when kept: a branch here is wrong every other time
+        for i in range(survivor_count):
+            # Unconditional write, conditional count: a branch here would be mispredicted half of the time.
             is_kept = scores[i] + slacks[i] >= bar
             found[row, kept], scores[kept], slacks[kept] = found[row, i], scores[i], slacks[i]
             kept += is_kept
-        have = kept
-    count[row] = checked[row] = have
+        survivor_count = kept
+    count[row] = checked[row] = survivor_count
 
 
 @_compiled
 def _rank(k, share, guesses):  # type: ignore[no-untyped-def]
-    """Return the rank among a share of the items that the k-th of all is almost certain to reach."""
+    """Return the rank among a share of the items that the k-th best of all items reaches: almost certainly with
+    guesses.
+    """
     if not guesses:
         return k
     expected = k * share
@@ -160,12 +162,14 @@ def _rank(k, share, guesses):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _least_sums(step, spread, length, bars, norms, errors, offset, least):  # type: ignore[no-untyped-def]
+def _least_sums(group, queries, least):  # type: ignore[no-untyped-def]
     """Write per query the smallest sum of bytes with which an item of the group may reach the threshold.
 
-    step, spread, length: 1 / scale, error and norm of the group.  bars, norms, errors: threshold, norm and error of the
-    queries in units of their scale.
+    group: 1 / scale, error and norm of the group.  queries: threshold, norm and error of the queries in units of their
+    scale, and offset.
     """
+    step, spread, length = group
+    bars, norms, errors, offset = queries
     for row in range(len(least)):
         bar = (bars[row] - norms[row] * spread - errors[row] * length) * step + offset[row]
         least[row] = np.int32(max(min(bar - 2, 2.0e9), -2.0e9))
@@ -173,15 +177,16 @@ def _least_sums(step, spread, length, bars, norms, errors, offset, least):  # ty
 
 @_compiled
 def _score_of_key(key):  # type: ignore[no-untyped-def]
-    """Return the order of floats as integers that a key holds, as a float."""
+    """Return the float32 score in a sort key."""
     ascending = np.int32(0x7FFFFFFF - (key >> 31))
     return np.int32(ascending ^ (ascending >> 31 & 0x7FFFFFFF)).view(np.float32)
 
 
 @_compiled
-def _score(row, start, stop, state, item_of, items, queries, memory, keys):  # type: ignore[no-untyped-def]
+def _score(row, start, stop, vectors, memory):  # type: ignore[no-untyped-def]
     """Write the keys of the survivors from `start` to `stop`; return the smallest float32 score."""
-    found, rows, scored = memory
+    item_of, items, queries = vectors
+    found, addresses, scored, keys = memory
     size = queries.shape[1]
     items_at, query_at = items.ctypes.data, queries.ctypes.data + row * size * 4
     lowest = np.inf
@@ -192,8 +197,8 @@ def _score(row, start, stop, state, item_of, items, queries, memory, keys):  # t
             fetch_row(items_at + np.int64(item_of[found[row, ahead] & PLACE]) * size * 4, size)
         for i in range(CHAIN_ROWS):
             item = np.int64(item_of[found[row, min(at + i, stop - 1)] & PLACE])
-            rows[i] = items_at + item * size * 4
-        multiply_chain(rows.ctypes.data, query_at, size, scored.ctypes.data)
+            addresses[i] = items_at + item * size * 4
+        multiply_chain(addresses.ctypes.data, query_at, size, scored.ctypes.data)
         bits = (scored + np.float32(0)).view(np.int32)
         for i in range(min(CHAIN_ROWS, stop - at)):
             ascending = np.int64(bits[i] ^ (bits[i] >> 31 & 0x7FFFFFFF))
@@ -203,17 +208,21 @@ def _score(row, start, stop, state, item_of, items, queries, memory, keys):  # t
 
 
 @_compiled
-def survivors(packed, groups, item_of, allow, items, queries, query_bytes, exclude, k, guesses, memory, keys):  # type: ignore[no-untyped-def]
-    """Write the sort keys of each query's survivors to `keys` [q, room]; return their counts [q], 0 without a proof.
+def survivors(index, query_block, exclude, k, guesses, memory):  # type: ignore[no-untyped-def]
+    """Write the sort keys of each query's survivors; return their counts [q], 0 without a proof.
 
-    packed: [groups, steps, 64, 4] bytes.  groups: scale, error, norm per group.  item_of: item index per place.
-    allow: bits of the items that may be returned, per group.  items: [n, d] float32.  queries: [q, d] float32.
-    query_bytes: [blocks, steps, 6, 4] zeros that the caller holds: numba frees an array of its own after the last line
-    that names it, whatever still reads at its address.
-    exclude: values and offsets, and [n] and [1] int32 of memory that is kept between calls.  memory: `Workspace`.
+    index: packed [groups, steps, 64, 4] bytes; scale, error, norm per group; item index per place; bits of the items
+    that may be returned, per group; items [n, d] float32. query_block: queries [q, d] float32, and [blocks, steps, 6,
+    4] zeros for their bytes, which the caller keeps referenced: numba frees an array of its own after the last line
+    that names it, even if its address is still in use. exclude: values and offsets, and [n] and [1] int32 of memory
+    that is kept between calls. memory: found [q, capacity] int64, three [capacity] float64, and keys [q, capacity]
+    int64 for the result.
     """
-    found, scores, slacks, scratch = memory
-    room = found.shape[1]
+    packed, group_scale, group_error, group_norm, item_of, allow, items = index
+    queries, query_bytes = query_block
+    found, scores, slacks, scratch, keys = memory
+    buffers = (found, scores, slacks, scratch)
+    capacity = found.shape[1]
     query_count = len(queries)
     steps, blocks = packed.shape[1], len(query_bytes)
     width = blocks * GROUP_QUERIES
@@ -226,9 +235,8 @@ def survivors(packed, groups, item_of, allow, items, queries, query_bytes, exclu
     count, checked = np.zeros(width, np.int64), np.zeros(width, np.int64)
     least, flags = np.empty(width, np.int32), np.empty(GROUP_QUERIES, np.uint64)
     sums = np.empty((GROUP_QUERIES, GROUP_ITEMS), np.int32)
-    group_scale, group_error, group_norm = groups
     state = (threshold, count, checked, scale, norm, error, offset)
-    of_items = (item_of, group_scale, group_error, group_norm)
+    groups = (item_of, group_scale, group_error, group_norm)
     one = np.uint64(1)
     group_count, next_cut = len(packed), FIRST_CUT
     packed_at, bytes_at, least_at = packed.ctypes.data, query_bytes.ctypes.data, least.ctypes.data
@@ -237,12 +245,13 @@ def survivors(packed, groups, item_of, allow, items, queries, query_bytes, exclu
         if group == next_cut and group * 3 < group_count * 2:
             rank = _rank(k, group / group_count, guesses)
             for row in range(query_count):
-                _cut(row, rank, not guesses, state, of_items, exclude, memory)
+                _cut(row, rank, not guesses, state, groups, exclude, buffers)
             bars = (threshold - UNDERFLOW) / scale
             next_cut *= 4
         if allow[group] == 0:
             continue
-        _least_sums(1 / group_scale[group], group_error[group], group_norm[group], bars, norms, errors, offset, least)
+        group_bounds = (1 / group_scale[group], group_error[group], group_norm[group])
+        _least_sums(group_bounds, (bars, norms, errors, offset), least)
         for block in range(blocks):
             first = block * GROUP_QUERIES
             if not multiply_group(
@@ -266,47 +275,47 @@ def survivors(packed, groups, item_of, allow, items, queries, query_bytes, exclu
                     found[row, at] = np.int64(sums[place, bit]) << PLACE_BITS | group << GROUP_BITS | bit
                     at += 1
                 count[row] = at
-                if at > room - GROUP_ITEMS:
+                if at > capacity - GROUP_ITEMS:
                     rank = _rank(k, (group + 1) / group_count, guesses)
-                    _cut(row, rank, not guesses, state, of_items, exclude, memory)
-                    if count[row] > room - 4 * GROUP_ITEMS:  # more ties than there is room for
+                    _cut(row, rank, not guesses, state, groups, exclude, buffers)
+                    if count[row] > capacity - 4 * GROUP_ITEMS:  # more ties than the capacity
                         threshold[row], count[row], checked[row] = np.inf, 0, 0
                     bars[row] = (threshold[row] - UNDERFLOW) / scale[row]
 
     kept = np.zeros(query_count, np.int64)
-    rows, scored = np.empty(CHAIN_ROWS, np.int64), np.empty(CHAIN_ROWS, np.float32)
-    chain_memory = (found, rows, scored)
+    addresses, scored = np.empty(CHAIN_ROWS, np.int64), np.empty(CHAIN_ROWS, np.float32)
+    vectors, chain_memory = (item_of, items, queries), (found, addresses, scored, keys)
     for row in range(query_count):
         used = threshold[row]
-        _cut(row, k, True, state, of_items, exclude, memory)
-        have = count[row]
-        if have < k:
+        _cut(row, k, True, state, groups, exclude, buffers)
+        survivor_count = count[row]
+        if survivor_count < k:
             continue
-        # the k best by bytes first: the lowest of their float32 scores is a bound that few of the others may reach
-        scratch[:have] = scores[:have]
-        bar = _bar(scratch, have, k)
-        front = 0
-        for i in range(have):
+        # The k best by bytes first: the lowest of their float32 scores is a bound that few other items reach.
+        scratch[:survivor_count] = scores[:survivor_count]
+        bar = _bar(scratch, survivor_count, k)
+        chosen = 0
+        for i in range(survivor_count):
             best = scores[i] >= bar
-            found[row, front], found[row, i] = found[row, i], found[row, front]
-            scores[front], scores[i] = scores[i], scores[front]
-            slacks[front], slacks[i] = slacks[i], slacks[front]
-            front += best
-        lowest = _score(row, 0, front, state, item_of, items, queries, chain_memory, keys)
-        first = front
-        for i in range(front, have):
+            found[row, chosen], found[row, i] = found[row, i], found[row, chosen]
+            scores[chosen], scores[i] = scores[i], scores[chosen]
+            slacks[chosen], slacks[i] = slacks[i], slacks[chosen]
+            chosen += best
+        lowest = _score(row, 0, chosen, vectors, chain_memory)
+        first = chosen
+        for i in range(chosen, survivor_count):
             may_be_better = scores[i] + slacks[i] >= lowest
-            found[row, front] = found[row, i]
-            front += may_be_better
-        _score(row, first, front, state, item_of, items, queries, chain_memory, keys)
+            found[row, chosen] = found[row, i]
+            chosen += may_be_better
+        _score(row, first, chosen, vectors, chain_memory)
         if lowest >= used:
-            kept[row] = front
+            kept[row] = chosen
             continue
         reached = 0
-        for i in range(front):
+        for i in range(chosen):
             reached += _score_of_key(keys[row, i]) >= used
         if reached >= k:
-            kept[row] = front
+            kept[row] = chosen
     return kept
 
 
@@ -337,9 +346,8 @@ def chain_scores(
 class ByteSearch:
     """Buffers and the search of one block of queries at a time, by one thread.
 
-    quantised, items [n, d] float32: writable arrays (nothing is written; one type keeps one compiled search).
-    allow: bits of the items that may be returned.  guesses: False takes only proven thresholds, at the price of more
-    survivors.
+    quantised, items [n, d] float32: writable arrays (nothing is written; one type keeps one compiled search). allow:
+    bits of the items that may be returned.  guesses: False uses only proven thresholds, which leave more survivors.
     """
 
     def __init__(
@@ -354,20 +362,21 @@ class ByteSearch:
     def top_k(
         self, queries: NDArray[np.float32], exclude: Exclusions, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return indices and scores [q, k] of one block; a list that ends with -1 is not proven."""
-        room = max(1024, 4 * k) + GROUP_ITEMS // 2  # no power of two: rows would share lines of the cache
+        """Return indices and scores [q, k] of one block; a list that ends with -1 is unproven."""
+        capacity = max(1024, 4 * k) + GROUP_ITEMS // 2  # not a power of two, so that rows do not share cache lines
         width = -(-len(queries) // GROUP_QUERIES) * GROUP_QUERIES
-        if self.keys.shape[0] < width or self.keys.shape[1] != room:
-            self.memory = (np.empty((width, room), np.int64), *(np.empty(room) for _ in range(3)))
-            self.keys = np.empty((width, room), np.int64)
+        if self.keys.shape[0] < width or self.keys.shape[1] != capacity:
+            self.memory = (np.empty((width, capacity), np.int64), *(np.empty(capacity) for _ in range(3)))
+            self.keys = np.empty((width, capacity), np.int64)
         if self.stamp[0] > 2**30:
             self.stamps[:], self.stamp[0] = 0, 0
-        items, bounds = self.quantised, (self.quantised.scale, self.quantised.error, self.quantised.norm)
+        packed, item_of, scale, error, norm = self.quantised
         excluded = (exclude.values.astype(np.int64), exclude.offsets, self.stamps, self.stamp)
         queries = queries if queries.flags.writeable else queries.copy()
-        query_bytes = np.zeros((width // GROUP_QUERIES, items.packed.shape[1], GROUP_QUERIES, 4), np.int8)
-        searched = (items.packed, bounds, items.item_of, self.allow, self.items, queries, query_bytes)
-        counts = survivors(*searched, excluded, k, self.guesses, self.memory, self.keys)
+        query_bytes = np.zeros((width // GROUP_QUERIES, packed.shape[1], GROUP_QUERIES, 4), np.int8)
+        index = (packed, scale, error, norm, item_of, self.allow, self.items)
+        memory = (*self.memory, self.keys)
+        counts = survivors(index, (queries, query_bytes), excluded, k, self.guesses, memory)
         longest = max(int(counts.max(initial=0)), k)
         keys = self.keys[: len(queries), :longest]
         keys = np.where(np.arange(longest) < counts[:, None], keys, NO_ITEM)

@@ -1,10 +1,9 @@
-"""The items of a search as bytes, in the layout and with the bounds that the first pass reads.
+"""Items as bytes, in the layout and with the bounds that the first pass of a search reads.
 
-In comes a float32 item matrix, out goes a frozen object of plain arrays that can lie in shared memory. It knows nothing
-of queries or of the search.
+Input: a float32 item matrix. Output: a frozen object of plain arrays that can lie in shared memory.
 
-Items go in random order (the same for every run), so that the first ones are a fair sample, and within a stretch of
-that order by the size of their largest number, so that the 64 of a group share a scale that suits each of them.
+Items are in random order (the same in every run), so that the first ones are a fair sample, and within a stretch of
+that order sorted by their largest absolute value, so that the 64 items of a group share a scale that fits each of them.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ _STRETCH = 4096
 
 
 class QuantisedItems(NamedTuple):
-    """Items as bytes: x = scale * (byte - 128) + rest.
+    """Items as bytes: x = scale * (byte - 128) + residual.
 
     packed: [groups, ceil(d / 4), 64, 4] unsigned bytes.  item_of: [groups * 64] int32 item index, -1 for padding.
-    scale, error, norm: [groups] float64; the scale, the largest norm of a rest, the largest norm of an item.
+    scale, error, norm: [groups] float64; the scale, the largest norm of a residual, the largest norm of an item.
     """
 
     packed: NDArray[np.uint8]
@@ -35,17 +34,17 @@ class QuantisedItems(NamedTuple):
     norm: NDArray[np.float64]
 
     def allow_bits(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.uint64]:
-        """Return [groups] the bits of the items that may be returned; padding never."""
-        may = self.item_of >= 0
+        """Return [groups] bits of the items that may be returned; padding is never set."""
+        bits = self.item_of >= 0
         if allowed is not None and len(allowed):
-            may &= allowed[self.item_of]
-        return np.packbits(may, bitorder="little").view("<u8").astype(np.uint64)
+            bits &= allowed[self.item_of]
+        return np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64)
 
 
 def quantise_items(items: NDArray[np.float32], order: NDArray[np.integer] | None = None) -> QuantisedItems:
-    """Return the items [n, d] as bytes: d + 4 bytes an item, and some MB while it works.
+    """Return the items [n, d] as bytes: d + 4 bytes per item, and some MB during the work.
 
-    order: the items in the order in which stretches are filled; None is a random one.
+    order: items in the order in which stretches are filled; None takes a random order.
 
     Raises DataError when an item holds NaN or infinity.
     """
@@ -61,15 +60,15 @@ def quantise_items(items: NDArray[np.float32], order: NDArray[np.integer] | None
     while start < count:
         chosen = order[start:end]
         largest = np.abs(items[chosen]).max(axis=1, initial=0.0)
-        by_size = np.argsort(largest, kind="stable")
-        chosen, largest = chosen[by_size], largest[by_size].astype(np.float64)
+        ascending = np.argsort(largest, kind="stable")
+        chosen, largest = chosen[ascending], largest[ascending].astype(np.float64)
         item_of[start:end] = chosen
         first, last = start // GROUP_ITEMS, -(-end // GROUP_ITEMS)
         padded = np.zeros(((last - first) * GROUP_ITEMS, steps * 4))
         padded[: len(chosen), :size] = items[chosen]
         vectors = padded.reshape(last - first, GROUP_ITEMS, steps * 4)
         step = np.abs(vectors).max(axis=(1, 2)) / 127
-        # a scale that is no normal number would make the bytes meaningless; then all of an item is its rest
+        # A subnormal scale makes bytes meaningless; the residual then holds the complete item.
         meaningful = step > 1e-32
         step = np.where(meaningful, step, 1.0)
         numbers = np.where(meaningful[:, None, None], np.rint(vectors / step[:, None, None]), 0.0)
@@ -82,14 +81,19 @@ def quantise_items(items: NDArray[np.float32], order: NDArray[np.integer] | None
     return QuantisedItems(packed, item_of, scale, error, norm)
 
 
-def largest_norm(matrix: NDArray[np.float32], what: str) -> float:
-    """Return the largest Euclidean norm of the rows; refuse NaN and infinity."""
+def largest_norm(matrix: NDArray[np.float32], row_name: str) -> float:
+    """Return the largest Euclidean norm of the rows [n, d].
+
+    Raises DataError when a row holds NaN or infinity. row_name: noun of a row in the message.
+    """
     largest = 0.0
     for start in range(0, len(matrix), 8192):
         block = matrix[start : start + 8192].astype(np.float64)
         squares = np.einsum("ij,ij->i", block, block)
         if not np.isfinite(squares).all():
             row = start + int(np.flatnonzero(~np.isfinite(squares))[0])
-            raise DataError(f"the vector of {what} {row} holds NaN or infinity; was the model trained without a fault?")
+            raise DataError(
+                f"the vector of {row_name} {row} holds NaN or infinity; was the model trained without a fault?"
+            )
         largest = max(largest, float(squares.max(initial=0.0)))
     return math.sqrt(largest)

@@ -1,11 +1,11 @@
-"""The inner loops of the quantised search as machine code: products of bytes, and the float32 scores of chosen items.
+"""Inner loops of the search over bytes as machine code: products of bytes, and the float32 scores of chosen items.
 
-In come addresses and sizes, out go scores and flags of which reach their threshold. It knows nothing of bounds, of k or
-of what the numbers stand for; who calls it has to hand in memory that is large enough.
+Input: addresses and sizes. Output: scores, and flags of scores that reach their threshold. Callers must pass memory
+that is large enough.
 
 `vpdpbusd` multiplies 64 pairs of bytes and adds them into 16 sums in one instruction: four times the rate of float32.
-No library at hand gives its result without writing all scores to memory, so the instruction is named here, through
-LLVM; numba compiles it for the processor that runs. On one without AVX-512 VNNI `is_supported` says so.
+No available library returns its result without writing all scores to memory, so this module emits the instruction
+through LLVM; numba compiles it for the current processor. `is_supported` returns False without AVX-512 VNNI.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from numba.extending import intrinsic
 GROUP_ITEMS = 64
 """Items of a group: four vectors of 16 sums."""
 GROUP_QUERIES = 6
-"""Queries multiplied with a group at a time: 24 sums stay in the 32 registers."""
+"""Queries that are multiplied with a group together: 24 sums stay in the 32 registers."""
 CHAIN_ROWS = 8
-"""Items whose float32 scores are computed side by side: as many steps as a multiply-add takes, on two units."""
+"""Items whose float32 scores are computed side by side: the latency of a multiply-add in steps, times two units."""
 
 _VECTORS = GROUP_ITEMS // 16
 _INT16, _INT32, _INT64, _FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -32,7 +32,9 @@ _SUMS = ir.VectorType(_INT32, 16)
 
 @cache
 def is_supported() -> bool:
-    """Return whether this processor multiplies vectors of bytes (AVX-512 VNNI), and numba compiles for it as it is."""
+    """Return True if this processor multiplies vectors of bytes (AVX-512 VNNI) and numba compiles for exactly this
+    processor.
+    """
     if config.CPU_NAME or config.CPU_FEATURES:
         return False
     features = llvm.get_host_cpu_features()
@@ -40,10 +42,10 @@ def is_supported() -> bool:
 
 
 def _spread(build: Any, number: Any) -> Any:
-    """Return a vector of 16 times the number."""
-    nothing = ir.Constant(_SUMS, ir.Undefined)
-    one = build.insert_element(nothing, number, ir.Constant(_INT32, 0))
-    return build.shuffle_vector(one, nothing, ir.Constant(_SUMS, [0] * 16))
+    """Return a vector of 16 copies of the number."""
+    undefined = ir.Constant(_SUMS, ir.Undefined)
+    one = build.insert_element(undefined, number, ir.Constant(_INT32, 0))
+    return build.shuffle_vector(one, undefined, ir.Constant(_SUMS, [0] * 16))
 
 
 def _element(build: Any, base: Any, index: Any) -> Any:
@@ -55,7 +57,7 @@ def multiply_group(typing: Any, items: Any, queries: Any, least: Any, steps: Any
     """Multiply a group of items with a group of queries and compare; all arguments but `steps` are addresses.
 
     items: [steps, 64, 4] unsigned bytes.  queries: [steps, 6, 4] signed bytes.  least: [6] int32.  Returns 0 when no
-    sum reaches the least of its query; otherwise writes flags [6] uint64, a bit an item, and sums [6, 64] int32.
+    sum reaches the least of its query; otherwise writes flags [6] uint64, one bit per item, and sums [6, 64] int32.
     """
 
     def generate(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
@@ -66,7 +68,7 @@ def multiply_group(typing: Any, items: Any, queries: Any, least: Any, steps: Any
         items, sums = (build.inttoptr(address, _SUMS.as_pointer()) for address in (items, sums))
         queries, least = (build.inttoptr(address, _INT32.as_pointer()) for address in (queries, least))
         flags = build.inttoptr(flags, _INT64.as_pointer())
-        # The compiler keeps these in registers.
+        # The compiler keeps these cells in registers.
         total = [[cgutils.alloca_once(build, _SUMS) for _ in range(_VECTORS)] for _ in range(GROUP_QUERIES)]
         for row in total:
             for cell in row:
@@ -78,17 +80,17 @@ def multiply_group(typing: Any, items: Any, queries: Any, least: Any, steps: Any
                 vectors.append(build.load(_element(build, items, build.add(at, ir.Constant(_INT64, number))), align=4))
             at = build.mul(loop.index, ir.Constant(_INT64, GROUP_QUERIES))
             for number, row in enumerate(total):
-                four = build.load(_element(build, queries, build.add(at, ir.Constant(_INT64, number))))
-                query = _spread(build, four)
+                packed_query = build.load(_element(build, queries, build.add(at, ir.Constant(_INT64, number))))
+                query = _spread(build, packed_query)
                 for vector, cell in zip(vectors, row, strict=True):
                     build.store(build.call(multiply, [build.load(cell), vector, query]), cell)
         found = [[build.load(cell) for cell in row] for row in total]
         reached, any_reached = [], ir.Constant(_INT64, 0)
         for number, row in enumerate(found):
-            bar = _spread(build, build.load(_element(build, least, number)))
+            threshold = _spread(build, build.load(_element(build, least, number)))
             bits = ir.Constant(_INT64, 0)
             for place, vector in enumerate(row):
-                part = build.zext(build.bitcast(build.icmp_signed(">=", vector, bar), _INT16), _INT64)
+                part = build.zext(build.bitcast(build.icmp_signed(">=", vector, threshold), _INT16), _INT64)
                 bits = build.or_(bits, build.shl(part, ir.Constant(_INT64, 16 * place)))
             reached.append(bits)
             any_reached = build.or_(any_reached, bits)
@@ -133,7 +135,7 @@ def multiply_chain(typing: Any, rows: Any, query: Any, size: Any, scores: Any) -
 
 @intrinsic
 def fetch_row(typing: Any, row: Any, size: Any) -> Any:
-    """Ask for the memory of a float32 vector ahead of its use.  row: its address.  size: its dimensions."""
+    """Prefetch the memory of a float32 vector.  row: its address.  size: its dimensions."""
 
     def generate(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
         row, size = arguments

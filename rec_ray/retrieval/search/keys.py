@@ -1,8 +1,4 @@
-"""What searches take and give: exclusions per query, sort keys of scores, and the merge of lists of parts.
-
-In come ragged exclusions, float32 scores and lists of shards, out go the same in other shapes. It knows no vectors and
-no search.
-"""
+"""Exclusions per query, sort keys of scores, and the merge of the lists of shards, for all searches."""
 
 from __future__ import annotations
 
@@ -12,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rec_ray.retrieval.ragged import take_rows, value_rows
+
 NO_ITEM = np.iinfo(np.int64).max
-"""The sort key after all others."""
+"""Sort key of no item, larger than all others."""
 ITEM_BITS = 31
-"""A key of one query: the score above, the item index in the lowest bits."""
+"""Bits of the item index in a sort key; the score lies above them."""
 _ITEM = (1 << ITEM_BITS) - 1
 
 
@@ -33,7 +31,7 @@ class Exclusions(NamedTuple):
 def merge_top_k(
     parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]], starts: Sequence[int], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Merge the top-k lists of item shards into the lists of the whole catalogue.
+    """Merge the top-k lists of item shards into the lists of the complete catalogue.
 
     parts: per shard indices [q, k'] within the shard (-1: none) and scores [q, k'].
     starts: per shard the catalogue index of its first item.
@@ -53,13 +51,13 @@ def merge_top_k(
 
 def lists_of_keys(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the indices and scores of sorted keys [q, k]; -1 and -inf where a key is `NO_ITEM`."""
-    none = keys == NO_ITEM
-    indices = np.where(none, -1, keys & _ITEM)
-    return indices, np.where(none, np.float32(-np.inf), scores_of(keys >> ITEM_BITS))
+    is_empty = keys == NO_ITEM
+    indices = np.where(is_empty, -1, keys & _ITEM)
+    return indices, np.where(is_empty, np.float32(-np.inf), scores_of(keys >> ITEM_BITS))
 
 
 def descending(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return integers in [0, 2**32) that sort as the scores do from high to low; -0.0 equals 0.0."""
+    """Return integers in [0, 2**32) whose ascending order is the descending order of the scores; -0.0 equals 0.0."""
     bits = (scores + np.float32(0)).view(np.int32)
     ascending = bits ^ (bits >> 31 & 0x7FFFFFFF)
     order: NDArray[np.int64] = 0x7FFFFFFF - ascending.astype(np.int64)
@@ -67,33 +65,32 @@ def descending(scores: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def scores_of(order: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the scores that `descending` turned into these integers."""
+    """Return the scores from which `descending` made these integers."""
     ascending = (0x7FFFFFFF - order).astype(np.int32)
     return (ascending ^ (ascending >> 31 & 0x7FFFFFFF)).view(np.float32)
 
 
 def owners(ragged: Exclusions) -> NDArray[np.int64]:
     """Return the query of each value: [total]."""
-    return np.repeat(np.arange(len(ragged.offsets) - 1), np.diff(ragged.offsets))
+    return value_rows(ragged.offsets)
 
 
 def part_of(ragged: Exclusions, block: slice) -> Exclusions:
-    """Return what belongs to the queries of the block."""
+    """Return the exclusions of the queries of a block."""
     offsets = ragged.offsets[block.start : block.stop + 1]
     return Exclusions(ragged.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 def chosen_of(ragged: Exclusions, queries: NDArray[np.int64]) -> Exclusions:
-    """Return what belongs to the chosen queries."""
-    lengths = np.diff(ragged.offsets)[queries]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Exclusions(
-        ragged.values[np.repeat(ragged.offsets[queries] - offsets[:-1], lengths) + np.arange(offsets[-1])], offsets
-    )
+    """Return the exclusions of the chosen queries."""
+    return Exclusions(*take_rows(*ragged, queries))
 
 
 def check_exclusions(exclude: Exclusions, query_count: int, item_count: int) -> Exclusions:
-    """Refuse exclusions that do not belong to these queries and items."""
+    """Return the exclusions unchanged.
+
+    Raises ValueError if offsets or item indices do not fit the numbers of queries and items.
+    """
     values, offsets = exclude
     if offsets.shape != (query_count + 1,) or offsets[0] != 0 or offsets[-1] != len(values):
         raise ValueError(f"offsets must be [{query_count + 1}], from 0 to {len(values)}")

@@ -1,7 +1,7 @@
-"""Search of a catalogue in shards: one after another, so that memory is bounded by one shard, and a merge of the lists.
+"""Search of a catalogue in shards, one after another, so that memory is bounded by one shard, and a merge of the lists.
 
-In come what opens each shard and where it begins, queries, k and exclusions over the whole catalogue; out go the lists
-that one search of the whole catalogue gives. It knows nothing of where a shard lies or how it is searched.
+Input: the searches of the shards, queries, k and exclusions over the complete catalogue. Output: the lists that one
+search of the complete catalogue returns.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rec_ray.retrieval.ragged import filter_values
 from rec_ray.retrieval.search.keys import Exclusions, merge_top_k
 
 
 class TopKSearch(Protocol):
-    """What every engine of this folder is: a search of `item_count` items."""
+    """Search of `item_count` items; all searches of this package have this interface."""
 
     item_count: int
 
@@ -38,9 +39,10 @@ def search_shards(
     exclude: Exclusions | tuple[NDArray[np.integer], NDArray[np.int64]] | None = None,
     allowed: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the lists [q, min(k, n)] of the catalogue whose items the shards hold one after another.
+    """Return the lists [q, min(k, n)] of the catalogue that the shards hold one after another.
 
-    shards: an iterator may open each when it is asked for; none is kept.  The rest: as `ExactTopK.search` takes it.
+    shards: an iterator may open a shard when it is requested; no shard is kept.  Other arguments: as in
+    `ExactTopK.search`.
     """
     lists, starts, start = [], [], 0
     for shard in shards:
@@ -56,7 +58,7 @@ def search_shards(
 
 
 def cut_exclusions(exclude: Exclusions, start: int, end: int) -> Exclusions:
-    """Return the exclusions of items from `start` to `end`, counted from `start`."""
+    """Return the exclusions of items from `start` to `end`, with indices relative to `start`."""
     inside = (exclude.values >= start) & (exclude.values < end)
-    before = np.concatenate([[0], np.cumsum(inside)])
-    return Exclusions(exclude.values[inside] - start, before[exclude.offsets])
+    values, offsets = filter_values(*exclude, inside)
+    return Exclusions(values - start, offsets)

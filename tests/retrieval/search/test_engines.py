@@ -62,60 +62,38 @@ def test_a_device_gives_the_lists_of_the_processor(chunk, k):
     agree(search.search(queries, k, exclude, allowed), ExactTopK(items).search(queries, k, exclude, allowed))
 
 
-def asked_of(search, monkeypatch):
-    """Return a list that grows by the queries of each way: of float16, of float32, and of the processor."""
-    asked = {"half": 0, "float": 0, "processor": 0}
-    chosen_by, exact = search._chosen_by, search._exact.search
-
-    def count_chosen(choosing, queries, *rest):
-        asked["half" if choosing.scaled else "float"] += len(queries)
-        return chosen_by(choosing, queries, *rest)
-
-    def count_exact(queries, *rest):
-        asked["processor"] += len(queries)
-        return exact(queries, *rest)
-
-    monkeypatch.setattr(search, "_chosen_by", count_chosen)
-    monkeypatch.setattr(search._exact, "search", count_exact)
-    return asked
-
-
-def test_a_device_is_sure_of_most_lists_and_hands_ties_over(monkeypatch):
+def test_a_device_proves_most_lists_and_hands_ties_over():
     items, queries = unit_vectors(9, 5000, 24), unit_vectors(10, 40, 24)
     search = DeviceTopK(items, "cpu")
-    asked = asked_of(search, monkeypatch)
     search.search(queries, 50)
-    assert asked["half"] == 40 and asked["float"] <= 2 and asked["processor"] == 0
+    assert search.searched["float16"] == 40 and search.searched["float32"] <= 2 and search.searched["processor"] == 0
     tied = items.copy()
     tied[:2000] = items[0]
     search = DeviceTopK(tied, "cpu")
-    asked = asked_of(search, monkeypatch)
     nothing = np.zeros((2, 24), np.float32)
     agree(search.search(nothing, 50), ExactTopK(tied).search(nothing, 50))
-    assert asked == {"half": 2, "float": 2, "processor": 2}
+    assert search.searched == {"float16": 2, "float32": 2, "processor": 2}
     agree(search.search(queries, 50), ExactTopK(tied).search(queries, 50))
 
 
-def test_what_float16_cannot_tell_apart_float32_can(monkeypatch):
+def test_float32_separates_scores_that_are_equal_in_float16():
     rng = np.random.default_rng(16)
     near = unit_vectors(17, 1, 24) + 1e-4 * rng.standard_normal((3000, 24), dtype=np.float32)
     queries = near[:30]
     search = DeviceTopK(near, "cpu", batch=8)
-    asked = asked_of(search, monkeypatch)
     agree(search.search(queries, 20), ExactTopK(near).search(queries, 20))
-    assert asked["float"] == 30 and asked["processor"] <= 3
+    assert search.searched["float32"] == 30 and search.searched["processor"] <= 3
 
 
 @pytest.mark.parametrize("size", [1.0, 3e7, 2e-9])
 @pytest.mark.parametrize("unevenness", [0, 12])
-def test_the_size_of_vectors_does_not_matter_on_a_device(size, unevenness, monkeypatch):
+def test_the_size_of_vectors_does_not_matter_on_a_device(size, unevenness):
     rng = np.random.default_rng(18)
     items = size * unit_vectors(19, 3000, 24) * 10.0 ** rng.uniform(-unevenness, 0, (3000, 1)).astype(np.float32)
     queries = unit_vectors(20, 40, 24) * 10.0 ** rng.uniform(-unevenness, 0, (40, 1)).astype(np.float32)
     search = DeviceTopK(items.astype(np.float32), "cpu")
-    asked = asked_of(search, monkeypatch)
     agree(search.search(queries, 30), ExactTopK(items.astype(np.float32)).search(queries, 30))
-    assert asked["float"] <= 10
+    assert search.searched["float32"] <= 10
 
 
 def test_scores_of_float16_are_within_their_bound():

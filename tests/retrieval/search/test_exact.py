@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from rec_ray.retrieval.search import (
 from rec_ray.retrieval.search import (
     int8 as int8_search,
 )
+from rec_ray.retrieval.search.threads import run_on_threads
 
 
 def chain(queries, items):
@@ -218,10 +221,52 @@ def test_no_queries_and_no_items():
     assert ExactTopK(np.zeros((0, 4), np.float32)).search(vectors(31, 2, 4), 3)[0].shape == (2, 0)
 
 
-def test_torch_threads_are_left_as_they_were():
+def in_new_thread(function):
+    """Return the result of a function called in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_searches_of_several_threads_agree_and_leave_the_number_of_torch_threads(threads):
+    items, queries = vectors(32, 3000, 16), vectors(33, 600, 16)
+    search = ExactTopK(items, threads=threads)
+    expected = search.search(queries, 9)
+    ranks = search.target_ranks(queries, expected[0][:, 4], np.arange(601))
+    assert (ranks == 5).all()
     before = torch.get_num_threads()
-    ExactTopK(vectors(32, 300, 4), threads=2).search(vectors(33, 300, 4), 3)
-    assert torch.get_num_threads() == before
+    started = threading.Barrier(6)
+    torch.set_num_threads(3)
+
+    def serve(number):
+        counts = {torch.get_num_threads()}
+        started.wait()
+        for _ in range(5):
+            rows = slice(number * 100, number * 100 + 100)
+            found = search.search(queries[rows], 9)
+            agree(found, tuple(part[rows] for part in expected))
+            places = search.target_ranks(queries[rows], expected[0][rows, 4], np.arange(101))
+            assert (places == 5).all()
+            counts |= {torch.get_num_threads(), in_new_thread(torch.get_num_threads)}
+        return counts
+
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            assert set().union(*pool.map(serve, range(6))) == {3}
+        assert torch.get_num_threads() == in_new_thread(torch.get_num_threads) == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_in_a_search_thread_reaches_the_caller():
+    def fail():
+        raise ValueError("no result")
+
+    with pytest.raises(ValueError, match="no result"):
+        run_on_threads(fail, 2)
+    counts = []
+    run_on_threads(lambda: counts.append(torch.get_num_threads()), 2)
+    assert counts == [1, 1]
 
 
 needs_bytes = pytest.mark.skipif(not int8_search.is_supported(), reason="this processor has no product of bytes")
@@ -231,7 +276,7 @@ def by_bytes(items, queries, k, *rules, threads=1):
     """Search with a pass over bytes whatever the number of queries, and make sure that it was one."""
     search = ExactTopK(items, threads=threads, quantised=quantise_items(items))
     allowed = rules[1] if len(rules) > 1 else None
-    assert len(search._ways(len(queries), k, allowed)) == 4
+    assert search.uses_bytes(len(queries), k, allowed)
     return search.search(queries, k, *rules)
 
 
@@ -358,7 +403,7 @@ def test_without_a_product_of_bytes_the_lists_are_the_same(monkeypatch):
     expected = ExactTopK(items).search(queries, 30)
     monkeypatch.setattr(int8_search, "is_supported", lambda: False)
     search = ExactTopK(items)
-    assert len(search._ways(70, 30, None)) == 2
+    assert not search.uses_bytes(70, 30)
     agree(search.search(queries, 30), expected)
     agree(expected, brute_force(queries, items, 30))
 
