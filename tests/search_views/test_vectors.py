@@ -106,7 +106,7 @@ def test_every_item_gets_the_vectors_of_its_texts_and_image(
     assert np.allclose(rows["b"]["vector"], unit(2 * red + named["blue cup"]), atol=1e-4)
     assert list(rows) == ["a", "b", "c"], "d has neither an image nor a name, e an image that is none"
     assert "2 of 3 images cannot be read" in caplog.text
-    assert "missing.png?key=1 (there is no such file); note.txt (no image of a kind that Pillow reads)" in caplog.text
+    assert "missing.png?key=1 (there is no such file); note.txt (not an image format that Pillow reads)" in caplog.text
     manifest = read_manifest(shop.storage, "c")
     assert list(manifest["parts"]) == ["recommendations", "search/texts", "search/images"]
     assert manifest["search"]["texts"]["vectors"] == {"name_vector": 384, "all_vector": 384}

@@ -142,7 +142,7 @@ def test_a_planted_pickle_is_never_loaded(storage: Storage, folder: Path, tmp_pa
     torch.save(Bomb(exploded), folder / "model.pth")
     load_model("3", storage)  # Beside the model, not in its manifest: never read.
     rewrite(folder, "weights.safetensors", (folder / "model.pth").read_bytes())
-    with pytest.raises(BundleError, match=r"weights\.safetensors is no safetensors file"):
+    with pytest.raises(BundleError, match=r"weights\.safetensors is not a safetensors file"):
         load_model("3", storage)
     save_model(make_bundle(), "4", storage)
     rewrite(tmp_path / "two-tower/4", "model.pkl", pickle.dumps(Bomb(exploded)))

@@ -1,8 +1,7 @@
-"""Images and texts into one space, by a pretrained model of two towers such as CLIP: vectors of unit length.
+"""Images and texts to vectors of one space by a pretrained model with two towers such as CLIP: vectors of unit length.
 
-Images, decoded here, or strings come in and a matrix goes out (Radford et al. 2021). It needs the packages
-`transformers` and `pillow`, loads weights as safetensors only, and knows nothing of items, addresses, caches or
-processes.
+Input: images, decoded by `decode_image`, or strings. Output: a matrix (Radford et al. 2021). The encoder needs the
+packages `transformers` and `pillow` and loads weights as safetensors only.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from rec_ray.errors import ConfigError, DataError
 
 BATCH = 32
 MOST_PIXELS = 25_000_000
-"""An image of more is not decoded: it would take a hundred megabytes, whatever the size of its file."""
+"""Largest number of pixels of an image that is decoded; a small file can hold an image that fills the memory."""
 NEEDED = "an image encoder needs transformers and pillow: {}; install them with `pip install 'rec_ray[text]'`"
 
 
 class ImageEncoder:
-    """A model for images and texts, with what prepares both for it."""
+    """Model for images and texts, with the preprocessing of both."""
 
     def __init__(self, name: str) -> None:
-        """name: of a model that transformers knows or finds in its cache, or a folder with one.
+        """Load a model. name: of a model that transformers knows or has in its cache, or a folder with one.
 
         Raises:
-            ConfigError: a package is missing, or there is no such model, or one that knows no images.
+            ConfigError: a package is missing, or there is no such model, or the model encodes no images.
         """
         try:
             import PIL.Image  # noqa: F401
@@ -47,26 +46,29 @@ class ImageEncoder:
                 f"transformers has no model {name!r} for images, with weights as safetensors: {error}"
             ) from error
         if not hasattr(self.model, "get_image_features"):
-            raise ConfigError(f"the model {name!r} encodes no images; take one such as openai/clip-vit-base-patch32")
+            raise ConfigError(
+                f"the model {name!r} encodes no images; take a model such as openai/clip-vit-base-patch32"
+            )
         self.name = name
 
     @property
     def dimensions(self) -> int:
-        """Numbers of a vector."""
+        """Length of a vector."""
         return int(self.model.config.projection_dim)
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[Any]) -> NDArray[np.float32]:
-        """images: n images as `decode_image` gives them -> [n, dimensions] float32, each of unit length."""
-        found = [
+        """Return a vector of each image: n images of `decode_image` -> [n, dimensions] float32, each of unit length."""
+        features = [
             self.model.get_image_features(**self.processor(list(images[start : start + BATCH]), return_tensors="pt"))
             for start in range(0, len(images), BATCH)
         ]
-        return _unit(found, self.dimensions)
+        return _unit_rows(features, self.dimensions)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """texts: n strings -> [n, dimensions] float32 in the space of the images, each of unit length.
+        """Return a vector of each text: n strings -> [n, dimensions] float32 in the space of the images, each of unit
+        length.
 
         Raises:
             ConfigError: the model has no tower for texts.
@@ -74,7 +76,7 @@ class ImageEncoder:
         if self.tokenizer is None:
             raise ConfigError(f"the model {self.name!r} encodes no texts; leave the text fields of its views empty")
         longest = int(self.model.config.text_config.max_position_embeddings)
-        found = []
+        features = []
         for start in range(0, len(texts), BATCH):
             tokens = self.tokenizer(
                 list(texts[start : start + BATCH]),
@@ -84,15 +86,15 @@ class ImageEncoder:
                 return_tensors="pt",
                 return_token_type_ids=False,
             )
-            found.append(self.model.get_text_features(**tokens))
-        return _unit(found, self.dimensions)
+            features.append(self.model.get_text_features(**tokens))
+        return _unit_rows(features, self.dimensions)
 
 
 def image_dimensions(name: str) -> int:
-    """Return the numbers of a vector of a model, whose weights are not read.
+    """Return the length of a model's vectors without reading its weights.
 
     Raises:
-        ConfigError: transformers is not installed, or has no such model, or it says no `projection_dim`.
+        ConfigError: transformers is not installed, has no such model, or the model declares no `projection_dim`.
     """
     try:
         from transformers import AutoConfig
@@ -102,41 +104,41 @@ def image_dimensions(name: str) -> int:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(f"transformers has no model {name!r} for images: {error}") from error
-    found = getattr(config, "projection_dim", None)
-    if not found:
+    dimensions = getattr(config, "projection_dim", None)
+    if not dimensions:
         raise ConfigError(
-            f"the model {name!r} has no space of images and texts (no projection_dim); one of the kind of "
-            "openai/clip-vit-base-patch32 has"
+            f"the model {name!r} has no common space of images and texts (no projection_dim); take a model such as "
+            "openai/clip-vit-base-patch32"
         )
-    return int(found)
+    return int(dimensions)
 
 
 def decode_image(data: bytes) -> Any:
     """Return the image of a file in RGB.
 
     Raises:
-        DataError: it is no image, it is damaged, or it has more than `MOST_PIXELS`.
+        DataError: the file is no image, is damaged, or has more than `MOST_PIXELS`.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise DataError(f"{image.width} x {image.height} points; at most {MOST_PIXELS:,} are decoded")
+                raise DataError(f"{image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are decoded")
             return image.convert("RGB")
     except UnidentifiedImageError:
-        raise DataError("no image of a kind that Pillow reads") from None
+        raise DataError("not an image format that Pillow reads") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"a damaged image: {error}") from None
+        raise DataError(f"damaged image: {error}") from None
 
 
 def _has_texts(model: Any) -> bool:
     return hasattr(model, "get_text_features")
 
 
-def _unit(found: Sequence[Any], dimensions: int) -> NDArray[np.float32]:
-    """Return features as a matrix of rows of unit length; transformers 5 wraps what 4 gave bare."""
-    rows = [features if isinstance(features, torch.Tensor) else features.pooler_output for features in found]
+def _unit_rows(outputs: Sequence[Any], dimensions: int) -> NDArray[np.float32]:
+    """Return features as a matrix of rows of unit length; transformers 5 wraps the tensors that version 4 returned."""
+    rows = [output if isinstance(output, torch.Tensor) else output.pooler_output for output in outputs]
     if not rows:
         return np.zeros((0, dimensions), np.float32)
     return F.normalize(torch.cat(rows).float(), dim=-1).numpy()

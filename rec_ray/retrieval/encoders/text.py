@@ -1,8 +1,7 @@
-"""Texts into vectors by a pretrained language model: the mean of its last hidden states or the first, of unit length.
+"""Texts to vectors by a pretrained language model: the mean of its last hidden states or the first one, of unit length.
 
-Strings come in and a matrix goes out, after the recipe of Sentence-BERT (Reimers & Gurevych 2019); which of the two is
-what the makers of the model declare. It needs the package `transformers`, loads weights as safetensors only, and knows
-nothing of items, caches or processes.
+Input: strings. Output: a matrix. The pooling is the one that the model declares (Sentence-BERT, Reimers and Gurevych
+2019). The encoder needs the package `transformers` and loads weights as safetensors only.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from torch.nn import functional as F
 from rec_ray.errors import ConfigError, listed
 
 LONGEST = 256
-"""Tokens of a text that are read; what lies behind is cut off."""
+"""Tokens of a text that are read; the rest is cut off."""
 BATCH = 64
 POOLING = "1_Pooling/config.json"
-"""Where a model says how its hidden states become one vector; one that says nothing has their mean."""
+"""Model file that declares how hidden states become one vector; without it the mean is used."""
 MEAN, FIRST = "pooling_mode_mean_tokens", "pooling_mode_cls_token"
 NEEDED = "a text encoder needs transformers: {}; install it with `pip install 'rec_ray[text]'`"
 
 
 class TextEncoder:
-    """A language model with its tokenizer."""
+    """Language model with its tokenizer."""
 
     def __init__(self, name: str) -> None:
-        """name: of a model that transformers knows or finds in its cache, or a folder with one.
+        """Load a model. name: of a model that transformers knows or has in its cache, or a folder with one.
 
         Raises:
             ConfigError: transformers is not installed, or has no such model.
@@ -53,14 +52,14 @@ class TextEncoder:
 
     @property
     def dimensions(self) -> int:
-        """Numbers of a vector."""
+        """Length of a vector."""
         return int(self.model.config.hidden_size)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """texts: n strings -> [n, dimensions] float32, each of unit length.
+        """Return a vector of each text: n strings -> [n, dimensions] float32, each of unit length.
 
-        Texts go through the model in the order of their length, so that little of a batch is padding.
+        Texts are encoded in the order of their length, so that batches contain little padding.
         """
         vectors = np.zeros((len(texts), self.dimensions), np.float32)
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
@@ -81,10 +80,10 @@ class TextEncoder:
 
 
 def text_dimensions(name: str) -> int:
-    """Return the numbers of a vector of a model, whose weights are not read.
+    """Return the length of a model's vectors without reading its weights.
 
     Raises:
-        ConfigError: transformers is not installed, or has no such model, or it says no `hidden_size`.
+        ConfigError: transformers is not installed, has no such model, or the model declares no `hidden_size`.
     """
     try:
         from transformers import AutoConfig
@@ -97,10 +96,10 @@ def text_dimensions(name: str) -> int:
 
 
 def declared_pooling(name: str) -> str:
-    """Return how a model makes one vector of its hidden states, `MEAN` or `FIRST`, as its file `POOLING` says.
+    """Return the pooling that a model declares in its file `POOLING`: `MEAN` or `FIRST`.
 
     Raises:
-        ConfigError: in another way.
+        ConfigError: the model declares another pooling.
     """
     from transformers.utils import cached_file
 
@@ -118,7 +117,7 @@ def declared_pooling(name: str) -> str:
 
 
 def fingerprint(name: str, pooling: str = MEAN) -> str:
-    """Return a name for the vectors of a model: of a folder by the content of its files, else by the model's name."""
+    """Return a cache key of a model's vectors: of a folder by the content of its files, else by the model's name."""
     digest = hashlib.sha256(b"" if pooling == MEAN else pooling.encode())
     folder = Path(name)
     if not folder.is_dir():

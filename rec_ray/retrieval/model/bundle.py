@@ -1,9 +1,9 @@
-"""A trained model with all that was fitted beside it, as a handful of files in memory.
+"""A trained model with everything that was fitted for it, as a handful of files in memory.
 
-A `TwoTowerBundle` gives its files as bytes and is rebuilt from them, every part checked against the others; the weights
-are safetensors and the rest is JSON, so that no file is ever unpickled. It does not know where the files are kept: a
-serving backend that reads them from anywhere can call `from_files` and embed. Between the processes of a program it is
-pickled as arrays, which may lie in shared memory.
+A `TwoTowerBundle` is written to bytes and rebuilt from them, and every part is checked against the others. The weights
+are safetensors and the rest is JSON, so that no file is ever unpickled. The caller stores the files: a serving backend
+that reads them from anywhere can call `from_files` and embed. Between the processes of a program a bundle is pickled as
+arrays, which may lie in shared memory.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from rec_ray.errors import BundleError, listed
 from rec_ray.retrieval.features.preprocessing import Preprocessor
+from rec_ray.retrieval.json_values import replace_non_finite
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.search.float32 import as_tensor
 from rec_ray.schema import BUNDLE_METADATA
@@ -36,18 +37,18 @@ PREPROCESSOR = "preprocessor.json"
 METADATA = BUNDLE_METADATA
 FILES = (WEIGHTS, MODEL, PREPROCESSOR, METADATA)
 EVALUATED = "evaluated.safetensors"
-"""Weights from before the refit, where there was one; optional."""
+"""Optional file: weights from before the refit."""
 
 
 @dataclass(frozen=True, eq=False)
 class TwoTowerBundle:
-    """The towers, what they need to read raw data, and how they came to be.
+    """Towers, preprocessor, architecture arguments and metadata of a trained model.
 
-    model: on the CPU and in evaluation mode when it comes from `from_files`.
-    arguments: what `build_two_tower` was called with.
+    model: on the CPU and in evaluation mode if it comes from `from_files`.
+    arguments: arguments of `build_two_tower`.
     metadata: metrics, range of the data, package versions, `created_at`; JSON values.
-    evaluated: the towers before they were refitted with the held-out events: those that the metrics are of, and with
-        which a later run may begin without having seen what it holds out. None: there was no refit.
+    evaluated: the towers before the refit with the held-out events, or None without a refit. The metrics belong to
+    them, and a warm start from them has not seen the held-out events.
     """
 
     model: TwoTower
@@ -58,7 +59,7 @@ class TwoTowerBundle:
 
     @property
     def similarity(self) -> str:
-        """How a user and an item are compared: `cosine` or `dot`; the vector index of a store must use the same."""
+        """Similarity of user and item vectors, `cosine` or `dot`; the vector index of a store must use the same."""
         return self.model.similarity
 
     @property
@@ -67,16 +68,16 @@ class TwoTowerBundle:
         return self.model.item_tower.ids.embedding_dim
 
     def without_evaluated(self) -> TwoTowerBundle:
-        """Return the bundle without the weights from before its refit, for whoever only embeds."""
+        """Return the bundle without the weights from before its refit, for callers that only embed."""
         return self if self.evaluated is None else replace(self, evaluated=None)
 
     def to_files(self) -> dict[str, bytes]:
-        """Return the files of the bundle, `FILES` and perhaps `EVALUATED`; the same bundle gives the same bytes.
+        """Return the files of the bundle, `FILES` and optionally `EVALUATED`; the same bundle gives the same bytes.
 
-        A metric that is not finite is stored as null, since JSON has no word for it.
+        A metric that is not finite is stored as null, because JSON has no such numbers.
 
         Raises:
-            BundleError: a weight is not finite, a part is no JSON, or preprocessor and towers do not fit.
+            BundleError: a weight is not finite, a part is not JSON, or preprocessor and towers do not fit.
         """
         _check_fit(self.model, self.arguments, self.preprocessor)
         weights = {WEIGHTS: _weights_of(self.model)}
@@ -87,7 +88,7 @@ class TwoTowerBundle:
             "architecture": ARCHITECTURE,
             "arguments": dict(self.arguments),
         }
-        metadata = {**_without_nan(self.metadata), "format_version": FORMAT_VERSION}
+        metadata = {**replace_non_finite(self.metadata), "format_version": FORMAT_VERSION}
         return {
             **{name: safetensors.torch.save(tensors) for name, tensors in weights.items()},
             MODEL: _to_json(model, MODEL),
@@ -96,23 +97,23 @@ class TwoTowerBundle:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle weights as arrays: where those lie in shared memory, processes read one copy in place.
+        """Pickle weights as arrays; if those lie in shared memory, processes read one copy in place.
 
-        What is rebuilt is in evaluation mode, and its weights may be read-only.
+        The unpickled bundle is in evaluation mode, and its weights may be read-only.
 
         Raises:
             BundleError: a weight is not finite.
         """
         models = [None if one is None else _arrays_of(one) for one in (self.model, self.evaluated)]
-        return _rebuilt, (*models, dict(self.arguments), self.preprocessor, dict(self.metadata))
+        return _rebuild, (*models, dict(self.arguments), self.preprocessor, dict(self.metadata))
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> TwoTowerBundle:
-        """Rebuild a bundle; the state of torch's random generator is left as it was.
+        """Rebuild a bundle; the state of torch's random generator stays the same.
 
         Raises:
-            BundleError: a file is missing, unknown, damaged or of another format version, or the weights are not those
-                of the architecture; the message names it.
+            BundleError: a file is missing, unknown, damaged or of another format version, or the weights do not fit the
+            architecture; the message names the file.
         """
         missing = [name for name in FILES if name not in files]
         if missing:
@@ -120,39 +121,40 @@ class TwoTowerBundle:
         unknown = sorted(set(files) - {*FILES, EVALUATED})
         if unknown:
             raise BundleError(f"the model has files that this format does not know: {listed(unknown)}")
-        described = _from_json(files[MODEL], MODEL)
+        description = _from_json(files[MODEL], MODEL)
         metadata = _from_json(files[METADATA], METADATA)
-        for name, value in ((MODEL, described), (METADATA, metadata)):
+        for name, value in ((MODEL, description), (METADATA, metadata)):
             if value.get("format_version") != FORMAT_VERSION:
                 raise BundleError(
                     f"{name} is of format version {value.get('format_version')!r}, this program reads "
                     f"{FORMAT_VERSION}; use the rec_ray that wrote the model, or train again"
                 )
-        if described.get("architecture") != ARCHITECTURE or not isinstance(described.get("arguments"), dict):
+        if description.get("architecture") != ARCHITECTURE or not isinstance(description.get("arguments"), dict):
             raise BundleError(
-                f"{MODEL} describes the architecture {described.get('architecture')!r}; expected {ARCHITECTURE!r} "
+                f"{MODEL} describes the architecture {description.get('architecture')!r}; expected {ARCHITECTURE!r} "
                 "with its arguments"
             )
-        arguments: dict[str, Any] = described["arguments"]
+        arguments: dict[str, Any] = description["arguments"]
         model = _build(arguments)
         _load_weights(model, files[WEIGHTS], WEIGHTS)
         evaluated = None
         if EVALUATED in files:
             evaluated = _build(arguments).eval()
             _load_weights(evaluated, files[EVALUATED], EVALUATED)
-        preprocessor = _preprocessor(files[PREPROCESSOR])
+        preprocessor = _load_preprocessor(files[PREPROCESSOR])
         _check_fit(model, arguments, preprocessor)
         return cls(model.eval(), arguments, preprocessor, metadata, evaluated)
 
 
 def as_evaluated(bundle: TwoTowerBundle) -> TwoTowerBundle:
-    """Return a stored bundle with the weights from before its refit, if there was one: they have not seen its test."""
+    """Return a stored bundle with the weights from before its refit, if there was one; those have not seen its test
+    events.
+    """
     return bundle if bundle.evaluated is None else replace(bundle, model=bundle.evaluated, evaluated=None)
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves new weights as they come: to draw those that have no memory, torch (2.13) imports its compiler, which took
-    2.4 s of each process that loads a model."""
+class _SkipInit(TorchFunctionMode):
+    """Skips the initialisation of new weights: on the meta device, torch 2.13 imports its compiler to draw them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -163,8 +165,8 @@ class _Unfilled(TorchFunctionMode):
 
 def _build(arguments: dict[str, Any]) -> TwoTower:
     try:
-        # Weights that only say what is expected: no memory, no random numbers, half the time of loading.
-        with torch.device("meta"), _Unfilled():
+        # Weights without memory or random numbers; the stored weights replace them.
+        with torch.device("meta"), _SkipInit():
             return build_two_tower(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise BundleError(f"{MODEL} holds arguments that the towers do not take: {error}") from error
@@ -174,7 +176,7 @@ def _arrays_of(model: TwoTower) -> dict[str, NDArray[Any]]:
     return {name: tensor.numpy() for name, tensor in _weights_of(model).items()}
 
 
-def _rebuilt(
+def _rebuild(
     weights: Mapping[str, NDArray[Any]],
     evaluated: Mapping[str, NDArray[Any]] | None,
     arguments: dict[str, Any],
@@ -190,7 +192,7 @@ def _rebuilt(
     return TwoTowerBundle(model(weights), arguments, preprocessor, metadata, checked)
 
 
-def _preprocessor(data: bytes) -> Preprocessor:
+def _load_preprocessor(data: bytes) -> Preprocessor:
     state = _from_json(data, PREPROCESSOR)
     try:
         return Preprocessor.from_dict(state)
@@ -199,7 +201,7 @@ def _preprocessor(data: bytes) -> Preprocessor:
 
 
 def _check_fit(model: TwoTower, arguments: Mapping[str, Any], preprocessor: Preprocessor) -> None:
-    """Refuse towers and a preprocessor of different trainings: their numbers would mean other items and values."""
+    """Raise BundleError if towers and preprocessor have different sizes, and so come from different trainings."""
     event_types = arguments.get("event_types", 1)
     pairs = {
         "rows of the item id table": (model.item_tower.ids.num_embeddings, preprocessor.vocabulary_size),
@@ -207,10 +209,10 @@ def _check_fit(model: TwoTower, arguments: Mapping[str, Any], preprocessor: Prep
         "user features": (model.user_tower.features.shape, preprocessor.users.shape),
         "event types": (event_types, len(preprocessor.event_types) + 1 if event_types > 1 else event_types),
     }
-    for what, (built, fitted) in pairs.items():
+    for part, (built, fitted) in pairs.items():
         if built != fitted:
             raise BundleError(
-                f"the towers and the preprocessor do not fit: {what}: the towers have {built}, "
+                f"the towers and the preprocessor do not fit: {part}: the towers have {built}, "
                 f"the preprocessor gives {fitted}"
             )
 
@@ -225,7 +227,7 @@ def _load_weights(model: TwoTower, data: bytes, file: str) -> None:
     try:
         weights = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise BundleError(f"{file} is no safetensors file: {error}") from error
+        raise BundleError(f"{file} is not a safetensors file: {error}") from error
     expected = model.state_dict()
     missing, unknown = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or unknown:
@@ -245,9 +247,9 @@ def _load_weights(model: TwoTower, data: bytes, file: str) -> None:
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    # A finite sum has finite parts, and takes a tenth of the time.
-    doubtful = {name: tensor for name, tensor in weights.items() if not math.isfinite(tensor.sum())}
-    broken = [name for name, tensor in doubtful.items() if not bool(torch.isfinite(tensor).all())]
+    # Fast path: a finite sum has finite terms.
+    suspects = {name: tensor for name, tensor in weights.items() if not math.isfinite(tensor.sum())}
+    broken = [name for name, tensor in suspects.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise BundleError(
             f"the weights {listed(broken)} hold NaN or infinite numbers; train with a lower learning rate"
@@ -256,8 +258,8 @@ def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
 
 def _to_json(value: Mapping[str, Any], name: str) -> bytes:
     try:
-        # Keys stay in their order: that of the declared features is the order in which they are encoded.
-        # Vocabularies can be long: they go without line breaks, which is ten times faster.
+        # The order of keys is kept, because declared features are encoded in this order.
+        # Vocabularies can be long, and JSON without line breaks is written faster.
         indent = None if name == PREPROCESSOR else 2
         return (json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
@@ -268,15 +270,7 @@ def _from_json(data: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name} is no JSON: {error}") from error
+        raise BundleError(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise BundleError(f"{name} holds a {type(value).__name__}; expected an object")
     return value
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    return [_without_nan(entry) for entry in value] if isinstance(value, (list, tuple)) else value

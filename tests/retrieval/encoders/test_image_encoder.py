@@ -61,12 +61,12 @@ def test_images_of_any_mode_are_read_and_others_say_why(monkeypatch):
     file = io.BytesIO()
     Image.new("P", (3, 2)).save(file, "GIF")
     assert (decode_image(file.getvalue()).mode, decode_image(file.getvalue()).size) == ("RGB", (3, 2))
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="not an image"):
         decode_image(b"<html>not found</html>")
     with pytest.raises(DataError, match="damaged"):
         decode_image(png("red", (300, 300))[:-60])
     monkeypatch.setattr("rec_ray.retrieval.encoders.image.MOST_PIXELS", 99)
-    with pytest.raises(DataError, match="10 x 10 points; at most 99"):
+    with pytest.raises(DataError, match="10 x 10 pixels; at most 99"):
         decode_image(png("red", (10, 10)))
 
 
@@ -75,7 +75,7 @@ def test_a_model_that_is_not_there_or_of_another_kind_is_named(tmp_path, text_mo
         ImageEncoder(str(tmp_path))
     with pytest.raises(ConfigError, match="has no model"):
         image_dimensions(str(tmp_path))
-    with pytest.raises(ConfigError, match="no space of images and texts"):
+    with pytest.raises(ConfigError, match="no common space of images and texts"):
         image_dimensions(text_model)
     with pytest.raises(ConfigError, match="for images"):
         ImageEncoder(text_model)

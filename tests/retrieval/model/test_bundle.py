@@ -191,9 +191,9 @@ IDS = "item_tower.ids.weight"
     [
         (lambda files: files.pop("preprocessor.json"), r"lacks the files 'preprocessor\.json'"),
         (lambda files: files.update({"model.pkl": b"x"}), r"does not know: 'model\.pkl'"),
-        (lambda files: files.update({"model.json": b"{"}), r"model\.json is no JSON"),
-        (lambda files: files.update({"model.json": b"\xff\xfe{"}), r"model\.json is no JSON"),
-        (lambda files: files.update({"model.json": b"[" * 100_000}), r"model\.json is no JSON"),
+        (lambda files: files.update({"model.json": b"{"}), r"model\.json is not valid JSON"),
+        (lambda files: files.update({"model.json": b"\xff\xfe{"}), r"model\.json is not valid JSON"),
+        (lambda files: files.update({"model.json": b"[" * 100_000}), r"model\.json is not valid JSON"),
         (lambda files: files.update({"metadata.json": b"[]"}), r"metadata\.json holds a list"),
         (edited("model.json", lambda v: v.update(format_version=2)), r"model\.json is of format version 2.*reads 1"),
         (edited("metadata.json", lambda v: v.pop("format_version")), r"metadata\.json is of format version None"),
@@ -214,8 +214,11 @@ IDS = "item_tower.ids.weight"
         (reweighted(lambda w: w.update({IDS: w[IDS][:2].clone()})), rf"'{IDS}' has shape \[2, 8\].*\[4, 8\]"),
         (reweighted(lambda w: w.update({IDS: w[IDS].half()})), "torch.float16"),
         (reweighted(lambda w: w[IDS].fill_(float("inf"))), f"'{IDS}' hold NaN or infinite"),
-        (lambda files: files.update({"weights.safetensors": files["weights.safetensors"][:-3]}), "no safetensors file"),
-        (lambda files: files.update({"weights.safetensors": b""}), "no safetensors file"),
+        (
+            lambda files: files.update({"weights.safetensors": files["weights.safetensors"][:-3]}),
+            "not a safetensors file",
+        ),
+        (lambda files: files.update({"weights.safetensors": b""}), "not a safetensors file"),
     ],
 )
 def test_a_damaged_bundle_is_refused_by_name(
