@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from rec_ray.errors import ConfigError, DataError
+from rec_ray.retrieval.json_values import replace_non_finite
 from rec_ray.versions.connection import VersionConnection, now
 from rec_ray.versions.lock import PublishingLock, held
 from rec_ray.versions.tables import PUSHES, RESERVATIONS, VERSIONS
@@ -145,7 +145,7 @@ class VersionDatabase:
             parent = row.parent if row.parent is not None or live is None else str(live["version"])
             published = replace(row, parent=parent, updated_at=updated_at, id=None)
             values = {field.name: getattr(published, field.name) for field in fields(published) if field.name != "id"}
-            metrics = None if row.metrics is None else json.dumps(_without_nan(row.metrics), sort_keys=True)
+            metrics = None if row.metrics is None else json.dumps(replace_non_finite(row.metrics), sort_keys=True)
             inserted = sa.insert(VERSIONS).values({**values, "metrics": metrics}).returning(VERSIONS.c.id)
             new_id = connection.scalar(inserted)
             if connection.scalar(_newest_first([VERSIONS.c.id]).limit(1)) != new_id:
@@ -266,11 +266,3 @@ def _newest_first(columns: Iterable[sa.ColumnElement[Any]]) -> sa.Select[Any]:
 def _row(found: Mapping[Any, Any]) -> VersionRow:
     metrics = found.get("metrics")
     return VersionRow(**{**found, "metrics": json.loads(metrics) if metrics else None})
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    return [_without_nan(entry) for entry in value] if isinstance(value, (list, tuple)) else value

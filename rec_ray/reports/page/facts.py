@@ -7,14 +7,13 @@ store here.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from rec_ray.contracts import Evaluation
 from rec_ray.errors import DataError
 from rec_ray.retrieval.features.preprocessing import NUMBERS, FeaturePreprocessor, Preprocessor
+from rec_ray.retrieval.json_values import replace_non_finite
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 
 FORMAT_VERSION = 1
@@ -55,7 +54,7 @@ class ReportFacts:
     def to_json(self) -> bytes:
         """Return the facts as JSON; numbers that are not finite become null."""
         values = {"format_version": FORMAT_VERSION, **asdict(self)}
-        return json.dumps(_without_nan(values), ensure_ascii=False, allow_nan=False).encode()
+        return json.dumps(replace_non_finite(values), ensure_ascii=False, allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> ReportFacts:
@@ -123,11 +122,3 @@ def _describe(fitted: FeaturePreprocessor, name: str) -> str:
     if len(values) <= SHOWN_VALUES:
         return f"{len(values):,} values: {shown}" if values else "no value"
     return f"{len(values):,} values; most often {shown}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(entry) for key, entry in value.items()}
-    return [_without_nan(entry) for entry in value] if isinstance(value, list | tuple) else value
