@@ -1,33 +1,3 @@
-"""Ragged arrays: values of many rows one after another, and offsets where each row begins.
-
-Numpy arrays go in and come out. It does not know what the values are.
-"""
-
-from __future__ import annotations
-
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
-Array = npt.NDArray[Any]
-
-
-def ragged_positions(first: Array, lengths: Array) -> Array:
-    """Return the positions first[i], first[i] + 1, ... (lengths[i] of them) of all i, one after another."""
-    total = int(lengths.sum())
-    starts = np.cumsum(lengths) - lengths
-    return np.arange(total) - np.repeat(starts - first, lengths)
-
-
-def take_ragged(values: Array, first: Array, rows: Array) -> tuple[Array, Array]:
-    """Return the values of the chosen rows of a ragged array, and where each row's begin, [len(rows) + 1]."""
-    lengths = first[rows + 1] - first[rows]
-    return values[ragged_positions(first[rows], lengths)], np.concatenate([[0], np.cumsum(lengths)])
-
-
-# JOINED
 """Ragged arrays: rows of different lengths as flat values and offsets.
 
 The values of row i are `values[offsets[i]:offsets[i + 1]]`. Functions take and return such pairs, select rows or values
@@ -57,11 +27,18 @@ def value_rows(offsets: Array) -> Array:
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
+def ragged_positions(first: Array, lengths: Array) -> Array:
+    """Return the positions first[i], first[i] + 1, ... (lengths[i] of them) of all rows i, concatenated: [total]."""
+    total = int(lengths.sum())
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(total) - np.repeat(starts - first, lengths)
+
+
 def take_rows(values: Array, offsets: Array, rows: Array) -> Ragged:
     """Return the rows at the places `rows` [m], in that order; a row may be taken several times."""
     lengths = offsets[rows + 1] - offsets[rows]
     taken = row_offsets(lengths)
-    return values[np.repeat(offsets[rows] - taken[:-1], lengths) + np.arange(taken[-1])], taken
+    return values[ragged_positions(offsets[rows], lengths)], taken
 
 
 def filter_values(values: Array, offsets: Array, kept: Array) -> Ragged:

@@ -16,14 +16,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_ray.contracts import TEST, TRAIN, VALIDATION, SplitTimes
 from rec_ray.errors import SchemaError, listed
 from rec_ray.retrieval.features.catalogue import lists_of
 from rec_ray.retrieval.features.columns import index_of, is_list
 from rec_ray.retrieval.features.preprocessing import EncodedFeatures, Preprocessor
 from rec_ray.retrieval.features.timelines import QUERIES, TIMELINES
 from rec_ray.retrieval.ragged import ragged_positions
-from rec_ray.schema import EVENT_ORDER, EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, TIMESTAMP, USER_ID
+from rec_ray.schema import (
+    EVENT_ORDER,
+    EVENT_TIMESTAMP,
+    EVENT_TYPE,
+    EVENT_VALUE,
+    ITEM_ID,
+    TIMESTAMP,
+    USER_ID,
+    Split,
+    SplitTimes,
+)
 
 Array = npt.NDArray[Any]
 
@@ -87,12 +96,12 @@ class LabelledEvents:
     @property
     def is_training(self) -> Array:
         """[E] bool: events to learn from."""
-        return self.split == TRAIN
+        return self.split == Split.TRAIN
 
     @property
     def is_before_test(self) -> Array:
         """[E] bool: events before the test."""
-        return self.split < TEST
+        return self.split < Split.TEST
 
 
 def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> LabelledEvents:
@@ -132,8 +141,8 @@ def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> L
     if labelling.split == "leave_one_out":
         query = _queries_at_events(query, user, row, split, weight > 0)
     facts["events"] = len(row)
-    facts["training_positives"] = int(((split == TRAIN) & (weight > 0)).sum())
-    facts["test_positives"] = int(((split == TEST) & (weight > 0)).sum())
+    facts["training_positives"] = int(((split == Split.TRAIN) & (weight > 0)).sum())
+    facts["test_positives"] = int(((split == Split.TEST) & (weight > 0)).sum())
     highest = float(values[finite].max()) if finite.any() else 0.0
     return LabelledEvents(
         users.dictionary, block, table, user, row, query, item_index, weight, split, max(highest, 0.0), facts
@@ -183,13 +192,13 @@ def _splits(table: pa.Table, user: Array, positive: Array, users: int, labelling
     testable, validatable = total[user] >= 2, total[user] >= 3
     is_test = testable & ((ahead == 0) | ((ahead == 1) & positive))
     is_validation = validatable & (((ahead == 1) & ~positive) | ((ahead == 2) & positive))
-    return np.select([is_test, is_validation], [TEST, VALIDATION], TRAIN).astype(np.int8)
+    return np.select([is_test, is_validation], [Split.TEST, Split.VALIDATION], Split.TRAIN).astype(np.int8)
 
 
 def _queries_at_events(query: Array, user: Array, row: Array, split: Array, positive: Array) -> Array:
     """Leave one out: the features of a query are those as of the held-out event itself."""
     query = query.copy()
-    for place, label in ((0, VALIDATION), (1, TEST)):
+    for place, label in ((0, Split.VALIDATION), (1, Split.TEST)):
         held_out = (split == label) & positive
         query[user[held_out], place] = row[held_out]
     return query

@@ -31,7 +31,7 @@ from rec_ray.retrieval.learning.optimizer import RowwiseAdamW
 from rec_ray.retrieval.metrics.metrics import ndcg_at_k
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries, seen_items, without
 from rec_ray.retrieval.model.towers import TwoTower
-from rec_ray.retrieval.ragged import take_ragged
+from rec_ray.retrieval.ragged import take_rows
 from rec_ray.retrieval.search import ExactTopK
 
 Array = npt.NDArray[Any]
@@ -291,7 +291,7 @@ class Learner:
             chosen = users[start : start + 512]
             batch = query_batch(timelines, chosen, split=split, query=query, history_length=history_length)
             queries = embed_queries(self.model, batch.to(self.device), history).cpu().numpy()
-            targets, offsets = take_ragged(positives, first, chosen)
+            targets, offsets = take_rows(positives, first, chosen)
             seen = seen_items(timelines, chosen, split) if exclude_seen else None
             targets, offsets = without(targets, offsets, seen)
             ranks = index.target_ranks(queries, targets, offsets, seen, self.catalogue.known)

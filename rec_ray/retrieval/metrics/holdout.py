@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines
 from rec_ray.retrieval.model.inference import seen_items, without
-from rec_ray.retrieval.ragged import Ragged, take_ragged
+from rec_ray.retrieval.ragged import Ragged, take_rows
 from rec_ray.schema import Split
 
 Array = NDArray[Any]
@@ -71,7 +71,7 @@ def ask(timelines: Timelines, users: Array, catalogue: Catalogue, *, exclude_see
     users: [u] places. A target is an item known before the test; with `exclude_seen` also one that the user has not
     seen before. Users without a target are left out.
     """
-    targets, offsets = take_ragged(*timelines.positives(Split.TEST), users)
+    targets, offsets = take_rows(*timelines.positives(Split.TEST), users)
     known = catalogue.known[targets]
     owner = np.repeat(np.arange(len(users)), np.diff(offsets))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(users)))])
@@ -82,7 +82,7 @@ def ask(timelines: Timelines, users: Array, catalogue: Catalogue, *, exclude_see
         targets, offsets = without(targets, offsets, seen)
     held_out = HeldOut(len(targets), distinct - len(targets), int((~known).sum()))
     with_target = np.flatnonzero(np.diff(offsets) > 0)
-    targets, offsets = take_ragged(targets, offsets, with_target)
+    targets, offsets = take_rows(targets, offsets, with_target)
     items, _, begin = positives_before_test(timelines)
     chosen = users[with_target]
     questions = Questions(
@@ -90,8 +90,8 @@ def ask(timelines: Timelines, users: Array, catalogue: Catalogue, *, exclude_see
         users=chosen,
         targets=targets,
         offsets=offsets,
-        exclude=None if seen is None else take_ragged(*seen, with_target),
-        history=take_ragged(items, begin, chosen),
+        exclude=None if seen is None else take_rows(*seen, with_target),
+        history=take_rows(items, begin, chosen),
         events=timelines.events_before(Split.TEST)[1][chosen],
     )
     return questions, held_out

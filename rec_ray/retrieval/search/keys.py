@@ -1,4 +1,7 @@
-"""Exclusions per query, sort keys of scores, and the merge of the lists of shards, for all searches."""
+"""Exclusions per query, sort keys of scores, and the merge of the lists of shards, for all searches.
+
+Arrays of scores and item indices go in, arrays come out. It does not compute scores.
+"""
 
 from __future__ import annotations
 

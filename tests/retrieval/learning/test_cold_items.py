@@ -23,7 +23,7 @@ from rec_ray.retrieval.learning.learner import Learner, LearningSettings, shuffl
 from rec_ray.retrieval.metrics.metrics import recall_at_k
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries
 from rec_ray.retrieval.model.towers import build_two_tower
-from rec_ray.retrieval.ragged import take_ragged
+from rec_ray.retrieval.ragged import take_rows
 from rec_ray.retrieval.search import ExactTopK
 from rec_ray.sample import shop
 from rec_ray.schema import EVENT_TIMESTAMP, EVENT_TYPE, ITEM_ID, USER_ID
@@ -102,7 +102,7 @@ def test_items_without_any_training_event_are_recalled_at_50_five_times_as_often
 
     positives, first = timelines.positives(TEST)
     users = np.flatnonzero(np.diff(first) > 0)
-    targets, offsets = take_ragged(positives, first, users)
+    targets, offsets = take_rows(positives, first, users)
     cold = catalogue.count[targets] == 0
     owner = np.repeat(np.arange(len(users)), np.diff(offsets))[cold]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))])

@@ -35,7 +35,7 @@ from rec_ray.retrieval.metrics.metrics import recall_at_k, reciprocal_rank
 from rec_ray.retrieval.model import towers
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries, seen_items, without
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
-from rec_ray.retrieval.ragged import take_ragged
+from rec_ray.retrieval.ragged import take_rows
 from rec_ray.retrieval.search import ExactTopK
 
 Array = npt.NDArray[Any]
@@ -596,7 +596,7 @@ def test_the_vectors_of_the_catalogue_do_not_depend_on_the_block() -> None:
 
 def test_ragged_parts_by_hand() -> None:
     first = np.array([0, 2, 2, 5])
-    values, offsets = take_ragged(np.array([10, 11, 12, 13, 14]), first, np.array([2, 1, 0, 2]))
+    values, offsets = take_rows(np.array([10, 11, 12, 13, 14]), first, np.array([2, 1, 0, 2]))
     assert values.tolist() == [12, 13, 14, 10, 11, 12, 13, 14] and offsets.tolist() == [0, 3, 3, 5, 8]
     splits = [[TRAIN, VALIDATION, TEST], [], [TRAIN, TRAIN]]
     timelines = timelines_of([[5, 6, 7], [], [8, 8]], splits, [0, 0, 0])
