@@ -44,10 +44,11 @@ class FeatureTables:
     """Feature tables from Feast, joined point in time, as Ray Datasets.
 
     interactions: `schema.INTERACTIONS` plus the user features as of each row. All rows of a user are in one block, in
-    the
-        order of time; every user also has one query row (null `item_id`) for each time in `split_times`.
+        the order of time; every user also has one query row (null `item_id`) for each time in `split_times`.
     items: `item_id`, `as_of`, `first_seen` and the item features, one row per item for each of `test_start` and
-    `as_of`. raw_items, raw_users: columns of both that later steps need unencoded, such as those that filters read.
+        `as_of`.
+    raw_items, raw_users: columns of both that later steps need unencoded, such as those that filters read.
+    notes: warnings about the times of the rows.
     """
 
     interactions: ray.data.Dataset
@@ -56,6 +57,7 @@ class FeatureTables:
     rows: RowCounts
     raw_items: pa.Schema = field(default_factory=lambda: pa.schema([]))
     raw_users: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class TrainingData:
     catalogue_now: likewise, with features as of now.
     All three also have the raw columns of the feature tables, see `schema.RAW_ITEM`.
     positives: number of training positives. rows: outcome of all interactions read.
+    warnings: sentences about the data for the log and the report.
     """
 
     timelines: str
@@ -92,6 +95,7 @@ class TrainingData:
     split_times: SplitTimes
     rows: RowCounts
     facts: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

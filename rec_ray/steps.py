@@ -263,7 +263,7 @@ def write_page(
     """Write the report of a version and return its address. gate: its verdict, or empty."""
     settings = world.settings
     reasons = tuple(find_reasons(evaluation, settings.evaluation))
-    run = RunFigures(gate, reasons, counts, dict(world.seconds))
+    run = RunFigures(gate, reasons, counts, dict(world.seconds), data.warnings)
     read_fields = functools.partial(read_items, world.store, settings.feast.item_service, settings.feast.item_key)
     with step("report", world.seconds, version=version) as running:
         page = write_report(

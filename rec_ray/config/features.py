@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from rec_ray.config.section import Positive, Section
+from rec_ray.config.training import History
 from rec_ray.schema import FeatureDeclaration
 
 
@@ -32,6 +33,14 @@ class FeatureSettings(Section):
     user: dict[str, FeatureDeclaration] = Field(default_factory=dict, description="Features of users, by field name.")
     item: dict[str, FeatureDeclaration] = Field(default_factory=dict, description="Features of items, by field name.")
     interaction: InteractionSettings = Field(default_factory=InteractionSettings, description="What the events mean.")
+    user_history: History = Field(
+        "as_of_event",
+        description="Values of user features that an event sees: as_of_event, those dated before it; or as_of_now, "
+        "today's for every event (a table without history; values that events changed leak into training).",
+    )
+    item_history: History = Field(
+        "as_of_event", description="The same for item features: as_of_event (the test cut-off), or as_of_now."
+    )
     item_name: str | None = Field(None, description="Field of an item that people read, for recommend and reports.")
     text_encoder: str = Field(
         "hashing",

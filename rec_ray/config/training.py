@@ -21,6 +21,7 @@ from rec_ray.config.section import Fraction, Positive, Section
 # YAML reads an unquoted off as false.
 Refit = Annotated[Literal["continue", "full", "off"], BeforeValidator(lambda refit: "off" if refit is False else refit)]
 WarmStart = Annotated[Literal["live", "off"], BeforeValidator(lambda start: "off" if start is False else start)]
+History = Literal["as_of_event", "as_of_now"]
 
 
 def _said_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -27,13 +28,14 @@ from rec_ray.data.events import (
     as_sign_ups,
     count_rows,
     fill_from_sign_ups,
-    is_blank,
     split_times,
     survey_events,
     whole,
     with_query_rows,
 )
+from rec_ray.data.load_items import ITEMS, keep_blocks_whole, load_items
 from rec_ray.data.side_tables import SideTable, find_side_tables, read_chunks
+from rec_ray.data.source_times import note_times
 from rec_ray.distributed.worker_cache import shared_value
 from rec_ray.errors import ConfigError, EmptyDataError, SchemaError, listed
 from rec_ray.feature_store.api import FeatureService, FeatureStore, RepoConfig
@@ -49,7 +51,6 @@ from rec_ray.feature_store.point_in_time import (
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.lists.item_filters import try_filters
 from rec_ray.schema import (
-    AS_OF,
     EVENT_TIMESTAMP,
     EVENT_TYPE,
     EVENT_VALUE,
@@ -59,12 +60,10 @@ from rec_ray.schema import (
     SIGN_UP,
     TIMESTAMP,
     USER_ID,
-    require_columns,
 )
 
 SIDE_ORDER = 2**61
 """`event_order` of the first row of a side table."""
-ITEMS = pa.schema([(ITEM_ID, pa.string()), (FIRST_SEEN, TIMESTAMP), (AS_OF, TIMESTAMP)])
 
 
 def load_features(
@@ -146,10 +145,18 @@ def load_features(
             "fields": list(dict.fromkeys([*features.user, *raw_users.names])),
             "instants": [times.validation_start, times.test_start, times.as_of],
             "join_rows": feast.join_rows,
+            "as_of_now": features.user_history == "as_of_now",
         },
     )
-    items = _load_items(store, config, item_service, sorted(item_fields), feast, times)
-    return FeatureTables(interactions, items, times, rows, raw_items, raw_users)
+    item_slices = _item_slices(store, item_service, feast)
+    items = load_items(
+        item_slices, config, feast, sorted(item_fields), times, as_of_now=features.item_history == "as_of_now"
+    )
+    notes: tuple[str, ...] = ()
+    if active is None:
+        event_times = np.concatenate([survey.quantiles for survey in surveys])
+        notes = note_times(config, features, event_times, user_slices, item_slices)
+    return FeatureTables(interactions, items, times, rows, raw_items, raw_users, notes)
 
 
 def find_active_users(
@@ -207,6 +214,13 @@ def entity_sources(store: FeatureStore, service: FeatureService, name: str, key:
     return [FeatureSource.of(view.batch_source, {name: key}, what=f"view {view.name!r}") for view in views]
 
 
+def _item_slices(store: FeatureStore, service: FeatureService, feast: FeastSettings) -> list[SourceSlice]:
+    sources = entity_sources(store, service, ITEM_ID, feast.item_key)
+    if not sources:
+        raise ConfigError(f"feature service {service.name!r} has no view with the join key {feast.item_key!r} alone")
+    return [part for source in sources for part in slice_source(store, source, feast.join_rows)]
+
+
 def _read(config: RepoConfig, slices: Sequence[SourceSlice], shape: Any) -> ray.data.Dataset:
     """Return a dataset of the slices, one task each, brought into the shape of `schema.INTERACTIONS`."""
 
@@ -216,20 +230,8 @@ def _read(config: RepoConfig, slices: Sequence[SourceSlice], shape: Any) -> ray.
         parts = [shared_value(shared)[number] for number in batch["id"]]
         return pa.concat_tables([shape(read_slice(config, part), part.first_row) for part in parts])
 
-    slots = _keep_blocks_whole(ray.data.range(len(slices), override_num_blocks=max(1, len(slices))))
+    slots = keep_blocks_whole(ray.data.range(len(slices), override_num_blocks=max(1, len(slices))))
     return slots.map_batches(read, batch_size=1, batch_format="numpy")
-
-
-def _keep_blocks_whole(dataset: ray.data.Dataset) -> ray.data.Dataset:
-    """Make a dataset, and all that is made from it, keep what a task gives back in one block, however large.
-
-    Ray Data 2.60 cuts the output of a map or a shuffle that is 1.5 times larger than
-    `DataContext.target_max_block_size` (128 MB). That would part the rows of a user, or the two instants of an item.
-    Each dataset carries its own context and hands it on, so the datasets of others are left as they are; `join_rows`
-    bounds the blocks instead.
-    """
-    dataset.context.target_max_block_size = None
-    return dataset
 
 
 def _read_side_table(table: SideTable, shape: Callable[[pa.Table, int], pa.Table]) -> ray.data.Dataset:
@@ -242,7 +244,7 @@ def _read_side_table(table: SideTable, shape: Callable[[pa.Table, int], pa.Table
             yield shape(chunk, first_row)
             first_row += chunk.num_rows
 
-    slot = _keep_blocks_whole(ray.data.range(1, override_num_blocks=1))
+    slot = keep_blocks_whole(ray.data.range(1, override_num_blocks=1))
     return slot.map_batches(read, batch_size=1, batch_format="numpy")
 
 
@@ -307,101 +309,20 @@ def _join_users(
     fields: Sequence[str],
     instants: Sequence[datetime],
     join_rows: int,
+    as_of_now: bool,
 ) -> pa.Table:
-    """Add the query rows, put the rows in order, and join the features of users."""
+    """Add the query rows, put the rows in order, and join the features of users as of each row, or all as of now."""
     sign_ups = block.filter(pc.is_null(block[ITEM_ID])) if SIGN_UP in block.column_names else None
     rows = with_query_rows(block.select(INTERACTIONS.names), instants)
     if not fields or not rows.num_rows:
         return rows
+    times = pa.array([instants[-1]] * rows.num_rows, TIMESTAMP) if as_of_now else whole(rows[EVENT_TIMESTAMP])
+    ids = whole(rows[USER_ID])
     parts = [
-        point_in_time(config, service, user_key, whole(part[USER_ID]), whole(part[EVENT_TIMESTAMP]), fields)
-        for part in (rows.slice(start, join_rows) for start in range(0, rows.num_rows, join_rows))
+        point_in_time(config, service, user_key, ids.slice(start, join_rows), times.slice(start, join_rows), fields)
+        for start in range(0, rows.num_rows, join_rows)
     ]
     joined = pa.concat_tables(parts).combine_chunks()
     for name in fields:
         rows = rows.append_column(name, joined[name])
     return rows if sign_ups is None else fill_from_sign_ups(rows, sign_ups, fields)
-
-
-@ray.remote(num_cpus=1)
-def _distinct_items(config: RepoConfig, part: SourceSlice) -> pa.Table:
-    """Return the items of a slice with the time each was first seen."""
-    table = read_slice(config, part).select([ITEM_ID, EVENT_TIMESTAMP])
-    return table.group_by(ITEM_ID).aggregate([(EVENT_TIMESTAMP, "min")])
-
-
-@ray.remote(num_cpus=1, num_returns=3)
-def _catalogue(as_of: datetime, *parts: pa.Table) -> tuple[pa.Table, int, dict[str, int]]:
-    """Return each usable item once, in the order of its id, with `first_seen`; how many; and what is left out."""
-    merged = pa.concat_tables(parts).group_by(ITEM_ID).aggregate([(f"{EVENT_TIMESTAMP}_min", "min")])
-    merged = merged.rename_columns([ITEM_ID, FIRST_SEEN])
-    blank = is_blank(merged[ITEM_ID])
-    begun = pc.fill_null(pc.less_equal(merged[FIRST_SEEN], pa.scalar(as_of, TIMESTAMP)), False)
-    usable = merged.filter(pc.and_(pc.invert(blank), begun)).sort_by(ITEM_ID)
-    left_out = {
-        "a null or empty id": pc.sum(blank).as_py() or 0,
-        "no time, or only a time to come": pc.sum(pc.and_(pc.invert(blank), pc.invert(begun))).as_py() or 0,
-    }
-    return usable, usable.num_rows, left_out
-
-
-def _load_items(
-    store: FeatureStore,
-    config: RepoConfig,
-    service: FeatureService,
-    fields: Sequence[str],
-    feast: FeastSettings,
-    times: SplitTimes,
-) -> ray.data.Dataset:
-    """Return the catalogue with its features as of `test_start` and as of `as_of`."""
-    sources = entity_sources(store, service, ITEM_ID, feast.item_key)
-    if not sources:
-        raise ConfigError(f"feature service {service.name!r} has no view with the join key {feast.item_key!r} alone")
-    slices = [part for source in sources for part in slice_source(store, source, feast.join_rows)]
-    parts = [_distinct_items.remote(config, part) for part in slices]
-    catalogue, rows, left_out = _catalogue.remote(times.as_of, *parts) if parts else (None, 0, {})
-    for what, count in ray.get(left_out).items() if parts else ():
-        if count:
-            LOGGER.warning("%s items with %s are left out", f"{count:,}", what)
-    count = ray.get(rows) if parts else 0
-    if not count:
-        raise EmptyDataError(f"feature service {service.name!r} knows no item as of {times.as_of:%Y-%m-%d %H:%M}")
-    instants = [times.test_start, times.as_of]
-    blocks = -(-len(instants) * count // feast.join_rows)
-    return (
-        _keep_blocks_whole(ray.data.from_arrow_refs([catalogue]))
-        .repartition(min(blocks, count))
-        .map_batches(
-            _join_items,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={
-                "config": config,
-                "service": feast.item_service,
-                "item_key": feast.item_key,
-                "fields": list(fields),
-                "instants": instants,
-            },
-        )
-    )
-
-
-def _join_items(
-    block: pa.Table,
-    config: RepoConfig,
-    service: str,
-    item_key: str,
-    fields: Sequence[str],
-    instants: Sequence[datetime],
-) -> pa.Table:
-    """Join the features of items as of each instant: all rows of one instant, then all of the next."""
-    n = block.num_rows
-    rows = pa.concat_tables([block] * len(instants)).combine_chunks()
-    moments = pa.concat_arrays([pa.array([instant] * n, TIMESTAMP) for instant in instants])
-    rows = rows.append_column(AS_OF, moments)
-    if fields and n:
-        joined = point_in_time(config, service, item_key, whole(rows[ITEM_ID]), moments, fields)
-        for name in fields:
-            rows = rows.append_column(name, joined[name])
-    require_columns(rows, ITEMS, what="the items")
-    return rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ import ray.data
 
 from rec_ray.config import FeatureSettings
 from rec_ray.contracts import FeatureTables, SplitTimes, TrainingData
+from rec_ray.data.feature_coverage import Coverage, cover_users
+from rec_ray.data.late_features import describe_ids, drop_late_features
 from rec_ray.distributed.parquet_source import ROW_GROUP
 from rec_ray.distributed.worker_cache import shared_value
 from rec_ray.errors import DataError, EmptyDataError
@@ -43,6 +45,8 @@ from rec_ray.schema import (
 )
 from rec_ray.storage.object_store import Storage
 
+NOW = 2
+"""Place of the row as of now among a user's query rows."""
 TIMELINES_FOLDER, CATALOGUE_FOLDER, CATALOGUE_NOW_FOLDER = "timelines", "catalogue", "catalogue_now"
 
 
@@ -57,6 +61,8 @@ class _Survey:
     items_before_test: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
     value_maximum: float = 0.0
+    coverage: Coverage = field(default_factory=Coverage)
+    unknown_items: set[str] = field(default_factory=set)
 
     def merge(self, other: _Survey) -> _Survey:
         self.users = self.users.merge(other.users)
@@ -69,6 +75,8 @@ class _Survey:
         ):
             mine.update(theirs)
         self.value_maximum = max(self.value_maximum, other.value_maximum)
+        self.coverage.merge(other.coverage)
+        self.unknown_items |= other.unknown_items
         return self
 
 
@@ -83,6 +91,7 @@ def prepare_training_data(
     Raises:
         EmptyDataError: no positive event is left to learn from.
         SchemaError: a declared feature cannot be read as its kind.
+        DataError: all features of users, or all of items, were unknown when most events happened.
     """
     interactions = tables.interactions.materialize()
     items = tables.items.materialize()
@@ -91,11 +100,17 @@ def prepare_training_data(
     labelling = Labelling.of(features.interaction, split, tables.split_times)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, features)
     _say(survey.facts)
+    known_items = {*survey.items_before_test, *survey.items_held_out}
+    warnings = describe_ids(survey.coverage, {*survey.unknown_items, *known_items}, item_ids)
     if not survey.item_positives:
         raise EmptyDataError(
             f"no positive event before {tables.split_times.test_start:%Y-%m-%d %H:%M} is left to learn from; event "
             f"types are {dict(survey.types)}, of which {features.interaction.negative_types} are declared negative"
+            + "".join(f". {said}" for said in warnings)
         )
+    features, late = drop_late_features(features, survey.coverage, items, survey.items_before_test, tables.notes)
+    for said in (warnings := [*warnings, *late]):
+        LOGGER.warning("%s", said)
     fit = functools.partial(fit_features, text_buckets=features.text_buckets, max_vocabulary=features.max_vocabulary)
     preprocessor = Preprocessor(
         users=fit(survey.users, features.user),
@@ -104,9 +119,10 @@ def prepare_training_data(
         event_types=tuple(sorted(survey.types)),
     )
     labelling = labelling.with_value_maximum(survey.value_maximum)
-    return _write(
+    data = _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
     )
+    return replace(data, warnings=(*tables.notes, *warnings))
 
 
 def encode_tables(
@@ -242,8 +258,19 @@ def _survey_block(
     held_out = pa.array(~events.is_training & (events.weight > 0))
     survey.items_held_out.update(_counts(events.table[ITEM_ID].filter(held_out)))
     survey.items_before_test.update(_counts(events.table[ITEM_ID].filter(pa.array(events.is_before_test))))
+    unknown = block[ITEM_ID].drop_null().unique()
+    survey.unknown_items.update(unknown.filter(pc.invert(pc.is_in(unknown, value_set=item_ids))).to_pylist())
     if features is not None:
         survey.users = collect_statistics(events.table.filter(training), features.user)
+        learned = events.is_training
+        survey.coverage = cover_users(
+            events.rows,
+            events.row[learned],
+            events.user[learned],
+            events.query[:, NOW],
+            events.user_ids,
+            list(features.user),
+        )
     return survey
 
 

@@ -39,12 +39,13 @@ ReadFields = Callable[[Sequence[str], Sequence[str]], Mapping[str, Mapping[str, 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds of each step so far."""
+    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds of each step, data warnings."""
 
     gate: str
     gate_reasons: tuple[str, ...]
     counts: Mapping[str, int]
     seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 def write_report(
@@ -100,6 +101,7 @@ def collect_facts(
         **facts_of_bundle(bundle, version) | {"evaluation": asdict(evaluation)},
         gate=run.gate,
         gate_reasons=list(run.gate_reasons),
+        warnings=list(run.warnings),
         item_map=item_map,
         names=_texts(values.get(item_name or "", {})),
         categories=_categories(values.get(category or "", {}), declared) if declared else {},

@@ -28,7 +28,7 @@ class ReportFacts:
     features: rows with `side`, `name`, `kind` and `said`, a description of the fitted state.
     item_map: `item_ids`, `x`, `y`, the `total` number of items and `said`, a caption.
     names, categories: item id -> text, for the items of the map and of the examples.
-    settings: with secrets masked. seconds: of each step so far. counts: counts of the run by readable name.
+    warnings: sentences about the data. settings: with secrets masked. seconds: of each step so far. counts: counts of the run by readable name.
     """
 
     version: str
@@ -39,6 +39,7 @@ class ReportFacts:
     refit: str = ""
     gate: str = ""
     gate_reasons: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0

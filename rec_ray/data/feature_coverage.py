@@ -1,0 +1,153 @@
+"""Coverage of events by the rows of users and items: features unknown when events happened, and ids that match nobody.
+
+Arrow tables with the features as of the events and as of now come in, sums that merge over blocks and sentences for
+people go out. It is pure: it reads nothing, logs nothing and fits nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MOST = 0.5
+"""Share of rows in which a late feature was unknown at least, and share of ids that match nobody and are reported."""
+WRITINGS = "Write the ids in one way in both (as text, zeros in front, no '7.0' for 7)"
+
+
+@dataclass
+class Coverage:
+    """Sums over the training rows of one side; blocks add up with `merge`.
+
+    rows: compared. known_now: feature -> rows whose entity has a value now. unknown_then: feature -> those of them
+        that had none when the event happened.
+    ids: different ids in the events. unmatched: those of them without a row in the feature store.
+    unmatched_id: the smallest of them. idle_id: the smallest id of the feature store that is in no event.
+    """
+
+    rows: int = 0
+    known_now: Counter[str] = field(default_factory=Counter)
+    unknown_then: Counter[str] = field(default_factory=Counter)
+    ids: int = 0
+    unmatched: int = 0
+    unmatched_id: str | None = None
+    idle_id: str | None = None
+
+    def merge(self, other: Coverage) -> Coverage:
+        """Add the sums of another block to these."""
+        self.rows += other.rows
+        self.known_now.update(other.known_now)
+        self.unknown_then.update(other.unknown_then)
+        self.ids += other.ids
+        self.unmatched += other.unmatched
+        self.unmatched_id = _smaller(self.unmatched_id, other.unmatched_id)
+        self.idle_id = _smaller(self.idle_id, other.idle_id)
+        return self
+
+    def late(self) -> dict[str, float]:
+        """Return the late features: name -> share of the rows with a value now in which it was unknown then."""
+        shares = {name: self.unknown_then[name] / known for name, known in self.known_now.items() if known}
+        return {name: share for name, share in sorted(shares.items()) if share > MOST}
+
+    def match_ids(self, in_events: pa.Array, in_store: pa.Array) -> None:
+        """Compare the different ids of events with those of the feature store. Both: [n] strings, each once."""
+        unmatched = in_events.filter(pc.invert(pc.is_in(in_events, value_set=in_store)))
+        idle = in_store.filter(pc.invert(pc.is_in(in_store, value_set=in_events)))
+        self.ids += len(in_events)
+        self.unmatched += len(unmatched)
+        self.unmatched_id = _smaller(self.unmatched_id, pc.min(unmatched).as_py())
+        self.idle_id = _smaller(self.idle_id, pc.min(idle).as_py())
+
+
+def _smaller(one: str | None, other: str | None) -> str | None:
+    return min((each for each in (one, other) if each is not None), default=None)
+
+
+def compare_features(then: pa.Table, now: pa.Table, fields: Iterable[str]) -> Coverage:
+    """Count where features are known now and were unknown then. then, now: [n] rows of the same entities, aligned."""
+    coverage = Coverage(rows=then.num_rows)
+    for name in fields:
+        known = known_values(now[name])
+        coverage.known_now[name] = int(known.sum())
+        coverage.unknown_then[name] = int((known & ~known_values(then[name])).sum())
+    return coverage
+
+
+def cover_users(
+    rows: pa.Table,
+    events: npt.NDArray[Any],
+    user: npt.NDArray[Any],
+    now: npt.NDArray[Any],
+    user_ids: pa.Array,
+    fields: Sequence[str],
+) -> Coverage:
+    """Compare the user features of events with those of today, and the users of events with those that have any.
+
+    rows: a block. events: [E] places in it. user: [E] place of each event's user in `user_ids`. now: [u] place in
+    `rows` of each user as of now.
+    """
+    rows = rows.select(list(fields))
+    then, today = rows.take(pa.array(events)), rows.take(pa.array(now))
+    coverage = compare_features(then, today.take(pa.array(user)), fields)
+    if fields:
+        known = np.zeros(len(user_ids), bool)
+        for name in fields:
+            known |= known_values(today[name])
+            known[user[known_values(then[name])]] = True
+        in_events = np.zeros(len(user_ids), bool)
+        in_events[user] = True
+        coverage.match_ids(user_ids.filter(pa.array(in_events)), user_ids.filter(pa.array(known)))
+    return coverage
+
+
+def cover_items(block: pa.Table, in_events: pa.Array, id_column: str, fields: Sequence[str]) -> Coverage:
+    """Compare item features as of the first instant with those as of the last, for the items of events.
+
+    block: rows of the first instant, then those of the last for the same items in the same order.
+    """
+    half = block.num_rows // 2
+    then, now = block.slice(0, half), block.slice(half)
+    used = pc.is_in(then[id_column], value_set=in_events)
+    return compare_features(then.filter(used), now.filter(used), fields)
+
+
+def known_values(column: Any) -> npt.NDArray[np.bool_]:
+    """Return [n] bool: the value is neither null nor NaN."""
+    known: npt.NDArray[np.bool_] = pc.invert(pc.is_null(column, nan_is_null=True)).to_numpy(zero_copy_only=False)
+    return known.astype(bool)
+
+
+def describe_late(side: str, late: Mapping[str, float], views: Sequence[str] = ()) -> str:
+    """Name the late features of a side ("user" or "item") and both remedies. views: notes that name late views."""
+    names = ", ".join(f"{name!r} ({share:.0%})" for name, share in late.items())
+    because = f" ({'; '.join(views)})" if views else ""
+    return (
+        f"{side} features known today were unknown at the time of most events{because}: {names}; date their rows when "
+        f"they became true, or set features.{side}_history: as_of_now, which takes today's values for the past too "
+        "(values that changed since then leak into training)"
+    )
+
+
+def describe_unmatched(side: str, coverage: Coverage) -> str | None:
+    """Say that most ids of the events match nobody, with an id of each; None where they match."""
+    if coverage.unmatched <= MOST * coverage.ids:
+        return None
+    other = f", the feature store has {coverage.idle_id!r}" if coverage.idle_id is not None else ""
+    return (
+        f"{coverage.unmatched:,} of {coverage.ids:,} {side} ids in the events have no row in the feature store: events "
+        f"have {coverage.unmatched_id!r}{other}. {WRITINGS}"
+    )
+
+
+def describe_now(side: str) -> str:
+    """Say what `as_of_now` costs."""
+    return (
+        f"features.{side}_history: as_of_now takes today's {side} features for the past too; a value that an event "
+        "changed leaks into training and evaluation, so metrics may be too good"
+    )

@@ -1,0 +1,134 @@
+"""The catalogue: every item of the item views with its features as of two instants, as a streaming Ray Dataset.
+
+Slices of the item views and the instants of the split come in; a block of the dataset holds all rows of one instant,
+then all of the other, for its items. It knows neither events nor users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from rec_ray.config import FeastSettings
+from rec_ray.contracts import SplitTimes
+from rec_ray.data.events import is_blank, whole
+from rec_ray.errors import EmptyDataError
+from rec_ray.feature_store.api import RepoConfig
+from rec_ray.feature_store.offline_source import SourceSlice, read_slice
+from rec_ray.feature_store.point_in_time import point_in_time
+from rec_ray.logs import LOGGER
+from rec_ray.schema import AS_OF, EVENT_TIMESTAMP, FIRST_SEEN, ITEM_ID, TIMESTAMP, require_columns
+
+ITEMS = pa.schema([(ITEM_ID, pa.string()), (FIRST_SEEN, TIMESTAMP), (AS_OF, TIMESTAMP)])
+
+
+def load_items(
+    slices: Sequence[SourceSlice],
+    config: RepoConfig,
+    feast: FeastSettings,
+    fields: Sequence[str],
+    times: SplitTimes,
+    *,
+    as_of_now: bool,
+) -> ray.data.Dataset:
+    """Return the catalogue with its features as of `test_start` and as of `as_of`; all as of `as_of` with as_of_now.
+
+    Raises:
+        EmptyDataError: no item is known up to `as_of`.
+    """
+    parts = [_distinct_items.remote(config, part) for part in slices]
+    catalogue, rows, left_out = _catalogue.remote(times.as_of, *parts) if parts else (None, 0, {})
+    for what, count in ray.get(left_out).items() if parts else ():
+        if count:
+            LOGGER.warning("%s items with %s are left out", f"{count:,}", what)
+    count = ray.get(rows) if parts else 0
+    if not count:
+        raise EmptyDataError(f"feature service {feast.item_service!r} knows no item as of {times.as_of:%Y-%m-%d %H:%M}")
+    instants = [times.test_start, times.as_of]
+    blocks = -(-len(instants) * count // feast.join_rows)
+    return (
+        keep_blocks_whole(ray.data.from_arrow_refs([catalogue]))
+        .repartition(min(blocks, count))
+        .map_batches(
+            _join_items,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={
+                "config": config,
+                "service": feast.item_service,
+                "item_key": feast.item_key,
+                "fields": list(fields),
+                "instants": instants,
+                "as_of_now": as_of_now,
+            },
+        )
+    )
+
+
+@ray.remote(num_cpus=1)
+def _distinct_items(config: RepoConfig, part: SourceSlice) -> pa.Table:
+    """Return the items of a slice with the time each was first seen."""
+    table = read_slice(config, part).select([ITEM_ID, EVENT_TIMESTAMP])
+    return table.group_by(ITEM_ID).aggregate([(EVENT_TIMESTAMP, "min")])
+
+
+@ray.remote(num_cpus=1, num_returns=3)
+def _catalogue(as_of: datetime, *parts: pa.Table) -> tuple[pa.Table, int, dict[str, int]]:
+    """Return each usable item once, in the order of its id, with `first_seen`; how many; and what is left out."""
+    merged = pa.concat_tables(parts).group_by(ITEM_ID).aggregate([(f"{EVENT_TIMESTAMP}_min", "min")])
+    merged = merged.rename_columns([ITEM_ID, FIRST_SEEN])
+    blank = is_blank(merged[ITEM_ID])
+    begun = pc.fill_null(pc.less_equal(merged[FIRST_SEEN], pa.scalar(as_of, TIMESTAMP)), False)
+    usable = merged.filter(pc.and_(pc.invert(blank), begun)).sort_by(ITEM_ID)
+    left_out = {
+        "a null or empty id": pc.sum(blank).as_py() or 0,
+        "no time, or only a time to come": pc.sum(pc.and_(pc.invert(blank), pc.invert(begun))).as_py() or 0,
+    }
+    return usable, usable.num_rows, left_out
+
+
+def _join_items(
+    block: pa.Table,
+    config: RepoConfig,
+    service: str,
+    item_key: str,
+    fields: Sequence[str],
+    instants: Sequence[datetime],
+    as_of_now: bool,
+) -> pa.Table:
+    """Join the features of items as of each instant: all rows of one instant, then all of the next.
+
+    as_of_now: all as of the last instant, by which every item was there at the first, whatever the dates of its rows.
+    """
+    n = block.num_rows
+    rows = pa.concat_tables([block] * len(instants)).combine_chunks()
+    moments = pa.concat_arrays([pa.array([instant] * n, TIMESTAMP) for instant in instants])
+    rows = rows.append_column(AS_OF, moments)
+    if as_of_now:
+        moments = pa.array([instants[-1]] * rows.num_rows, TIMESTAMP)
+        first = pa.scalar(instants[0], TIMESTAMP)
+        first_seen = pc.if_else(pc.greater(whole(rows[FIRST_SEEN]), first), first, whole(rows[FIRST_SEEN]))
+        rows = rows.set_column(rows.schema.get_field_index(FIRST_SEEN), FIRST_SEEN, first_seen)
+    if fields and n:
+        joined = point_in_time(config, service, item_key, whole(rows[ITEM_ID]), moments, fields)
+        for name in fields:
+            rows = rows.append_column(name, joined[name])
+    require_columns(rows, ITEMS, what="the items")
+    return rows
+
+
+def keep_blocks_whole(dataset: ray.data.Dataset) -> ray.data.Dataset:
+    """Make a dataset, and all that is made from it, keep what a task gives back in one block, however large.
+
+    Ray Data 2.60 cuts the output of a map or a shuffle that is 1.5 times larger than
+    `DataContext.target_max_block_size` (128 MB). That would part the rows of a user, or the two instants of an item.
+    Each dataset carries its own context and hands it on, so the datasets of others are left as they are; `join_rows`
+    bounds the blocks instead.
+    """
+    dataset.context.target_max_block_size = None
+    return dataset

@@ -1,0 +1,148 @@
+"""Times that the rows of a source span, and whether rows of users and items are older than the events that need them.
+
+Slices of `feature_source` come in, the first and the last time and sentences for people go out. Footers of Parquet
+files answer without reading a row; any other source is asked for its oldest and its newest stretch of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from rec_ray.config import FeatureSettings
+from rec_ray.data.feature_coverage import describe_now
+from rec_ray.feature_store.api import RepoConfig
+from rec_ray.feature_store.offline_source import SourceSlice, read_slice
+from rec_ray.logs import LOGGER
+from rec_ray.schema import EVENT_TIMESTAMP
+
+
+@dataclass(frozen=True)
+class TimeSpan:
+    """The first and the last time of the rows of a source, in UTC."""
+
+    first: datetime
+    last: datetime
+
+    @property
+    def middle(self) -> datetime:
+        """Halfway between the two."""
+        return self.first + (self.last - self.first) / 2
+
+
+def span_in_footers(slices: Sequence[SourceSlice]) -> TimeSpan | None:
+    """Return the span from the statistics of Parquet footers; None where a part has none."""
+    found: list[TimeSpan] = []
+    for path, parts in _by_path(slices).items():
+        filesystem, time = parts[0].filesystem, parts[0].source.source.timestamp_field
+        if path is None or filesystem is None:
+            return None
+        with filesystem.open_input_file(path) as handle:
+            metadata = pq.read_metadata(handle)
+        leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+        column = leaves.index(time) if time in leaves else None
+        for group in (number for part in parts for number in part.row_groups):
+            statistics = None if column is None else metadata.row_group(group).column(column).statistics
+            if statistics is None or not statistics.has_min_max:
+                return None
+            found.append(TimeSpan(_as_utc(statistics.min), _as_utc(statistics.max)))
+    return _whole(found)
+
+
+def span_of(config: RepoConfig, slices: Sequence[SourceSlice]) -> TimeSpan | None:
+    """Return the span of a source, reading rows where no footer has it; None where no row has a time.
+
+    Raises:
+        FeatureStoreError: the offline store does not answer.
+    """
+    known = span_in_footers(slices)
+    if known is not None or not slices:
+        return known
+    if slices[0].path is not None:
+        return _whole([span for part in slices if (span := _read_span(config, part)) is not None])
+    first = next((span for part in slices if (span := _read_span(config, part)) is not None), None)
+    last = next((span for part in reversed(slices) if (span := _read_span(config, part)) is not None), None)
+    return None if first is None or last is None else TimeSpan(first.first, last.last)
+
+
+def describe_late_rows(what: str, rows: TimeSpan, middle: datetime) -> str | None:
+    """Say that the first row of a view is later than the middle of the events, which then see nothing of it."""
+    if rows.first <= middle:
+        return None
+    begun = f"{rows.first:%Y-%m-%d %H:%M}"
+    return f"{what} has no row before {begun}, and half of the events are older than {middle:%Y-%m-%d %H:%M}"
+
+
+def note_times(
+    config: RepoConfig,
+    features: FeatureSettings,
+    event_times: npt.NDArray[np.int64],
+    users: Sequence[SourceSlice],
+    items: Sequence[SourceSlice],
+) -> tuple[str, ...]:
+    """Compare the times of user and item rows with those of the events; log and return what a person has to know.
+
+    event_times: [n] a sample of them in microseconds, n at least 1.
+    """
+    middle = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(np.median(event_times)))
+    notes: list[str] = []
+    by_view: dict[str, list[SourceSlice]] = {}
+    for side, declared, history, slices in (
+        ("user", features.user, features.user_history, users),
+        ("item", features.item, features.item_history, items),
+    ):
+        if declared and history == "as_of_now":
+            notes.append(describe_now(side))
+        elif declared:
+            for part in slices:
+                by_view.setdefault(part.source.what, []).append(part)
+    spans = ray.get([_span.remote(config, slices) for slices in by_view.values()])
+    for what, span in zip(by_view, spans, strict=True):
+        if span is not None and (said := describe_late_rows(what, span, middle)):
+            notes.append(said)
+    for note in notes:
+        LOGGER.warning("%s", note)
+    return tuple(notes)
+
+
+@ray.remote(num_cpus=1)
+def _span(config: RepoConfig, slices: Sequence[SourceSlice]) -> TimeSpan | None:
+    return span_of(config, slices)
+
+
+def _by_path(slices: Sequence[SourceSlice]) -> dict[str | None, list[SourceSlice]]:
+    by_path: dict[str | None, list[SourceSlice]] = {}
+    for part in slices:
+        by_path.setdefault(part.path, []).append(part)
+    return by_path
+
+
+def _whole(spans: Iterable[TimeSpan]) -> TimeSpan | None:
+    spans = list(spans)
+    return TimeSpan(min(span.first for span in spans), max(span.last for span in spans)) if spans else None
+
+
+def _read_span(config: RepoConfig, part: SourceSlice) -> TimeSpan | None:
+    times = read_slice(config, part)[EVENT_TIMESTAMP]
+    found = pc.min_max(times)
+    if not found["min"].is_valid:
+        return None
+    return TimeSpan(*(_from_micros(found[name]) for name in ("min", "max")))
+
+
+def _from_micros(value: pa.Scalar) -> datetime:
+    return _as_utc(value.as_py())
+
+
+def _as_utc(value: Any) -> datetime:
+    time: datetime = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
