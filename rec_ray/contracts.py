@@ -37,6 +37,7 @@ class RowCounts:
     null_keys: int = 0
     null_timestamps: int = 0
     in_the_future: int = 0
+    of_excluded_users: int = 0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from rec_ray.errors import DataError, GateError, listed
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.columns import index_of
+from rec_ray.retrieval.features.dislikes import with_disliked
 from rec_ray.retrieval.features.preprocessing import Preprocessor
 from rec_ray.retrieval.features.timelines import Timelines
 from rec_ray.retrieval.lists.item_filters import ItemFilters, evaluate_item_filters, raw_columns
@@ -301,7 +302,8 @@ def _filters(
     left_out, notes = ray.get(said)
     for name, count in left_out.items():
         LOGGER.info("candidates.filters.%s leaves out %s items for everybody", name, f"{count:,}")
-    unknown = set(settings.filters.seen_types) - set(preprocessor.event_types)
+    types = set(preprocessor.event_types)
+    unknown = [name for name in settings.filters.seen_types if types.isdisjoint(with_disliked([name]))]
     for note in [*notes, *([f"seen_types: there was no event of the type {listed(unknown)}"] if unknown else [])]:
         LOGGER.warning("candidates.filters: %s", note)
     return filters

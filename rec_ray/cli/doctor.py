@@ -23,7 +23,8 @@ import ray
 from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER
 from rec_ray.cli.plan import plan_run
 from rec_ray.config import Settings
-from rec_ray.data.load_features import entity_sources, event_source
+from rec_ray.data.event_sample import examine_events
+from rec_ray.data.load_features import ITEMS, entity_sources, event_source
 from rec_ray.data.load_items import ITEMS
 from rec_ray.data.side_tables import find_side_tables
 from rec_ray.distributed.runtime import check_gpus, open_ray
@@ -146,7 +147,10 @@ def _offline(store: FeatureStore, settings: Settings) -> str:
         if slices and slices[-1].path is None:
             # No file whose footer would tell: ask for the newest stretch of time.
             read_slice(portable_config(store), slices[-1])
-    return f"{len(sources)} sources are readable and have the columns needed"
+    # Suspicious events stop no run: the notes name the settings.
+    read, notes = examine_events(store, feast, settings.features)
+    said = f"{len(sources)} sources are readable and have the columns needed; {read:,} events looked at"
+    return "; ".join([said, *notes])
 
 
 def _targets(store: FeatureStore, settings: Settings) -> list[PushTarget]:

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from rec_ray.config.section import Positive, Section
-from rec_ray.config.training import History
+from rec_ray.config.training import History, UserId
 from rec_ray.schema import FeatureDeclaration
 
 
@@ -20,11 +20,27 @@ class InteractionSettings(Section):
     """What the events mean."""
 
     type_field: str | None = Field("interaction_type", description="Field with the type of an event, or null.")
-    value_field: str | None = Field(None, description="Field with a rating, scales the weight of a positive; or null.")
+    value_field: str | None = Field(
+        None, description="Field with a rating; the weight of a positive is scaled by it over the largest; or null."
+    )
+    min_positive_value: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Lowest value of a positive; null: above 0. Events below it are negatives: never learned as "
+        "positives, never targets, not counted for popularity.",
+    )
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="Weight of a positive by type; a type not named weighs 1."
     )
     negative_types: list[str] = Field(default_factory=list, description="Types that are never positives.")
+    events_per_user: Positive | None = Field(
+        1000,
+        description="Newest events of one user that an epoch learns from and popularity counts, so that a crawler does "
+        "not outweigh all others; older ones are history and seen items. null: all.",
+    )
+    exclude_users: list[UserId] = Field(
+        default_factory=list, description="Ids of users who are left out: their events, features and lists."
+    )
 
 
 class FeatureSettings(Section):

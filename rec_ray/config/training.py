@@ -35,6 +35,10 @@ def _said_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 Workers = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_said_once)]
 
 
+# YAML reads unquoted ids as numbers.
+UserId = Annotated[str, BeforeValidator(lambda user: str(user) if isinstance(user, int) else user)]
+
+
 class TrainSettings(Section):
     """How the towers learn."""
 

@@ -39,10 +39,11 @@ QUERY_ORDER = 2**62
 """`event_order` of the query rows: behind every event."""
 
 
-def as_events(table: pa.Table, first_row: int, as_of: datetime) -> pa.Table:
+def as_events(table: pa.Table, first_row: int, as_of: datetime, exclude: Sequence[str] = ()) -> pa.Table:
     """Bring a slice into the shape of the events, without the rows that `RowCounts` counts as lost.
 
     first_row: the number of the slice's first row within the source; `event_order` goes on from there.
+    exclude: ids of users who are left out.
 
     Raises:
         SchemaError: the rating is no number.
@@ -60,23 +61,29 @@ def as_events(table: pa.Table, first_row: int, as_of: datetime) -> pa.Table:
         EVENT_VALUE: _as_float(table[EVENT_VALUE]) if EVENT_VALUE in names else pa.nulls(len(order), pa.float32()),
     }
     events = pa.table(columns, schema=INTERACTIONS)
-    return events.filter(fates(events, as_of) == "kept")
+    return events.filter(fates(events, as_of, exclude) == "kept")
 
 
-def active_users(table: pa.Table, as_of: datetime, since: datetime) -> pa.Array:
+def active_users(table: pa.Table, as_of: datetime, since: datetime, exclude: Sequence[str] = ()) -> pa.Array:
     """Return the ids of the users with a usable event from `since` up to `as_of` in a slice, each once."""
-    events = as_events(table, 0, as_of)
+    events = as_events(table, 0, as_of, exclude)
     late = events.filter(pc.greater_equal(events[EVENT_TIMESTAMP], pa.scalar(since, TIMESTAMP)))
     return whole(pc.unique(late[USER_ID]))
 
 
-def fates(table: pa.Table, as_of: datetime) -> npt.NDArray[np.str_]:
+def fates(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ()) -> npt.NDArray[np.str_]:
     """Return for each row `kept` or the name of the counter in `RowCounts` that it falls under, as [n] strings."""
+    excluded = _is_one_of(table[USER_ID], exclude)
     late = pc.fill_null(pc.greater(table[EVENT_TIMESTAMP], pa.scalar(as_of, TIMESTAMP)), False)
     null_key = pc.or_(is_blank(table[USER_ID]), is_blank(table[ITEM_ID]))
     null_time = pc.is_null(table[EVENT_TIMESTAMP])
-    masks = [mask.to_numpy(zero_copy_only=False) for mask in map(whole, (null_key, null_time, late))]
-    return np.select(masks, ["null_keys", "null_timestamps", "in_the_future"], default="kept")
+    masks = [mask.to_numpy(zero_copy_only=False) for mask in map(whole, (null_key, null_time, late, excluded))]
+    names = ["null_keys", "null_timestamps", "in_the_future", "of_excluded_users"]
+    return np.select(masks, names, default="kept")
+
+
+def _is_one_of(ids: pa.ChunkedArray, exclude: Sequence[str]) -> pa.ChunkedArray:
+    return pc.is_in(ids, value_set=pa.array(list(exclude), pa.string()))
 
 
 def is_blank(ids: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -108,14 +115,14 @@ class EventSurvey:
     quantiles: npt.NDArray[np.int64]
 
 
-def survey_events(table: pa.Table, as_of: datetime) -> EventSurvey:
+def survey_events(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ()) -> EventSurvey:
     """Count what becomes of the rows of a slice and sketch when its events happened.
 
     Raises:
         SchemaError: the rating is no number.
     """
-    counts = Counter(fates(table, as_of).tolist())
-    kept = as_events(table, 0, as_of)
+    counts = Counter(fates(table, as_of, exclude).tolist())
+    kept = as_events(table, 0, as_of, exclude)
     times = pc.cast(kept[EVENT_TIMESTAMP], pa.int64()).to_numpy(zero_copy_only=False)
     if not len(times):
         return EventSurvey(dict(counts), np.zeros(0, np.int64))
@@ -135,6 +142,7 @@ def count_rows(surveys: Sequence[EventSurvey]) -> RowCounts:
         null_keys=total["null_keys"],
         null_timestamps=total["null_timestamps"],
         in_the_future=total["in_the_future"],
+        of_excluded_users=total["of_excluded_users"],
     )
 
 
@@ -157,22 +165,24 @@ def split_times(surveys: Sequence[EventSurvey], evaluation: EvaluationSettings, 
     return SplitTimes(validation, test, as_of)
 
 
-def as_query_markers(table: pa.Table, first_row: int) -> pa.Table:
-    """Turn rows of a user table into rows without item: they tell that the user exists."""
-    ids = pc.unique(table[USER_ID].filter(pc.invert(is_blank(table[USER_ID]))))
+def as_query_markers(table: pa.Table, first_row: int, exclude: Sequence[str] = ()) -> pa.Table:
+    """Turn rows of a user table into rows without item, one for each user who exists and is not left out."""
+    left_out = pc.or_(is_blank(table[USER_ID]), _is_one_of(table[USER_ID], exclude))
+    ids = pc.unique(table[USER_ID].filter(pc.invert(left_out)))
     n = len(ids)
     epoch = pa.array(np.zeros(n, np.int64)).cast(TIMESTAMP)
     columns = [ids, pa.nulls(n, pa.string()), epoch, pa.array(np.full(n, -1)), pa.nulls(n, pa.string())]
     return pa.table([*columns, pa.nulls(n, pa.float32())], schema=INTERACTIONS)
 
 
-def as_sign_ups(table: pa.Table, as_of: datetime) -> pa.Table:
+def as_sign_ups(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ()) -> pa.Table:
     """Turn rows of a sign-up table, up to `as_of`, into markers of users that carry when they came and what was told.
 
     table: `user_id`, `event_timestamp` and, unless no feature is known, `sign_up`.
     """
     known = pc.fill_null(pc.less_equal(table[EVENT_TIMESTAMP], pa.scalar(as_of, TIMESTAMP)), False)
-    rows = table.filter(pc.and_(known, pc.invert(is_blank(table[USER_ID]))))
+    left_out = pc.or_(is_blank(table[USER_ID]), _is_one_of(table[USER_ID], exclude))
+    rows = table.filter(pc.and_(known, pc.invert(left_out)))
     n = rows.num_rows
     columns = [rows[USER_ID], pa.nulls(n, pa.string()), rows[EVENT_TIMESTAMP], pa.array(np.full(n, -1))]
     told = rows[SIGN_UP] if SIGN_UP in rows.column_names else pa.nulls(n, pa.string())

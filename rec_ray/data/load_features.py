@@ -106,26 +106,28 @@ def load_features(
     config = portable_config(store)
     events = event_source(store, interaction_service, feast, features)
     event_slices = slice_source(store, events, feast.join_rows)
+    exclude = features.interaction.exclude_users
     side = find_side_tables(side_tables or SideTableSettings(), features)
     if active is not None:
         rows, times = active.rows, SplitTimes(as_of, as_of, as_of)
     else:
-        surveys = ray.get([_survey_slice.remote(config, part, as_of) for part in event_slices])
+        surveys = ray.get([_survey_slice.remote(config, part, as_of, exclude) for part in event_slices])
         if side.interactions:
-            surveys += ray.get(_survey_side_table.remote(side.interactions, as_of))
+            surveys += ray.get(_survey_side_table.remote(side.interactions, as_of, exclude))
         rows = _counted(surveys, event_slices)
         times = split_times(surveys, evaluation, as_of)
 
-    parts = [_read(config, event_slices, functools.partial(as_events, as_of=as_of))]
+    shape = functools.partial(as_events, as_of=as_of, exclude=exclude)
+    parts = [_read(config, event_slices, shape)]
     users = entity_sources(store, user_service, USER_ID, feast.user_key) if active is None else []
     user_slices = [part for source in users for part in slice_source(store, source, feast.join_rows)]
     if user_slices:
-        parts.append(_read(config, user_slices, as_query_markers))
+        parts.append(_read(config, user_slices, functools.partial(as_query_markers, exclude=exclude)))
     if side.interactions:
-        parts.append(_read_side_table(side.interactions, functools.partial(as_events, as_of=as_of)))
+        parts.append(_read_side_table(side.interactions, shape))
     if side.users:
         parts = [part.map_batches(_without_sign_up, batch_size=None, batch_format="pyarrow") for part in parts]
-        parts.append(_read_side_table(side.users, lambda chunk, _: as_sign_ups(chunk, as_of)))
+        parts.append(_read_side_table(side.users, lambda chunk, _: as_sign_ups(chunk, as_of, exclude)))
     if active is not None:
         of_active = {"fn_kwargs": {"users": active.ids}, "batch_size": None, "batch_format": "pyarrow"}
         parts = [part.map_batches(_of_users, **of_active).materialize() for part in parts]
@@ -175,9 +177,10 @@ def find_active_users(
     service, config = find_service(store, feast.interaction_service), portable_config(store)
     slices = slice_source(store, event_source(store, service, feast, features), feast.join_rows)
     side = find_side_tables(side_tables or SideTableSettings(), features)
-    found = [_active_in_slice.remote(config, part, as_of, since) for part in slices]
+    exclude = features.interaction.exclude_users
+    found = [_active_in_slice.remote(config, part, as_of, since, exclude) for part in slices]
     if side.interactions:
-        found.append(_active_in_side_table.remote(side.interactions, as_of, since))
+        found.append(_active_in_side_table.remote(side.interactions, as_of, since, exclude))
     ids, count = _distinct_ids.remote(*(ids for ids, _ in found))
     surveys = [survey for part in ray.get([surveys for _, surveys in found]) for survey in part]
     return ActiveUsers(ids, ray.get(count), _counted(surveys, slices))
@@ -258,15 +261,20 @@ def _of_users(block: pa.Table, users: ray.ObjectRef) -> pa.Table:
 
 @ray.remote(num_cpus=1, num_returns=2)
 def _active_in_slice(
-    config: RepoConfig, part: SourceSlice, as_of: datetime, since: datetime
+    config: RepoConfig, part: SourceSlice, as_of: datetime, since: datetime, exclude: Sequence[str]
 ) -> tuple[pa.Array, list[EventSurvey]]:
     table = read_slice(config, part)
-    return active_users(table, as_of, since), [survey_events(table, as_of)]
+    return active_users(table, as_of, since, exclude), [survey_events(table, as_of, exclude)]
 
 
 @ray.remote(num_cpus=1, num_returns=2)
-def _active_in_side_table(table: SideTable, as_of: datetime, since: datetime) -> tuple[pa.Array, list[EventSurvey]]:
-    chunks = [(active_users(chunk, as_of, since), survey_events(chunk, as_of)) for chunk in read_chunks(table)]
+def _active_in_side_table(
+    table: SideTable, as_of: datetime, since: datetime, exclude: Sequence[str]
+) -> tuple[pa.Array, list[EventSurvey]]:
+    chunks = [
+        (active_users(chunk, as_of, since, exclude), survey_events(chunk, as_of, exclude))
+        for chunk in read_chunks(table)
+    ]
     ids = pa.chunked_array([ids for ids, _ in chunks], pa.string())
     return whole(pc.unique(ids)), [survey for _, survey in chunks]
 
@@ -278,19 +286,24 @@ def _distinct_ids(*parts: pa.Array) -> tuple[pa.Array, int]:
 
 
 @ray.remote(num_cpus=1)
-def _survey_side_table(table: SideTable, as_of: datetime) -> list[EventSurvey]:
-    return [survey_events(chunk, as_of) for chunk in read_chunks(table)]
+def _survey_side_table(table: SideTable, as_of: datetime, exclude: Sequence[str]) -> list[EventSurvey]:
+    return [survey_events(chunk, as_of, exclude) for chunk in read_chunks(table)]
 
 
 @ray.remote(num_cpus=1)
-def _survey_slice(config: RepoConfig, part: SourceSlice, as_of: datetime) -> EventSurvey:
-    return survey_events(read_slice(config, part), as_of)
+def _survey_slice(config: RepoConfig, part: SourceSlice, as_of: datetime, exclude: Sequence[str]) -> EventSurvey:
+    return survey_events(read_slice(config, part), as_of, exclude)
 
 
 def _counted(surveys: Sequence[EventSurvey], slices: Sequence[SourceSlice]) -> RowCounts:
     """Return what becomes of all rows, log each decision about events with its count, and refuse what is empty."""
     rows = count_rows(surveys)
-    lost = {"null keys": rows.null_keys, "null timestamps": rows.null_timestamps, "a time to come": rows.in_the_future}
+    lost = {
+        "null keys": rows.null_keys,
+        "null timestamps": rows.null_timestamps,
+        "a time to come": rows.in_the_future,
+        "users of features.interaction.exclude_users": rows.of_excluded_users,
+    }
     if rows.read > rows.kept:
         said = ", ".join(f"{count:,} with {name}" for name, count in lost.items() if count)
         LOGGER.warning("of %s interactions %s are left out: %s", f"{rows.read:,}", f"{rows.read - rows.kept:,}", said)

@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from rec_ray.config import FeatureSettings
+from rec_ray.config import FeatureSettings, InteractionSettings
 from rec_ray.contracts import FeatureTables, SplitTimes, TrainingData
+from rec_ray.data.event_notes import EventFacts, event_notes
 from rec_ray.data.feature_coverage import Coverage, cover_users
 from rec_ray.data.late_features import describe_ids, drop_late_features
 from rec_ray.distributed.parquet_source import ROW_GROUP
@@ -32,6 +33,7 @@ from rec_ray.retrieval.features.columns import index_of
 from rec_ray.retrieval.features.encoding import Labelling, encode_timelines, label_events
 from rec_ray.retrieval.features.preprocessing import FeatureStatistics, Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import TIMELINES
+from rec_ray.retrieval.features.user_share import largest_user
 from rec_ray.schema import (
     AS_OF,
     FIRST_SEEN,
@@ -63,6 +65,7 @@ class _Survey:
     value_maximum: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
     unknown_items: set[str] = field(default_factory=set)
+    largest_user: tuple[str, int] = ("", 0)
 
     def merge(self, other: _Survey) -> _Survey:
         self.users = self.users.merge(other.users)
@@ -77,6 +80,7 @@ class _Survey:
         self.value_maximum = max(self.value_maximum, other.value_maximum)
         self.coverage.merge(other.coverage)
         self.unknown_items |= other.unknown_items
+        self.largest_user = max(self.largest_user, other.largest_user, key=lambda user: (user[1], user[0]))
         return self
 
 
@@ -99,13 +103,15 @@ def prepare_training_data(
     item_ids_ref = ray.put(item_ids)
     labelling = Labelling.of(features.interaction, split, tables.split_times)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, features)
-    _say(survey.facts)
+    notes = _say(survey, features.interaction)
     known_items = {*survey.items_before_test, *survey.items_held_out}
     warnings = describe_ids(survey.coverage, {*survey.unknown_items, *known_items}, item_ids)
     if not survey.item_positives:
+        low = survey.facts["disliked"]
         raise EmptyDataError(
             f"no positive event before {tables.split_times.test_start:%Y-%m-%d %H:%M} is left to learn from; event "
             f"types are {dict(survey.types)}, of which {features.interaction.negative_types} are declared negative"
+            + (f", and {low:,} events are negative by features.interaction.min_positive_value" if low else "")
             + "".join(f". {said}" for said in warnings)
         )
     features, late = drop_late_features(features, survey.coverage, items, survey.items_before_test, tables.notes)
@@ -122,7 +128,7 @@ def prepare_training_data(
     data = _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
     )
-    return replace(data, warnings=(*tables.notes, *warnings))
+    return replace(data, warnings=(*tables.notes, *notes, *warnings))
 
 
 def encode_tables(
@@ -153,11 +159,12 @@ def encode_tables(
     item_ids_ref = ray.put(item_ids)
     labelling = Labelling.of(features.interaction, split, tables.split_times)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, None)
-    _say(survey.facts)
+    notes = _say(survey, features.interaction)
     labelling = labelling.with_value_maximum(survey.value_maximum)
-    return _write(
+    data = _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
     )
+    return replace(data, warnings=tuple(notes))
 
 
 def _write(
@@ -251,12 +258,12 @@ def _survey_block(
     require_columns(block, INTERACTIONS, what="the interactions")
     events = label_events(block, item_ids, labelling)
     survey = _Survey(facts=Counter(events.facts), value_maximum=events.value_maximum)
+    survey.largest_user = largest_user(events.user, events.user_ids)
     survey.types.update(_counts(events.table["event_type"].drop_null()))
     training = pa.array(events.is_training)
     positive = pa.array(events.is_training & (events.weight > 0))
     survey.item_positives.update(_counts(events.table[ITEM_ID].filter(positive)))
-    held_out = pa.array(~events.is_training & (events.weight > 0))
-    survey.items_held_out.update(_counts(events.table[ITEM_ID].filter(held_out)))
+    survey.items_held_out.update(_counts(events.table[ITEM_ID].filter(pa.array(events.is_held_out))))
     survey.items_before_test.update(_counts(events.table[ITEM_ID].filter(pa.array(events.is_before_test))))
     unknown = block[ITEM_ID].drop_null().unique()
     survey.unknown_items.update(unknown.filter(pc.invert(pc.is_in(unknown, value_set=item_ids))).to_pylist())
@@ -279,8 +286,9 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
 
-def _say(facts: Counter[str]) -> None:
-    """Log each decision about rows, with its count."""
+def _say(survey: _Survey, meaning: InteractionSettings) -> list[str]:
+    """Log each decision about rows, with its count, and each suspicious finding; return the findings."""
+    facts = survey.facts
     said = {
         "unknown_items": "interactions with items that are not in the catalogue are left out",
         "duplicates": "interactions that repeat another one in every column are counted once",
@@ -289,6 +297,23 @@ def _say(facts: Counter[str]) -> None:
     for name, what in said.items():
         if facts[name]:
             LOGGER.warning("%s %s", f"{facts[name]:,}", what)
+    least = meaning.min_positive_value
+    below = "at or below 0" if least is None else f"below {least:g}"
+    if facts["disliked"]:
+        LOGGER.info("%s interactions are negatives: their value is %s", f"{facts['disliked']:,}", below)
+    if facts["beyond_events"]:
+        LOGGER.info(
+            "%s interactions of %s users are history only: an epoch learns from the newest %s of a user "
+            "(features.interaction.events_per_user)",
+            f"{facts['beyond_events']:,}",
+            f"{facts['beyond_users']:,}",
+            f"{meaning.events_per_user:,}",
+        )
+    counts = EventFacts(facts["events"], survey.types, facts["values"], facts["disliked"], survey.largest_user)
+    notes = event_notes(counts, meaning)
+    for note in notes:
+        LOGGER.warning("%s", note)
+    return notes
 
 
 def _survey_items(

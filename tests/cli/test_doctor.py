@@ -127,3 +127,11 @@ def test_a_gpu_that_is_not_there_is_told_before_the_run(project: Path) -> None:
     found = faults(project, "train.use_gpu=true")
     assert set(found) == {"Ray"} and found["Ray"].exit_code == 2
     assert "train.use_gpu: this machine has no GPU that Ray sees" in found["Ray"].said
+
+
+def test_suspicious_events_are_named_and_are_no_fault(project: Path) -> None:
+    settings = settings_of(project, "features.interaction.negative_types=[skip]")
+    (offline,) = [check for check in examine(settings) if check.name == "offline store"]
+    assert offline.ok
+    assert "4,000 events looked at; events of the type 'negative_view' (200) are learned as positives" in offline.said
+    assert "features.interaction.negative_types names 'skip', which no event has" in offline.said

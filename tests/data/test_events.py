@@ -8,7 +8,16 @@ import pytest
 
 from rec_ray.config import EvaluationSettings
 from rec_ray.contracts import RowCounts
-from rec_ray.data.events import as_events, as_query_markers, count_rows, split_times, survey_events, with_query_rows
+from rec_ray.data.events import (
+    active_users,
+    as_events,
+    as_query_markers,
+    as_sign_ups,
+    count_rows,
+    split_times,
+    survey_events,
+    with_query_rows,
+)
 from rec_ray.errors import SchemaError
 from rec_ray.schema import INTERACTIONS, TIMESTAMP
 
@@ -41,6 +50,16 @@ def test_rows_that_cannot_be_used_are_counted_by_why_and_the_others_keep_their_n
     assert as_events(late, 7, NOW)["event_order"].to_pylist() == [7], "an event of this very instant is kept"
     counted = count_rows([survey_events(table, NOW), survey_events(late, NOW)])
     assert counted == RowCounts(read=9, kept=2, null_keys=4, null_timestamps=1, in_the_future=2)
+
+
+def test_users_who_are_left_out_leave_neither_events_nor_markers_and_are_counted():
+    table = slice_of(["bot", "a", "bot", None], ["x", "x", "y", "z"], [START, START, START, START])
+    assert as_events(table, 0, NOW, ["bot"])["user_id"].to_pylist() == ["a"]
+    assert count_rows([survey_events(table, NOW, ["bot"])]) == RowCounts(4, 1, null_keys=1, of_excluded_users=2)
+    assert active_users(table, NOW, START, ["bot"]).to_pylist() == ["a"]
+    users = pa.table({"user_id": ["a", "bot"], "event_timestamp": pa.array([START] * 2, TIMESTAMP)})
+    assert as_query_markers(users, 0, ["bot"])["user_id"].to_pylist() == ["a"]
+    assert as_sign_ups(users, NOW, ["bot"])["user_id"].to_pylist() == ["a"]
 
 
 def test_types_and_ratings_take_one_shape_whatever_the_column():

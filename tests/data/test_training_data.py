@@ -212,6 +212,44 @@ def test_odd_values_are_counted_and_said_and_nothing_that_is_not_finite_is_learn
     assert {row["item_id"]: row["item_numeric"] for row in items.values()}["thing"] == [0.0, 1.0]
 
 
+def test_a_crawler_and_dislikes_are_named_and_teach_no_more_than_others(tmp_path, make_project, caplog):
+    bot, people = 300, 100
+    project = make_project(
+        tmp_path,
+        interactions={
+            "user_id": ["7"] * bot + [f"p{n % 20}" for n in range(people)],
+            "item_id": ["bait"] * bot + [f"i{n % 10}" for n in range(people)],
+            "interaction_type": ["view"] * bot + ["remove_from_cart"] * 2 + ["view"] * (people - 2),
+            "rating": [1.0] * (bot + people - 10) + [-1.0] * 10,
+            "event_timestamp": [day(n) for n in range(bot)] + [day(n * 3) for n in range(people)],
+        },
+        settings={
+            "features": {
+                "interaction": {
+                    "type_field": "interaction_type",
+                    "value_field": "rating",
+                    "events_per_user": 20,
+                    "exclude_users": ["p0"],
+                }
+            },
+        },
+    )
+    data = prepare_project(project)
+    assert data.rows.of_excluded_users == people // 20
+    assert data.warnings == (
+        "events of the type 'remove_from_cart' (1) are learned as positives; if they are negative, set "
+        "features.interaction.negative_types: [remove_from_cart]",
+        "user '7' has 300 of 395 events (76%); the newest 20 are learned from (features.interaction.events_per_user). "
+        "If it is a crawler or a shared account, set features.interaction.exclude_users: ['7']",
+    )
+    assert set(data.warnings) <= set(caplog.messages)
+    assert "of 400 interactions 5 are left out: 5 with users of features.interaction.exclude_users" in caplog.text
+    timelines = {row["user_id"]: row for row in table_at(data.timelines, TIMELINES).to_pylist()}
+    assert "p0" not in timelines
+    counts = {row["item_id"]: row["count"] for row in items_at(data.catalogue_now).values()}
+    assert counts["bait"] == 20, "popularity counts what an epoch learns from"
+
+
 def test_only_negative_events_are_an_error_that_says_which_types_there_are(tmp_path, make_project):
     project = make_project(
         tmp_path,

@@ -113,6 +113,12 @@ def test_a_refused_model_says_why(facts):
     assert "before its refit" in text
 
 
+def test_suspicious_findings_about_the_data_are_shown(facts):
+    noted = dataclasses.replace(facts, warnings=["user '<bot>' has 94% of the events"])
+    seen = Seen(render_report(noted))
+    assert "Data: user '<bot>' has 94% of the events." in "".join(seen.text)
+
+
 def test_what_was_not_measured_is_left_out(facts):
     bare = ReportFacts(version="3")
     seen = Seen(render_report(bare))

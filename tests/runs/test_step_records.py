@@ -47,7 +47,18 @@ def test_plain_hand_overs_come_back_equal(result: object) -> None:
 
 def test_training_data_come_back_equal(preprocessor: Preprocessor) -> None:
     data = TrainingData(
-        "/t", "/c", "/n", preprocessor, 1, 2, 3, 4, SplitTimes(NOON, NOON, NOON), RowCounts(9, 8, 1), {"users": 1}
+        "/t",
+        "/c",
+        "/n",
+        preprocessor,
+        1,
+        2,
+        3,
+        4,
+        SplitTimes(NOON, NOON, NOON),
+        RowCounts(9, 8, 1),
+        {"users": 1},
+        warnings=("one user has most of the events",),
     )
     again = from_files(TrainingData, to_files(data))
     assert again.preprocessor.to_dict() == preprocessor.to_dict()

@@ -28,7 +28,8 @@ class ReportFacts:
     features: rows with `side`, `name`, `kind` and `said`, a description of the fitted state.
     item_map: `item_ids`, `x`, `y`, the `total` number of items and `said`, a caption.
     names, categories: item id -> text, for the items of the map and of the examples.
-    warnings: sentences about the data. settings: with secrets masked. seconds: of each step so far. counts: counts of the run by readable name.
+    warnings: sentences about the data. settings: with secrets masked. seconds: of each step so far.
+    counts: counts of the run by readable name.
     """
 
     version: str

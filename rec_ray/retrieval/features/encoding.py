@@ -19,8 +19,10 @@ import pyarrow.compute as pc
 from rec_ray.errors import SchemaError, listed
 from rec_ray.retrieval.features.catalogue import lists_of
 from rec_ray.retrieval.features.columns import index_of, is_list
+from rec_ray.retrieval.features.dislikes import is_disliked, rename_disliked
 from rec_ray.retrieval.features.preprocessing import EncodedFeatures, Preprocessor
 from rec_ray.retrieval.features.timelines import QUERIES, TIMELINES
+from rec_ray.retrieval.features.user_share import beyond_newest
 from rec_ray.retrieval.ragged import ragged_positions
 from rec_ray.schema import (
     EVENT_ORDER,
@@ -37,7 +39,7 @@ from rec_ray.schema import (
 Array = npt.NDArray[Any]
 
 LEAST_VALUE = 0.05
-"""Weight that the lowest rating keeps: a bad rating is a weak positive unless its type is declared negative."""
+"""Share of its weight that the lowest positive value keeps, so that no positive is without effect."""
 
 
 class _Meaning(Protocol):
@@ -45,13 +47,19 @@ class _Meaning(Protocol):
     def weights(self) -> Mapping[str, float]: ...
     @property
     def negative_types(self) -> Sequence[str]: ...
+    @property
+    def min_positive_value(self) -> float | None: ...
+    @property
+    def events_per_user(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
 class Labelling:
     """How an event gets its weight and its part in the split.
 
-    value_maximum: the largest rating; a positive's weight is scaled by its rating over it. 0 leaves ratings out.
+    value_maximum: the largest value; the weight of a positive is scaled by its value over it. 0 leaves values out.
+    min_positive_value: events with a lower value are negatives; None makes those at or below zero negatives.
+    events_per_user: newest events of a user, in each part of the split, that are learned from and counted; None is all.
     """
 
     weights: Mapping[str, float]
@@ -60,15 +68,24 @@ class Labelling:
     validation_start: datetime
     test_start: datetime
     value_maximum: float = 0.0
+    min_positive_value: float | None = None
+    events_per_user: int | None = None
 
     @classmethod
     def of(cls, meaning: _Meaning, split: str, times: SplitTimes) -> Labelling:
-        """Make one from the declared meaning of events (`weights`, `negative_types`) and the split."""
-        negative = tuple(meaning.negative_types)
-        return cls(dict(meaning.weights), negative, split, times.validation_start, times.test_start)
+        """Make one from the declared meaning of events and the split."""
+        return cls(
+            dict(meaning.weights),
+            tuple(meaning.negative_types),
+            split,
+            times.validation_start,
+            times.test_start,
+            min_positive_value=meaning.min_positive_value,
+            events_per_user=meaning.events_per_user,
+        )
 
     def with_value_maximum(self, value_maximum: float) -> Labelling:
-        """Return the same with the largest rating."""
+        """Return the same with the largest value."""
         return replace(self, value_maximum=value_maximum)
 
 
@@ -78,7 +95,7 @@ class LabelledEvents:
 
     table: the events' raw rows. rows: all rows of the block, query rows included.
     user: [E] place of each event's user in `user_ids`. row: [E] place of the event in `rows`.
-    query: [u, QUERIES] place in `rows` of the user's query rows.
+    query: [u, QUERIES] place in `rows` of the user's query rows. weight: [E], see `timelines.TIMELINES`.
     """
 
     user_ids: pa.Array
@@ -95,8 +112,13 @@ class LabelledEvents:
 
     @property
     def is_training(self) -> Array:
-        """[E] bool: events to learn from."""
-        return self.split == Split.TRAIN
+        """[E] bool: events to learn from, positives and negatives."""
+        return (self.split == Split.TRAIN) & (self.weight >= 0)
+
+    @property
+    def is_held_out(self) -> Array:
+        """[E] bool: positives of the validation or the test."""
+        return (self.split > Split.TRAIN) & (self.weight > 0)
 
     @property
     def is_before_test(self) -> Array:
@@ -136,10 +158,20 @@ def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> L
     values = table[EVENT_VALUE].to_numpy()
     finite = np.isfinite(values)
     facts["bad_values"] = int((~finite & pc.is_valid(table[EVENT_VALUE]).to_numpy(zero_copy_only=False)).sum())
-    weight = _weights(table, np.where(finite, values, np.nan), labelling)
+    values = np.where(finite, values, np.nan)
+    disliked = is_disliked(values, labelling.min_positive_value)
+    facts["values"], facts["disliked"] = int(finite.sum()), int(disliked.sum())
+    weight = _weights(table, values, disliked, labelling)
+    if disliked.any():
+        place, types = table.schema.get_field_index(EVENT_TYPE), table[EVENT_TYPE].combine_chunks()
+        own = rename_disliked(types, disliked, labelling.negative_types)
+        table = table.set_column(place, table.schema.field(EVENT_TYPE), own)
     split = _splits(table, user, weight > 0, len(query), labelling)
     if labelling.split == "leave_one_out":
         query = _queries_at_events(query, user, row, split, weight > 0)
+    beyond = beyond_newest(user, split, labelling.events_per_user)
+    facts["beyond_events"], facts["beyond_users"] = int(beyond.sum()), len(np.unique(user[beyond]))
+    weight = np.where(beyond & (weight > 0), -weight, weight)
     facts["events"] = len(row)
     facts["training_positives"] = int(((split == Split.TRAIN) & (weight > 0)).sum())
     facts["test_positives"] = int(((split == Split.TEST) & (weight > 0)).sum())
@@ -163,8 +195,8 @@ def _repeats(block: pa.Table, user_of_row: Array, row: Array, item_index: Array)
     return repeats
 
 
-def _weights(table: pa.Table, values: Array, labelling: Labelling) -> Array:
-    """Return [E] float32: what an event weighs as a positive, 0 for types declared negative."""
+def _weights(table: pa.Table, values: Array, disliked: Array, labelling: Labelling) -> Array:
+    """Return [E] float32: the weight of an event as a positive, 0 for a negative type or value."""
     types = table[EVENT_TYPE].combine_chunks().dictionary_encode()
     by_type = [
         0.0 if name in labelling.negative_types else labelling.weights.get(name, 1.0)
@@ -175,7 +207,7 @@ def _weights(table: pa.Table, values: Array, labelling: Labelling) -> Array:
     if labelling.value_maximum > 0:
         share = np.clip(values / labelling.value_maximum, LEAST_VALUE, 1.0)
         weight = weight * np.where(np.isnan(share), 1.0, share).astype(np.float32)
-    return weight
+    return np.where(disliked, np.float32(0.0), weight)
 
 
 def _splits(table: pa.Table, user: Array, positive: Array, users: int, labelling: Labelling) -> Array:

@@ -39,7 +39,8 @@ TIMELINES = pa.schema(
 """One row a user; the lists run over the user's n events in the order of time, unless said otherwise.
 
 item_index: place in the catalogue, 1 on. event_type: 0 is unknown. event_seconds: since 1970. weight: of the event as a
-positive, 0 when its type is declared negative. split: `contracts.TRAIN`, `VALIDATION` or `TEST`.
+positive; 0: a negative, by its type or value; below 0: a positive that is history only, because its user has given
+enough newer ones. split: `contracts.TRAIN`, `VALIDATION` or `TEST`.
 feature_row: n + 3 places in the user's own feature rows: as of each event, then as of the validation, the test and now.
 user_*: the user's distinct feature rows, flat.
 """
@@ -221,7 +222,7 @@ def training_batch(timelines: Timelines, windows: Windows, chosen: Array) -> Tim
     weight = _padded(timelines.weight, start, events, width + 1)[0]
     fresh = np.arange(width + 1)[None, :] >= windows.stale[chosen][:, None]
     negative = np.where(fresh & mask & (weight == 0), item_index, 0)
-    weight = np.where(fresh, weight, 0.0)
+    weight = np.where(fresh, np.maximum(weight, 0.0), 0.0)
     # The rows of features have QUERIES entries more for each user that stands before.
     rows = _padded(timelines.feature_row, start + QUERIES * user, events, width + 1)[0]
     used, feature_row = np.unique(rows, return_inverse=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rec_ray.retrieval.features.catalogue import Catalogue
+from rec_ray.retrieval.features.dislikes import with_disliked
 from rec_ray.retrieval.features.timelines import query_batch
 from rec_ray.retrieval.lists.builder import ListBuilder
 from rec_ray.retrieval.lists.item_filters import evaluate_item_filters, raw_columns
@@ -134,7 +135,7 @@ class AsRecommended:
 
 
 def seen_events(filters: Any, bundle: TwoTowerBundle, now: datetime) -> tuple[Array | None, float | None]:
-    """Return the codes of the event types that count as seen, and the second since 1970 from which; None means all."""
-    types = bundle.preprocessor.encode_event_types(pa.array(filters.seen_types, pa.string()))
+    """Return the codes of the event types that count as seen and since when, in seconds since 1970; None is all."""
+    types = bundle.preprocessor.encode_event_types(pa.array(with_disliked(filters.seen_types), pa.string()))
     since = now.timestamp() - filters.seen_days * 86_400 if filters.seen_days else None
     return (types[types > 0] if filters.seen_types else None), since

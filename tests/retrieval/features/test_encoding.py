@@ -11,6 +11,7 @@ import torch
 
 from rec_ray.contracts import TEST, TRAIN, VALIDATION, SplitTimes
 from rec_ray.errors import SchemaError
+from rec_ray.retrieval.features.dislikes import with_disliked
 from rec_ray.retrieval.features.encoding import LEAST_VALUE, LabelledEvents, Labelling, encode_timelines, label_events
 from rec_ray.retrieval.features.preprocessing import Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import TIMELINES, Timelines
@@ -132,6 +133,10 @@ def test_facts_count_what_can_be_learned_and_tested() -> None:
         "unknown_items": 0,
         "duplicates": 0,
         "bad_values": 0,
+        "values": 0,
+        "disliked": 0,
+        "beyond_events": 0,
+        "beyond_users": 0,
         "events": 5,
         "training_positives": 2,
         "test_positives": 1,
@@ -187,15 +192,41 @@ def test_weights_are_by_type_zero_if_negative_and_one_if_unknown() -> None:
     assert label_events(block_of({"u": events}), ITEMS, meaning).weight.tolist() == [5, 0.5, 0, 1, 1]
 
 
-def test_a_rating_scales_the_weight_by_its_share_of_the_largest() -> None:
-    values = [5.0, 2.5, 0.0, -3.0, None, 7.0]
+def test_a_rating_scales_the_weight_by_its_share_of_the_largest_and_is_negative_up_to_zero() -> None:
+    values = [5.0, 2.5, 0.1, 0.0, -3.0, None, 7.0]
     events = [(day, "abcd"[day % 4], "rate", value) for day, value in enumerate(values)]
     meaning = labelling(weights={"rate": 2.0})
     labelled = label_events(block_of({"u": events}), ITEMS, meaning)
     assert labelled.value_maximum == 7.0
-    assert labelled.weight.tolist() == [2.0] * 6
+    assert labelled.weight.tolist() == [2, 2, 2, 0, 0, 2, 2]
     scaled = label_events(block_of({"u": events}), ITEMS, meaning.with_value_maximum(5.0))
-    np.testing.assert_allclose(scaled.weight, [2, 1, 2 * LEAST_VALUE, 2 * LEAST_VALUE, 2, 2], rtol=1e-6)
+    np.testing.assert_allclose(scaled.weight, [2, 1, 2 * LEAST_VALUE, 0, 0, 2, 2], rtol=1e-6)
+    assert (scaled.facts["values"], scaled.facts["disliked"]) == (6, 2)
+
+
+def test_the_lowest_positive_value_divides_likes_from_dislikes() -> None:
+    stars = [(day, "abcd"[day % 4], "rate", float(value)) for day, value in enumerate([1, 2, 3, 4, 5])]
+    labelled = label_events(block_of({"u": stars}), ITEMS, labelling(min_positive_value=3.0, value_maximum=5.0))
+    np.testing.assert_allclose(labelled.weight, [0, 0, 0.6, 0.8, 1], rtol=1e-6)
+    thumbs = [(0, "a", None, -1.0), (1, "b", None, 0.0), (2, "c", None, 1.0)]
+    all_but_thumbs_down = labelling(min_positive_value=0.0)
+    assert label_events(block_of({"u": thumbs}), ITEMS, all_but_thumbs_down).weight.tolist() == [0, 1, 1]
+
+
+def test_a_dislike_is_never_a_target_and_leaves_the_positive_before_it_as_one() -> None:
+    events = [(0, "a", None, 1.0), (1, "b", None, 1.0), (2, "c", None, 1.0), (3, "d", None, -1.0)]
+    assert split_of(events) == "tvTT"
+    labelled = label_events(block_of({"u": events}), ITEMS, labelling("leave_one_out"))
+    assert labelled.facts["test_positives"] == 1
+    by_time = label_events(block_of({"u": [(25, "a", None, -1.0), (26, "b", None, 1.0)]}), ITEMS, labelling())
+    assert by_time.facts["test_positives"] == 1
+
+
+def test_a_history_tells_dislikes_from_likes_by_their_event_type() -> None:
+    events = [(0, "a", "rate", 5.0), (1, "b", "rate", -1.0), (2, "c", None, -1.0), (3, "d", "skip", -1.0)]
+    labelled = label_events(block_of({"u": events}), ITEMS, labelling(negative_types=("skip",)))
+    assert labelled.table["event_type"].to_pylist() == ["rate", "rate (disliked)", "(disliked)", "skip"]
+    assert with_disliked(["rate", ""]) == ["rate", "rate (disliked)", "", "(disliked)"]
 
 
 def test_values_that_are_not_finite_are_missing_and_counted() -> None:
@@ -388,9 +419,13 @@ def test_users_without_events_have_timelines_with_features_only() -> None:
 def test_the_meaning_of_events_and_the_times_make_a_labelling() -> None:
     from rec_ray.config import InteractionSettings
 
-    meaning = InteractionSettings(weights={"buy": 3}, negative_types=["dislike"])
+    meaning = InteractionSettings(
+        weights={"buy": 3}, negative_types=["dislike"], min_positive_value=2, events_per_user=7
+    )
     made = Labelling.of(meaning, "time", TIMES)
-    assert made == labelling(weights={"buy": 3.0}, negative_types=("dislike",))
+    assert made == labelling(
+        weights={"buy": 3.0}, negative_types=("dislike",), min_positive_value=2.0, events_per_user=7
+    )
     assert made.with_value_maximum(5).value_maximum == 5
 
 

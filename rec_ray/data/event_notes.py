@@ -1,0 +1,92 @@
+"""What is suspicious in the events: types that sound negative, values that are nearly all negative, one user's share.
+
+Counts of events come in, one sentence for each finding goes out, with the setting that changes it; a run logs them, and
+`doctor` and the report show them. It reads no rows and decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rec_ray.config import InteractionSettings
+from rec_ray.errors import listed
+from rec_ray.retrieval.features.dislikes import DISLIKED
+
+NEGATIVE_WORDS = ("negative", "dislike", "remove", "return", "refund")
+"""Parts of the names of event types that usually mean the opposite of interest."""
+GREAT_SHARE, MANY_EVENTS = 0.05, 200
+"""The user with the most events is named from this share of all events on, and from so many events on."""
+
+
+@dataclass(frozen=True)
+class EventFacts:
+    """Counts of the events, or of a sample of them.
+
+    types: event type -> events. values, disliked: events with a value, and those that are negative by it.
+    largest_user: the user with the most events, and how many.
+    """
+
+    events: int
+    types: Mapping[str, int] = field(default_factory=dict)
+    values: int = 0
+    disliked: int = 0
+    largest_user: tuple[str, int] = ("", 0)
+
+
+def sounds_negative(event_type: str) -> bool:
+    """Return whether the name of an event type usually means the opposite of interest."""
+    return any(word in event_type.lower() for word in NEGATIVE_WORDS)
+
+
+def event_notes(facts: EventFacts, meaning: InteractionSettings) -> list[str]:
+    """Return a sentence for each suspicious finding; none where all is as usual."""
+    return [
+        *_type_notes(facts.types, meaning),
+        *_value_notes(facts, meaning),
+        *_share_notes(facts, meaning.events_per_user),
+    ]
+
+
+def _type_notes(types: Mapping[str, int], meaning: InteractionSettings) -> list[str]:
+    declared: Sequence[str] = meaning.negative_types
+    own = [name for name in sorted(types) if not name.endswith(DISLIKED)]
+    suspicious = {name: types[name] for name in own if name not in declared and sounds_negative(name)}
+    notes = []
+    if suspicious:
+        said = ", ".join(f"{name!r} ({count:,})" for name, count in suspicious.items())
+        notes.append(
+            f"events of the type {said} are learned as positives; if they are negative, set "
+            f"features.interaction.negative_types: [{', '.join([*declared, *suspicious])}]"
+        )
+    absent = [name for name in declared if types and name not in types]
+    if absent:
+        notes.append(
+            f"features.interaction.negative_types names {listed(absent)}, which no event has; the types are "
+            f"{listed(own)}"
+        )
+    return notes
+
+
+def _value_notes(facts: EventFacts, meaning: InteractionSettings) -> list[str]:
+    if facts.disliked * 2 <= facts.values:
+        return []
+    least = meaning.min_positive_value
+    below = "at or below 0" if least is None else f"below {least:g}"
+    return [
+        f"{facts.disliked:,} of {facts.values:,} values of {meaning.value_field!r} are {below} and count as negative; "
+        "if such a value means that there is none, set features.interaction.value_field: null, else lower "
+        "features.interaction.min_positive_value"
+    ]
+
+
+def _share_notes(facts: EventFacts, events_per_user: int | None) -> list[str]:
+    user, count = facts.largest_user
+    if count < max(MANY_EVENTS, GREAT_SHARE * facts.events):
+        return []
+    learned = "all" if events_per_user is None or count <= events_per_user else f"the newest {events_per_user:,}"
+    return [
+        f"user {user!r} has {count:,} of {facts.events:,} events ({count / facts.events:.0%}); {learned} are learned "
+        "from (features.interaction.events_per_user). If it is a crawler or a shared account, set "
+        f"features.interaction.exclude_users: [{user!r}]"
+    ]

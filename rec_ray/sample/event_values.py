@@ -1,0 +1,78 @@
+"""From the values of events, such as ratings, to a proposal for the settings: use them or not, and which are negative.
+
+The distinct values of a column with their counts come in, `ValueProposal` goes out with one sentence that names the
+decision, so that `init` can print it. It is a proposal for a person: no run decides anything by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+RATING_NAMES = ("rating", "rate", "star", "score", "grade", "review")
+"""Parts of column names that mean a rating; a quantity has small whole numbers, too."""
+NO_RATING_NAMES = ("quantity", "qty", "count", "amount", "price", "number", "second", "duration")
+RATING_TOPS = (5.0, 10.0)
+"""Best values of the usual rating scales, which begin at 1."""
+MANY_TIMES = 20.0
+"""A largest value so many times the median gives most events the least weight."""
+
+
+@dataclass(frozen=True)
+class ValueProposal:
+    """The settings `value_field` (used or null) and `min_positive_value`, and the reason in one sentence."""
+
+    use: bool
+    min_positive_value: float | None
+    said: str
+
+
+def propose_values(column: str, counts: Mapping[float, int]) -> ValueProposal:
+    """Propose how the values of events are read.
+
+    column: its name in the data. counts: finite value -> events that have it.
+    """
+    values = sorted(value for value, count in counts.items() if count and math.isfinite(value))
+    if not values:
+        return ValueProposal(False, None, f"{column}: no event has a value, so it is not used")
+    total = sum(counts[value] for value in values)
+    low, high, zeros = values[0], values[-1], counts.get(0.0, 0)
+    span = f"{column} {low:g} to {high:g}"
+    if low < 0 or values == [0.0, 1.0]:
+        below = sum(counts[value] for value in values if value <= 0)
+        return ValueProposal(True, None, f"{span}: values at or below 0 count as negative ({_share(below, total)})")
+    if high <= 0:
+        return ValueProposal(False, None, f"{column}: every value is 0, so it is not used")
+    if zeros * 2 > total:
+        said = f"{span}: {_share(zeros, total)} are 0, taken as no value, so the column is not used"
+        return ValueProposal(False, None, said)
+    if _is_rating(column, values):
+        least = (1 + high) / 2
+        below = sum(counts[value] for value in values if value < least)
+        said = f"{span}, a rating of 1 to {high:g}: weight = value / {high:g}"
+        return ValueProposal(True, least, f"{said}; below {least:g} counts as negative ({_share(below, total)})")
+    if high > MANY_TIMES * _median(values, counts, total):
+        said = f"{span}: a few values are far above the others, which would all weigh the least; not used"
+        return ValueProposal(False, None, said)
+    negative = f"; 0 counts as negative ({_share(zeros, total)})" if zeros else ""
+    return ValueProposal(True, None, f"{span}: weight = value / {high:g}{negative}")
+
+
+def _is_rating(column: str, values: list[float]) -> bool:
+    name = column.lower()
+    named = any(part in name for part in RATING_NAMES) and not any(part in name for part in NO_RATING_NAMES)
+    return named and values[-1] in RATING_TOPS and all((value * 2).is_integer() for value in values)
+
+
+def _median(values: list[float], counts: Mapping[float, int], total: int) -> float:
+    passed = 0
+    for value in values:
+        passed += counts[value]
+        if passed * 2 >= total:
+            return value
+    return values[-1]
+
+
+def _share(part: int, total: int) -> str:
+    return f"{part / total:.0%} of {total:,} values"
