@@ -1,8 +1,8 @@
 """The environment variables of the system that rec_ray replaces, read as settings.
 
-The variables and the values of the settings file come in, and what the variables say goes out, for whatever the file
-leaves open: a file that says it otherwise counts more, and so do `REC_RAY__...` variables. They count only beside one
-that nobody else has, since names such as DATABASE_URL and REGION mean other things elsewhere. It reads no file.
+The variables and the values of the settings file come in. Settings go out for whatever the file leaves open: the file
+and `REC_RAY__...` variables have precedence. The variables count only beside one that is peculiar to that system, since
+names such as DATABASE_URL and REGION mean other things elsewhere. It reads no file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ NOT_NEEDED = ("DATASET_URL",)
 """Data comes from the sources that the Feast repository names."""
 BUCKET = "s3://user-encoder/rec_ray"
 """A place in the bucket that the replaced system has, beside its own objects."""
+NEGATIVE_TYPES = ["negative_view"]
+"""Event types of the replaced system that are no interest; more than half of the events of its example have it."""
 
-Values = dict[tuple[str, str], str]
+Values = dict[tuple[str, ...], Any]
 
 
 def earlier_values(environ: Mapping[str, str], file: Mapping[str, Any]) -> Values:
-    """Return (section, key) -> value for what the variables say and the settings file leaves open.
+    """Return (section, ..., key) -> value for the settings that the file leaves open.
 
     Raises:
         ConfigError: the address of the database or of MinIO is incomplete or none; its text, a secret, is not shown.
@@ -35,7 +37,8 @@ def earlier_values(environ: Mapping[str, str], file: Mapping[str, Any]) -> Value
     found = _storage(given) if _of(file, "storage", "url", "s3://").startswith("s3://") else {}
     if not SQLITE_ADDRESS.match(_of(file, "database", "url", "")):
         found |= _database(given)
-    return {(section, key): value for (section, key), value in found.items() if not _of(file, section, key, "")}
+    found["features", "interaction", "negative_types"] = list(NEGATIVE_TYPES)
+    return {keys: value for keys, value in found.items() if _value(file, *keys) in (None, "")}
 
 
 def ignored_variables(environ: Mapping[str, str]) -> list[str]:
@@ -44,9 +47,16 @@ def ignored_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 def _of(file: Mapping[str, Any], section: str, key: str, default: str) -> str:
-    content = file.get(section)
-    value = content.get(key) if isinstance(content, dict) else None
+    value = _value(file, section, key)
     return default if value is None else str(value)
+
+
+def _value(file: Mapping[str, Any], *keys: str) -> Any:
+    """Return a value of the settings file, or None where the file leaves it open."""
+    place: Any = file
+    for key in keys:
+        place = place.get(key) if isinstance(place, Mapping) else None
+    return place
 
 
 def _storage(given: Mapping[str, str]) -> Values:
@@ -57,7 +67,7 @@ def _storage(given: Mapping[str, str]) -> Values:
     scheme, _, host = given["MINIO_HOST"].rpartition("://")
     host, _, port_of_host = host.rstrip("/").partition(":")
     port = _port(given, "MINIO_PORT", port_of_host or "9000")
-    found = {
+    found: Values = {
         ("storage", "url"): BUCKET,
         ("storage", "endpoint"): f"{scheme or ('https' if secure else 'http')}://{host}:{port}",
     }
@@ -103,7 +113,7 @@ def _database(given: Mapping[str, str]) -> Values:
     password = url.password or given.get("DB_PASSWORD")
     bare = URL.create(driver, url.username, None, url.host, url.port, url.database, url.query)
     address = bare.render_as_string(hide_password=False)
-    found = {("database", "url"): address, ("side_tables", "url"): address}
+    found: Values = {("database", "url"): address, ("side_tables", "url"): address}
     if password:
         found |= {("database", "password"): str(password), ("side_tables", "password"): str(password)}
     return found

@@ -46,8 +46,8 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
             name = f"{ENV_PREFIX}{section}__{key}".upper()
             raise ConfigError(f"{file} contains the secret {section}.{key}; set {name} or {name}_FILE instead")
     earlier = earlier_values(environ, values)
-    for (section, key), value in earlier.items():
-        _put(values, [section, key], value, origin="environment")
+    for names, setting in earlier.items():
+        _put(values, list(names), setting, origin="environment")
     if earlier:
         LOGGER.info("settings from variables of the replaced system: %s", ", ".join(map(".".join, sorted(earlier))))
     for name in ignored_variables(environ):

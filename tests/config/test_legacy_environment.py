@@ -71,6 +71,17 @@ def test_each_way_to_name_the_database(variables: dict[str, str], url: str, secr
     assert (settings.database.url, password(settings)) == (url, secret)
 
 
+def test_negative_views_are_negative_unless_the_file_decides(tmp_path: Path) -> None:
+    def negative(text: str, **environ: str) -> list[str]:
+        return load(tmp_path, text, **environ).features.interaction.negative_types
+
+    assert negative("", **OLD) == ["negative_view"]
+    assert negative("features: {interaction: {weights: {purchase: 3}}}", **OLD) == ["negative_view"]
+    assert negative("features: {interaction: {negative_types: [skip]}}", **OLD) == ["skip"]
+    assert negative("features: {interaction: {negative_types: []}}", **OLD) == []
+    assert negative("", DATABASE_URL="postgresql://a:b@c/d") == []
+
+
 @pytest.mark.parametrize(
     ("variables", "endpoint"),
     [
@@ -153,3 +164,4 @@ def test_the_page_on_upgrading_names_every_variable_and_its_settings_are_setting
     assert settings.feast.repo == "/app/feature_repo"
     assert settings.storage.url in page
     assert set(settings.features.user) == {"preferences"}
+    assert load(tmp_path, first).features.interaction.negative_types == ["negative_view"]
