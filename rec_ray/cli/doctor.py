@@ -24,7 +24,7 @@ from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER
 from rec_ray.cli.plan import plan_run
 from rec_ray.config import Settings
 from rec_ray.data.event_sample import examine_events
-from rec_ray.data.load_features import ITEMS, entity_sources, event_source
+from rec_ray.data.load_features import entity_sources, event_source
 from rec_ray.data.load_items import ITEMS
 from rec_ray.data.side_tables import find_side_tables
 from rec_ray.distributed.runtime import check_gpus, open_ray

@@ -39,7 +39,7 @@ ReadFields = Callable[[Sequence[str], Sequence[str]], Mapping[str, Mapping[str, 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds of each step, data warnings."""
+    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds per step, data warnings."""
 
     gate: str
     gate_reasons: tuple[str, ...]
