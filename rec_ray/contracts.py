@@ -115,6 +115,14 @@ class EpochResult:
 
 
 @dataclass(frozen=True)
+class TrainingFacts:
+    """Optimizer steps of a training, refits included, and the seconds from its start to the first step."""
+
+    steps: int = 0
+    seconds_to_first_step: float | None = None
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """Best towers of a training with their fitted preprocessor.
 
@@ -127,7 +135,7 @@ class TrainedModel:
     best_epoch: int
     published: TwoTowerBundle
     checked: TwoTowerBundle | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: TrainingFacts = field(default_factory=TrainingFacts)
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,40 @@ class Example:
 
 
 @dataclass(frozen=True)
+class EvaluationFacts:
+    """Counts of an evaluation, and the live version that it compares with.
+
+    targets: held-out positives that were ranked. seen_targets, unknown_targets: held-out positives that were not,
+    because
+        the user had seen the item before, or because the item was not known before the test.
+    known_items: items that were ranked. periods: split -> number of events, seconds since 1970 of the first and the
+    last. lists: method -> figures of its lists, if filters or diversity change the lists. live_version: None if not
+    compared.
+    """
+
+    targets: int = 0
+    seen_targets: int = 0
+    unknown_targets: int = 0
+    known_items: int = 0
+    periods: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    lists: dict[str, dict[str, float]] = field(default_factory=dict)
+    live_version: str | None = None
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Data of plots.
+
+    scores: of `recommended`, `taken` and `random` items. learned, recommended: points [rank, count] of the frequency of
+    items in the training events and in the model's lists, most frequent first.
+    """
+
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    learned: list[list[int]] = field(default_factory=list)
+    recommended: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Full-ranking metrics of the model, the live version and the baselines on the same users.
 
@@ -177,20 +219,17 @@ class Evaluation:
     differences: method -> metric -> the 95 % interval of the model's mean minus that method's, over the same users.
     segments: name -> metrics of a part of the users or items.
     examples: a few users of different activity, chosen by a hash of their ids.
-    distributions: data of plots: `scores` of `recommended`, `taken` and `random` items; `learned` and `recommended`,
-    the
-        frequency of each item in the training events and in the model's lists, most frequent first.
     """
 
     metrics: dict[str, dict[str, float]]
     users: int
     targets: int
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: EvaluationFacts = field(default_factory=EvaluationFacts)
     differences: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     segments: dict[str, Segment] = field(default_factory=dict)
     examples: tuple[Example, ...] = ()
-    distributions: dict[str, Any] = field(default_factory=dict)
+    distributions: Distributions = field(default_factory=Distributions)
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,10 @@ def _learn(world: World, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, 
     evaluation = run.once(
         "evaluate", Evaluation, lambda: evaluate_version(world, data, trained.bundle, version, refitted=trained.checked)
     )
-    metadata = {**trained.bundle.metadata, "metrics": evaluation.metrics, "evaluation": evaluation.facts}
+    metadata = {
+        **trained.bundle.metadata,
+        "metrics": evaluation.metrics,
+        "evaluation": dataclasses.asdict(evaluation.facts),
+    }
     bundle = dataclasses.replace(trained.published, metadata=metadata)
     return data, bundle, evaluation, run.once("model_store", StoredModel, lambda: store_model(world, bundle, version))

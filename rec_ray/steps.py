@@ -120,7 +120,7 @@ def train_model(world: World, data: TrainingData, version: str) -> TrainedModel:
         running.add(
             epochs=len(trained.epochs),
             best_epoch=trained.best_epoch,
-            steps=trained.facts["steps"],
+            steps=trained.facts.steps,
             refit=settings.train.refit,
         )
         running.result = trained

@@ -40,7 +40,7 @@ def bench_ray_train() -> dict[str, Any]:
         for repeat in range(REPEATS):
             trained = train_through_ray(settings, data, storage, f"bench{repeat}")
             through_ray.append(statistics.median(epoch.examples_per_second for epoch in trained.epochs[1:]))
-            first_steps.append(trained.facts["seconds_to_first_step"])
+            first_steps.append(trained.facts.seconds_to_first_step)
             plain.append(statistics.median(train_plainly(settings, data, storage)[1:]))
         ratios = [ours / theirs for ours, theirs in zip(through_ray, plain, strict=True)]
         return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,18 @@ import ray
 import ray.data
 
 from rec_ray.config import CandidateSettings, EvaluationSettings
-from rec_ray.contracts import LIVE, MODEL, REFITTED, Evaluation, Example, LiveVersion, Segment, TrainingData
+from rec_ray.contracts import (
+    LIVE,
+    MODEL,
+    REFITTED,
+    Distributions,
+    Evaluation,
+    EvaluationFacts,
+    Example,
+    LiveVersion,
+    Segment,
+    TrainingData,
+)
 from rec_ray.distributed.parquet_source import read_rows
 from rec_ray.evaluation.baseline_counts import fit_baselines
 from rec_ray.evaluation.rank_task import RECOMMENDED, SHOWN_USERS, ListFigures, RankingPlan, rank_targets, read_sums
@@ -68,9 +79,14 @@ def evaluate_model(
     found = _Found(SegmentSums(settings.ks, counted.bounds, data.items))
     for row in _rank(timelines, plan(MODEL, bundle, data.catalogue, counted.baselines)):
         found.add(row)
-    facts: dict[str, Any] = {**found.counts, **found.known, "periods": counted.periods}
-    if found.lists:
-        facts["lists"] = {method: own.means() for method, own in found.lists.items()}
+    facts = EvaluationFacts(
+        targets=found.counts["targets"],
+        seen_targets=found.counts["seen_targets"],
+        unknown_targets=found.counts["unknown_targets"],
+        known_items=found.known.get("known_items", 0),
+        periods=counted.periods,
+        lists={method: own.means() for method, own in found.lists.items()},
+    )
     users = found.sums.users(MODEL)
     if not users:
         LOGGER.warning("no user has a held-out positive event: there are no metrics")
@@ -85,7 +101,7 @@ def evaluate_model(
             beside.add_table(read_sums(row["sums"]))
         if beside.users(LIVE) == users:
             found.sums.add_table(beside.to_table())
-            facts["live_version"] = live.version
+            facts = replace(facts, live_version=live.version)
         else:
             LOGGER.warning(
                 "the live version %s is not compared: it was asked about %s users and the model about %s, so events "
@@ -152,7 +168,7 @@ class _Found:
         )
 
 
-def _summarise(found: _Found, facts: dict[str, Any], learned: Any) -> Evaluation:
+def _summarise(found: _Found, facts: EvaluationFacts, learned: Any) -> Evaluation:
     sums = found.sums
     # Beside the model comes what is live, then what only counts.
     first = [MODEL, RECOMMENDED, REFITTED, LIVE]
@@ -161,7 +177,7 @@ def _summarise(found: _Found, facts: dict[str, Any], learned: Any) -> Evaluation
     metrics = {method: own.means() for method, own in everyone.items()}
     for method in methods:
         shown = np.count_nonzero(sums.recommended[method])
-        metrics[method][f"coverage@{LIST_LENGTH}"] = float(shown / max(1, facts["known_items"]))
+        metrics[method][f"coverage@{LIST_LENGTH}"] = float(shown / max(1, facts.known_items))
     model = everyone[MODEL]
     segments = {}
     for segment in sums.segments():
@@ -185,11 +201,11 @@ def _summarise(found: _Found, facts: dict[str, Any], learned: Any) -> Evaluation
         },
         segments=segments,
         examples=found.chosen_examples(),
-        distributions={
-            "scores": {name: _thinned(values) for name, values in found.scores.items()},
-            "learned": _curve(learned),
-            "recommended": _curve(sums.recommended[MODEL][1:]),
-        },
+        distributions=Distributions(
+            scores={name: _thinned(values) for name, values in found.scores.items()},
+            learned=_curve(learned),
+            recommended=_curve(sums.recommended[MODEL][1:]),
+        ),
     )
 
 
@@ -204,7 +220,7 @@ def _thinned(values: list[float]) -> list[float]:
     return [round(value, 4) for value in values[:: -(-len(values) // DRAWN_SCORES) or 1]]
 
 
-def _curve(counts: Any) -> list[list[float]]:
+def _curve(counts: Any) -> list[list[int]]:
     """Return points of the curve of counts, the largest first: place (1 on) and count, closer at the front."""
     ordered = np.sort(counts)[::-1]
     places = (

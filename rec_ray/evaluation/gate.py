@@ -40,7 +40,7 @@ def find_reasons(evaluation: Evaluation, settings: EvaluationSettings) -> list[s
         return []
     model = evaluation.metrics[MODEL][GATE_METRIC]
     margins = {POPULARITY: ("popularity's", settings.gate_margin)}
-    live = str(evaluation.facts.get("live_version", ""))
+    live = evaluation.facts.live_version
     margins[LIVE] = (f"that of the live version{f' {live}' if live else ''}", settings.gate_live_margin)
     reasons = []
     for method, (whose, margin) in margins.items():

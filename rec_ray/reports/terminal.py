@@ -59,13 +59,14 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     console.print(table)
     for sentence in verdict(vars(evaluation)):
         console.print(sentence, markup=False, highlight=False)
-    for method, figures in evaluation.facts.get("lists", {}).items():
+    for method, figures in evaluation.facts.lists.items():
         text = ", ".join(f"{_heading(name)} {value:.3f}" for name, value in figures.items())
         console.print(f"Lists of {name_method(method)}: {text}.", markup=False, highlight=False)
-    reasons = {"seen_targets": "the user had already seen", "unknown_targets": "of items not known before the test"}
-    for name, reason in reasons.items():
-        if evaluation.facts.get(name):
-            console.print(f"{evaluation.facts[name]:,} held-out events {reason} are no targets.")
+    facts = evaluation.facts
+    if facts.seen_targets:
+        console.print(f"{facts.seen_targets:,} held-out events the user had already seen are no targets.")
+    if facts.unknown_targets:
+        console.print(f"{facts.unknown_targets:,} held-out events of items not known before the test are no targets.")
 
 
 def _compare(evaluation: Evaluation, method: str) -> str:

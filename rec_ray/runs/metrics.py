@@ -51,7 +51,7 @@ class RunMetrics:
                 _add(self._rows_read, result.read)
                 _add(self._rows_dropped, result.read - result.kept)
             case TrainedModel():
-                _add(self._train_steps, result.facts["steps"])
+                _add(self._train_steps, result.facts.steps)
             case Evaluation():
                 for name, value in result.metrics.get(MODEL, {}).items():
                     if name.startswith("recall@"):

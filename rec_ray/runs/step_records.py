@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from rec_ray.contracts import EpochResult, RowCounts, SplitTimes, TrainedModel, TrainingData
+from rec_ray.contracts import EpochResult, RowCounts, SplitTimes, TrainedModel, TrainingData, TrainingFacts
 from rec_ray.errors import BundleError, DataError
 from rec_ray.retrieval.features.preprocessing import Preprocessor
 from rec_ray.retrieval.model.bundle import WEIGHTS, TwoTowerBundle
@@ -31,7 +31,10 @@ def to_files(result: Any) -> dict[str, bytes]:
         files = result.published.to_files()
         if result.checked is not None:
             files[CHECKED] = result.checked.to_files()[WEIGHTS]
-        values = {"epochs": [dataclasses.asdict(epoch) for epoch in result.epochs], "facts": result.facts}
+        values = {
+            "epochs": [dataclasses.asdict(epoch) for epoch in result.epochs],
+            "facts": dataclasses.asdict(result.facts),
+        }
         return files | {RECORD: json.dumps({**values, "best_epoch": result.best_epoch}).encode()}
     if isinstance(result, TrainingData):
         values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
@@ -73,7 +76,7 @@ def _trained_model(values: Mapping[str, Any], files: Mapping[str, bytes]) -> Tra
     if CHECKED in files:
         checked = TwoTowerBundle.from_files({**parts, WEIGHTS: files[CHECKED]}).without_evaluated()
     epochs = tuple(EpochResult(**epoch) for epoch in values["epochs"])
-    return TrainedModel(bundle, epochs, values["best_epoch"], published, checked, values["facts"])
+    return TrainedModel(bundle, epochs, values["best_epoch"], published, checked, TrainingFacts(**values["facts"]))
 
 
 def _as_text(value: Any) -> str:

@@ -21,7 +21,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from rec_ray.config import ModelSettings, RaySettings, TrainSettings
-from rec_ray.contracts import TrainedModel, TrainingData
+from rec_ray.contracts import TrainedModel, TrainingData, TrainingFacts
 from rec_ray.errors import DataError, RecRayError, StorageError
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
@@ -107,7 +107,7 @@ def train_two_tower(
         bundle=bundle,
         epochs=epochs,
         best_epoch=progress.best_epoch,
-        facts={"steps": progress.steps, "seconds_to_first_step": progress.seconds_to_first_step},
+        facts=TrainingFacts(progress.steps, progress.seconds_to_first_step),
         checked=None if checked is None else TwoTowerBundle(checked, arguments, preprocessor, bundle.metadata),
         published=bundle
         if published is None

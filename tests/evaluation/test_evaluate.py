@@ -105,7 +105,7 @@ def test_metrics_are_those_of_a_loop_over_users(tiny_data, exclude_seen):
     for method, expected in means.items():
         assert {name: found.metrics[method][name] for name in expected} == pytest.approx(expected, abs=1e-9), method
     assert (found.users, found.targets) == (users, facts["targets"])
-    assert {name: found.facts[name] for name in facts} == facts
+    assert {name: getattr(found.facts, name) for name in facts} == facts
     assert facts["unknown_targets"] == 2, "`u0` and `u1` took `late`"
     assert (facts["seen_targets"] > 20) == exclude_seen
     if exclude_seen:
@@ -124,7 +124,7 @@ def test_metrics_are_those_of_a_loop_over_users(tiny_data, exclude_seen):
 def test_targets_of_users_of_whom_none_is_left_are_counted_too(tiny_data, tmp_path):
     found = evaluate(tiny_data, of_users(tiny_data, ["glutton"], tmp_path / "glutton.parquet"))
     assert (found.metrics, found.users, found.targets) == ({}, 0, 0)
-    assert found.facts["seen_targets"] == 1
+    assert found.facts.seen_targets == 1
 
 
 def test_without_a_test_user_there_are_no_metrics_and_it_is_said(tiny_data, tmp_path, caplog):
@@ -154,7 +154,7 @@ def test_a_live_version_is_judged_on_the_same_users(tiny_data):
     same = beside(tiny_data.bundle)
     assert list(same.metrics) == ["model", "live", *METHODS[1:]]
     assert same.metrics["live"] == pytest.approx(same.metrics["model"])
-    assert same.facts["live_version"] == "6"
+    assert same.facts.live_version == "6"
     assert same.differences["live"]["recall@10"] == (0.0, 0.0)
     assert set(same.differences) == {"live", *METHODS[1:]}
 
@@ -183,7 +183,7 @@ def test_a_live_version_of_other_users_is_said_and_left_out(tiny_data, tmp_path,
         candidates=CandidateSettings(),
         live=live,
     )
-    assert list(found.metrics) == METHODS and "live_version" not in found.facts
+    assert list(found.metrics) == METHODS and found.facts.live_version is None
     assert any("the live version 6 is not compared" in message for message in caplog.messages)
 
 
@@ -216,10 +216,10 @@ def test_segments_examples_and_curves_are_those_of_the_users(tiny_data):
         assert list(example.scores) == sorted(example.scores, reverse=True)
 
     counts = sorted(catalogue["count"].to_pylist(), reverse=True)
-    assert found.distributions["learned"] == [[place + 1, count] for place, count in enumerate(counts)]
-    assert sum(count for _, count in found.distributions["recommended"]) == 10 * found.users
-    scores = found.distributions["scores"]
+    assert found.distributions.learned == [[place + 1, count] for place, count in enumerate(counts)]
+    assert sum(count for _, count in found.distributions.recommended) == 10 * found.users
+    scores = found.distributions.scores
     assert len(scores["taken"]) == len(scores["random"]) == found.users
-    periods = found.facts["periods"]
+    periods = found.facts.periods
     assert sum(number for number, _, _ in periods.values()) == sum(len(row["split"]) for row in rows.values())
     assert periods["train"][2] <= periods["validation"][1] <= periods["validation"][2] <= periods["test"][1]

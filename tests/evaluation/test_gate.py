@@ -3,17 +3,17 @@
 import pytest
 
 from rec_ray.config import EvaluationSettings
-from rec_ray.contracts import Evaluation
+from rec_ray.contracts import Evaluation, EvaluationFacts
 from rec_ray.errors import GateError
 from rec_ray.evaluation.gate import check_gate
 
 
 def compared(model, popularity, live=None):
     metrics = {"model": {"ndcg@10": model}, "popularity": {"ndcg@10": popularity}}
-    facts = {}
+    facts = EvaluationFacts()
     if live is not None:
         metrics["live"] = {"ndcg@10": live}
-        facts["live_version"] = "7"
+        facts = EvaluationFacts(live_version="7")
     return Evaluation(metrics, users=1234, targets=1234, facts=facts)
 
 

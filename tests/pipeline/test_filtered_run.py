@@ -120,7 +120,7 @@ def test_the_lists_as_recommended_are_judged_beside_the_model(shop, report):
     assert 0 < metrics["model_as_recommended"]["coverage@10"] <= len(usual) / 60
     assert len(usual) / 60 < metrics["model"]["coverage@10"], "the model itself knows no filter"
     assert set(metrics["model"]) == set(metrics["model_as_recommended"]) == set(metrics["popularity"])
-    lists = report.evaluation.facts["lists"]
+    lists = report.evaluation.facts.lists
     assert set(lists) == set(metrics) - {"model_refitted"}
     assert all(0 < figures["diversity@10"] < 2 for figures in lists.values())
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from rec_ray.contracts import Evaluation, Example, Segment
+from rec_ray.contracts import Distributions, Evaluation, EvaluationFacts, Example, Segment
 
 EVIL = "<script>alert(1)</script>"
 METHODS = {
@@ -64,11 +64,11 @@ def evaluation():
         users=1834,
         targets=4321,
         intervals={method: around(own) for method, own in metrics.items()},
-        facts={
-            "live_version": "6",
-            "targets": 4321,
-            "periods": {"train": (41000, 1.7e9, 1.72e9), "test": (5000, 1.721e9, 1.724e9)},
-        },
+        facts=EvaluationFacts(
+            live_version="6",
+            targets=4321,
+            periods={"train": (41000, 1_700_000_000, 1_720_000_000), "test": (5000, 1_721_000_000, 1_724_000_000)},
+        ),
         differences={
             method: around({name: model[name] - value for name, value in own.items()})
             for method, own in metrics.items()
@@ -76,15 +76,15 @@ def evaluation():
         },
         segments=segments,
         examples=examples,
-        distributions={
-            "scores": {
+        distributions=Distributions(
+            scores={
                 "recommended": generator.normal(0.8, 0.08, 900).tolist(),
                 "taken": generator.normal(0.5, 0.2, 900).tolist(),
                 "random": generator.normal(0.0, 0.25, 900).tolist(),
             },
-            "learned": [[place, int(2000 / place**0.8)] for place in places],
-            "recommended": [[place, int(900 / place**0.5)] for place in places],
-        },
+            learned=[[place, int(2000 / place**0.8)] for place in places],
+            recommended=[[place, int(900 / place**0.5)] for place in places],
+        ),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rec_ray.config import FeastSettings, FeatureSettings, Settings
-from rec_ray.contracts import Evaluation
+from rec_ray.contracts import Evaluation, EvaluationFacts
 from rec_ray.reports.terminal import print_evaluation, print_items, print_rows, print_versions
 
 MARKUP = "[red]Cup[/red] :smile: [/] \\[x]"
@@ -36,7 +36,7 @@ def evaluation(model, popularity, **facts):
     }
     intervals = {"model": {"recall@10": (model - 0.01, model + 0.01)}}
     differences = {"popularity": {"recall@10": (model - popularity - 0.01, model - popularity + 0.01)}}
-    return Evaluation(metrics, 1234, 2345, intervals, facts, differences)
+    return Evaluation(metrics, 1234, 2345, intervals, EvaluationFacts(**facts), differences)
 
 
 def test_metrics_stand_in_a_row_for_each_method_and_what_is_no_target_is_said(said):

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from manifests import CLUSTER
 
-from rec_ray.contracts import Candidates, Evaluation, RowCounts, TrainedModel, UpdateReport
+from rec_ray.contracts import Candidates, Evaluation, RowCounts, TrainedModel, TrainingFacts, UpdateReport
 from rec_ray.logs import LOGGER, configure_logging
 from rec_ray.runs import metrics as run_metrics
 from rec_ray.runs.metrics import EpochMetrics, exported_metrics
@@ -63,7 +63,7 @@ def test_a_run_is_counted_by_its_results_whatever_the_step_names_and_the_log_lev
     LOGGER.setLevel(level)
     results = [
         RowCounts(read=100, kept=90, null_keys=10),
-        TrainedModel(NO_TOWERS, (), 1, NO_TOWERS, facts={"steps": 40}),
+        TrainedModel(NO_TOWERS, (), 1, NO_TOWERS, facts=TrainingFacts(steps=40)),
         Evaluation(
             {"model": {"recall@10": 0.25, "recall@100": 0.5, "mrr": 0.125}, "popularity": {"recall@10": 1}}, 7, 9
         ),

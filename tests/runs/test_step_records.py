@@ -10,11 +10,13 @@ from rec_ray.contracts import (
     Candidates,
     EpochResult,
     Evaluation,
+    EvaluationFacts,
     RowCounts,
     SplitTimes,
     StoredModel,
     TrainedModel,
     TrainingData,
+    TrainingFacts,
     UpdateReport,
 )
 from rec_ray.errors import DataError
@@ -23,6 +25,7 @@ from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.towers import build_two_tower
 from rec_ray.runs.step_records import from_files, to_files
 
+FACTS = EvaluationFacts(4, 1, periods={"train": (9, 1, 2)}, lists={"model": {"fresh@10": 0.1 + 0.2}}, live_version="6")
 NOON = datetime(2024, 1, 1, 12, 0, 0, 250, tzinfo=UTC)
 
 
@@ -35,7 +38,7 @@ def preprocessor() -> Preprocessor:
 @pytest.mark.parametrize(
     "result",
     [
-        Evaluation({"model": {"recall@10": 0.1 + 0.2}}, 3, 4, {"model": {"recall@10": (0.1, 1 / 3)}}, {"targets": 4}),
+        Evaluation({"model": {"recall@10": 0.1 + 0.2}}, 3, 4, {"model": {"recall@10": (0.1, 1 / 3)}}, FACTS),
         StoredModel("7", "s3://bucket/two-tower/7", "0" * 64),
         Candidates("7", "two-tower/7/candidates", 10, 20, 5, {"short_lists": 0}),
         UpdateReport("7", {"items": 10}),
@@ -83,12 +86,12 @@ def test_a_trained_model_has_the_same_weights_however_often_it_is_recorded(
     )
     published = dataclasses.replace(published, evaluated=learned.model)
     epochs = (EpochResult(1, 0.1 + 0.2, 0.25, 1.5, 100.0),)
-    trained = TrainedModel(learned, epochs, 1, learned, facts={"steps": 3})
+    trained = TrainedModel(learned, epochs, 1, learned, facts=TrainingFacts(3, 1.5))
     if refit:
         trained = dataclasses.replace(trained, published=published, checked=checked)
     once = from_files(TrainedModel, to_files(trained))
     assert to_files(once) == to_files(from_files(TrainedModel, to_files(once))) == to_files(trained)
-    assert (once.epochs, once.best_epoch, once.facts) == (epochs, 1, {"steps": 3})
+    assert (once.epochs, once.best_epoch, once.facts) == (epochs, 1, TrainingFacts(3, 1.5))
     pairs = [(once.bundle, learned)]
     assert (once.checked is not None) == refit
     if refit and once.checked is not None:

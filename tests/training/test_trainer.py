@@ -136,8 +136,8 @@ def test_a_full_refit_begins_anew_and_ends_at_the_best_epoch(trained, tiny_data,
     assert full.published.metadata["refit"] == "full"
     assert full.bundle.metadata["epochs"][0]["loss"] == trained.bundle.metadata["epochs"][0]["loss"]
     # Each stage has about the steps of its epochs: three, and twice those up to the best.
-    of_an_epoch = trained.facts["steps"] / (3 + 2 * 2)
-    assert full.facts["steps"] == pytest.approx(of_an_epoch * (3 + 2 * full.best_epoch), rel=0.1)
+    of_an_epoch = trained.facts.steps / (3 + 2 * 2)
+    assert full.facts.steps == pytest.approx(of_an_epoch * (3 + 2 * full.best_epoch), rel=0.1)
     scores = item_scores(full.published, tiny_data, "u0")
     assert abs(scores["late"] - scores["new"]) > 1e-3
     in_group = [score for item, score in scores.items() if item.startswith("i") and int(item[1:]) % 4 == 0]
@@ -182,7 +182,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(trained, tiny_data, tmp_
     assert all((tmp_path / f"{stage} {epoch}").exists() for stage, epoch in DEATHS)
     figures = [(epoch.epoch, epoch.loss, epoch.validation_ndcg) for epoch in whole.epochs]
     assert figures == [(epoch.epoch, epoch.loss, epoch.validation_ndcg) for epoch in trained.epochs]
-    assert whole.facts["steps"] == trained.facts["steps"]
+    assert whole.facts.steps == trained.facts.steps
     for mine, theirs in ((whole.bundle, trained.bundle), (whole.published, trained.published)):
         expected = theirs.model.state_dict()
         for name, found in mine.model.state_dict().items():
@@ -221,7 +221,7 @@ made = train_two_tower(
     run_id="two", validation_users=1000, exclude_seen=True, metadata={},
 )
 epochs = [(epoch.loss, epoch.validation_ndcg, epoch.examples_per_second * epoch.seconds) for epoch in made.epochs]
-print(json.dumps({"epochs": epochs, "steps": made.facts["steps"]}))
+print(json.dumps({"epochs": epochs, "steps": made.facts.steps}))
 """
 
 
@@ -251,5 +251,5 @@ def test_two_workers_go_in_step_and_learn(tiny_data, trained, tmp_path):
     seen = [positives / tiny_data.data.positives for _, _, positives in made["epochs"]]
     assert all(0.8 < share <= 1.0 + 1e-6 for share in seen)
     # Three epochs and twice two of refitting alone; two epochs and twice one together.
-    alone = trained.facts["steps"] / 7
+    alone = trained.facts.steps / 7
     assert 0.35 * alone < made["steps"] / 4 < 0.65 * alone + 1

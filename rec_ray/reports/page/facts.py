@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rec_ray.contracts import Evaluation
+from rec_ray.contracts import Evaluation, EvaluationFacts
 from rec_ray.errors import DataError
 from rec_ray.retrieval.features.preprocessing import NUMBERS, FeaturePreprocessor, Preprocessor
 from rec_ray.retrieval.json_values import replace_non_finite
@@ -82,7 +82,12 @@ def facts_of_bundle(bundle: TwoTowerBundle, version: str) -> dict[str, Any]:
     """Derive facts from the metadata of a stored model, as arguments of `ReportFacts`."""
     metadata = bundle.metadata
     metrics = metadata.get("metrics") or {}
-    facts = metadata.get("evaluation") or {}
+    evaluation = Evaluation({}, 0, 0)
+    if metrics:
+        stored = metadata.get("evaluation") or {}
+        known = {each.name: stored[each.name] for each in fields(EvaluationFacts) if each.name in stored}
+        facts = EvaluationFacts(**known)
+        evaluation = Evaluation(metrics, 0, facts.targets, facts=facts)
     return {
         "version": version,
         "run_id": str(metadata.get("run_id") or ""),
@@ -90,7 +95,7 @@ def facts_of_bundle(bundle: TwoTowerBundle, version: str) -> dict[str, Any]:
         "data_to": str(metadata.get("data_to") or ""),
         "test_start": str(metadata.get("test_start") or ""),
         "refit": str(metadata.get("refit") or ""),
-        "evaluation": asdict(Evaluation(metrics, 0, int(facts.get("targets") or 0), facts=facts)) if metrics else {},
+        "evaluation": asdict(evaluation) if metrics else {},
         "epochs": list(metadata.get("epochs") or []),
         "best_epoch": int(metadata.get("best_epoch") or 0),
         "features": describe_features(bundle.preprocessor),
