@@ -1,7 +1,7 @@
-"""What the tasks of the candidates step do to a batch: embed items, recommend to users, list items like an item.
+"""Batch functions of the candidates step: embed items, recommend items to users, list similar items.
 
-Batches of the encoded catalogue or of timelines and references to what all processes of a node share come in; vectors
-and lists go out, in Arrow columns. It knows no file, no bucket and no order of steps.
+Input: batches of the encoded catalogue or of timelines, and references to objects that all processes of a node share.
+Output: vectors and lists in Arrow columns.
 """
 
 from __future__ import annotations
@@ -45,18 +45,21 @@ from rec_ray.schema import (
     SIMILAR_SCORES,
     USER_EMBEDDINGS,
     USER_ID,
+    QueryTime,
+    Split,
 )
 
 Array = np.ndarray[Any, Any]
 
-NOW, EVERYTHING = 2, 3
-"""The query row as of now, and a split label above all others: every event is history."""
+ALL_EVENTS = Split.TEST + 1
+"""Split label above all others: every event is history."""
 ITEMS_AT_ONCE = 8192
-"""Items that are embedded together: what lies between the layers of a tower stays small."""
+"""Items that are embedded together, so that the activations of a tower stay small."""
 MODEL, POPULARITY = "model", "popularity"
 INDICES = "indices"
-"""Column of lists of catalogue indices, 0 on: ids take five times the room and are put in their place where a list is
-written (`name_items`)."""
+"""Column of lists of catalogue indices, from 0. `name_items` replaces them by ids when a list is written, because ids
+take more memory.
+"""
 _RECOMMENDED = pa.schema(
     [
         *USER_EMBEDDINGS,
@@ -69,10 +72,10 @@ _RECOMMENDED = pa.schema(
 
 @dataclass(frozen=True)
 class Sharing:
-    """What all tasks of the step share, small enough to be handed to each: references, settings and the instant.
+    """Inputs that all tasks of the step share, small enough to be passed to each: references, settings and the time.
 
-    bundle: a `TwoTowerBundle`. items: the shards of the catalogue. filters: evaluated on it. popularity:
-    `SegmentPopularity`, or None when users of whom nothing is known are left out.
+    bundle: a `TwoTowerBundle`. items: the shards of the catalogue. filters: evaluated `ItemFilters`. popularity:
+    `SegmentPopularity`, or None if users without any known data get no list.
     """
 
     bundle: ray.ObjectRef
@@ -84,13 +87,13 @@ class Sharing:
 
     @property
     def key(self) -> str:
-        """A text that changes with the content."""
-        return f"{self.bundle.hex()} {self.items.key} {self.filters.hex()}"
+        """Cache key; it depends on every field."""
+        return repr(self)
 
 
 def _bundle(reference: ray.ObjectRef, device: str = "cpu") -> TwoTowerBundle:
     def load() -> TwoTowerBundle:
-        # Tasks run side by side; threads inside a product would wait for each other.
+        # Tasks run side by side; threads within a product would compete for the same cores.
         torch.set_num_threads(1)
         bundle: TwoTowerBundle = shared_value(reference)
         bundle.model.to(device)
@@ -104,7 +107,7 @@ def _products(precision: str, device: str) -> torch.autocast:
 
 
 def embed_items(rows: pa.Table, bundle: ray.ObjectRef, device: str, precision: str) -> Iterator[pa.Table]:
-    """Yield `item_index`, `item_id`, `embedding` and perhaps `as_history` for rows of `CATALOGUE`, some after others.
+    """Yield `item_index`, `item_id`, `embedding` and optionally `as_history` for rows of `CATALOGUE`, in parts.
 
     bundle: reference to it. device, precision: as in the settings section `candidates`.
     """
@@ -125,7 +128,7 @@ def _embed(batch: pa.Table, bundle: ray.ObjectRef, device: str, precision: str) 
 
 @torch.inference_mode()
 def add_history(items: pa.Table, bundle: ray.ObjectRef, device: str = "cpu") -> pa.Table:
-    """Add the column `as_history` to embedded items, where the model reads histories by other vectors than the items'.
+    """Add the column `as_history` to embedded items, if the model reads histories by vectors of their own.
 
     items: `item_id` and `embedding`.
     """
@@ -144,10 +147,10 @@ def _lists(vectors: torch.Tensor) -> pa.Array:
 
 @dataclass(frozen=True)
 class Recommender:
-    """What recommends items to timelines: the model, and the items that all processes of a node share.
+    """Recommendation of items to timelines by the model, with the items that all processes of a node share.
 
-    lists: builds lists by the model. seen_types: codes of the event types that count as seen, or None for all.
-    seen_since: seconds since 1970 from which on they count, or None.
+    lists: builder of lists by the model. seen_types: codes of the event types that count as seen, or None for all.
+    seen_since: seconds since 1970 from which events count, or None.
     """
 
     shared: Sharing
@@ -159,7 +162,7 @@ class Recommender:
 
     @classmethod
     def load(cls, shared: Sharing) -> Recommender:
-        """Load what is shared into this process."""
+        """Load the shared objects into this process."""
         items, settings = shared.items, shared.settings
         bundle = _bundle(shared.bundle, settings.device)
         lists = ListBuilder(
@@ -173,11 +176,11 @@ class Recommender:
         )
         return cls(shared, bundle, lists, *seen_events(settings.filters, bundle, shared.now))
 
-    def questions(self, timelines: Timelines) -> tuple[Array, tuple[Array, Array] | None]:
-        """Return the vectors [b, d] of users and what they have seen, ragged item indices from 0 on, or None."""
+    def embed_users(self, timelines: Timelines) -> tuple[Array, tuple[Array, Array] | None]:
+        """Return the vectors [b, d] of users, and the items they have seen (ragged indices from 0), or None."""
         users = np.arange(len(timelines))
         length = int(self.bundle.arguments["history_length"])
-        query = query_batch(timelines, users, split=EVERYTHING, query=NOW, history_length=length)
+        query = query_batch(timelines, users, split=ALL_EVENTS, query=QueryTime.NOW, history_length=length)
         settings = self.shared.settings
         table, rows = self.shared.items.history_rows(query.item_index)
         query = dataclasses.replace(query, item_index=rows).to(settings.device)
@@ -185,7 +188,7 @@ class Recommender:
             vectors = embed_queries(self.bundle.model, query, table).cpu().numpy()
         if not settings.exclude_seen:
             return vectors, None
-        seen, first = seen_items(timelines, users, EVERYTHING, self.seen_types, self.seen_since)
+        seen, first = seen_items(timelines, users, ALL_EVENTS, self.seen_types, self.seen_since)
         return vectors, (seen - 1, first)
 
     @torch.inference_mode()
@@ -200,7 +203,7 @@ class Recommender:
             unknown = np.zeros(len(timelines), bool)
         if not len(timelines):
             return _RECOMMENDED.empty_table()
-        vectors, exclude = self.questions(timelines)
+        vectors, exclude = self.embed_users(timelines)
         raw = raw_columns(batch, RAW_NOW, list(self.shared.settings.user_fields))
         lists = self.lists.build(vectors, self.shared.settings.k, exclude, raw)
         found, scores = lists.indices, lists.scores
@@ -220,7 +223,7 @@ class Recommender:
         )
 
     def _most_popular(self, users: Array, exclude: tuple[Array, Array] | None, raw: dict[str, pa.Array]) -> Any:
-        """Return item indices and scores of what is popular in the segment of some users and fits the filters."""
+        """Return indices and scores of the popular items of the users' segments that pass the filters."""
         if not self._popular:
             popular: SegmentPopularity = shared_value(self.shared.popularity)
             index = ExactTopK(popular.matrix, threads=1)
@@ -228,11 +231,11 @@ class Recommender:
             lists = dataclasses.replace(self.lists, index=index, vectors=rows, scores_are_cosines=False, _subsets={})
             self._popular[POPULARITY] = popular, lists
         popular, builder = self._popular[POPULARITY]
-        own = {name: values.take(pa.array(users)) for name, values in raw.items()}
+        user_fields = {name: values.take(pa.array(users)) for name, values in raw.items()}
         segment = self.shared.settings.segment
-        segments = pc.cast(own[segment], pa.string()) if segment else pa.nulls(len(users), pa.string())
-        left = take_rows(*exclude, users) if exclude is not None else None
-        found = builder.build(popular.queries(segments), self.shared.settings.k, left, own)
+        segments = pc.cast(user_fields[segment], pa.string()) if segment else pa.nulls(len(users), pa.string())
+        remaining_exclude = take_rows(*exclude, users) if exclude is not None else None
+        found = builder.build(popular.queries(segments), self.shared.settings.k, remaining_exclude, user_fields)
         return found.indices, found.scores
 
 
@@ -241,7 +244,7 @@ def _recommender(shared: Sharing) -> Recommender:
 
 
 def recommend_items(rows: pa.Table, shared: Sharing, progress: str) -> Iterator[pa.Table]:
-    """Yield `Recommender.recommend` of some rows after others; the recommender is loaded once a process."""
+    """Yield `Recommender.recommend` of rows in parts; the recommender is loaded once per process."""
     recommender = _recommender(shared)
     size = shared.settings.batch_size
     for start in range(0, rows.num_rows, size):
@@ -252,9 +255,9 @@ def recommend_items(rows: pa.Table, shared: Sharing, progress: str) -> Iterator[
 
 @torch.inference_mode()
 def measure_recall(batch: pa.Table, shared: Sharing) -> pa.Table:
-    """Return a row a user: the share of the exact list, without filters, that the approximate one holds."""
+    """Return per user the share of the exact list, without filters, that the approximate list contains."""
     recommender = _recommender(shared)
-    vectors, seen = recommender.questions(Timelines.from_table(batch, recommender.bundle.preprocessor.users.shape))
+    vectors, seen = recommender.embed_users(Timelines.from_table(batch, recommender.bundle.preprocessor.users.shape))
     exclude = Exclusions(*seen) if seen is not None else None
     approximate = shared.items.search(vectors, shared.settings.k, exclude)[0]
     exact = shared.items.search(vectors, shared.settings.k, exclude, exactly=True)[0]
@@ -262,14 +265,13 @@ def measure_recall(batch: pa.Table, shared: Sharing) -> pa.Table:
 
 
 def list_similar_items(batch: pa.Table, shared: Sharing) -> pa.Table:
-    """Return `item_id`, `indices` and `similar_scores` of the items whose vectors are nearest, of those that may be
-    recommended to anybody.
+    """Return `item_id`, `indices` and `similar_scores` of the nearest items that may be recommended to some user.
 
     batch: rows of `embed_items`.
     """
-    own = batch["item_index"].to_numpy().astype(np.int64) - 1
-    itself = Exclusions(own, np.arange(len(own) + 1))
-    vectors = flat_values(batch[EMBEDDING]).reshape(len(own), -1)
+    item_rows = batch["item_index"].to_numpy().astype(np.int64) - 1
+    itself = Exclusions(item_rows, np.arange(len(item_rows) + 1))
+    vectors = flat_values(batch[EMBEDDING]).reshape(len(item_rows), -1)
     allowed = once_a_process(f"allowed {shared.filters.hex()}", lambda: shared_value(shared.filters).allowed)
     found, scores = shared.items.search(vectors, shared.settings.similar_items, itself, allowed)
     indices, listed = _cut(found, scores)
@@ -277,16 +279,16 @@ def list_similar_items(batch: pa.Table, shared: Sharing) -> pa.Table:
 
 
 def _cut(found: Array, scores: Array) -> tuple[pa.Array, pa.Array]:
-    """Return indices and scores [q, k] as lists that end where an index is -1."""
+    """Return indices and scores [q, k] as lists that end before the first index -1."""
     kept = found >= 0
     lengths = kept.sum(axis=1)
-    # Nearly always all of them, and to choose every element takes ten times as long as to take them as they lie.
+    # Fast path: usually no list is short, and slicing is faster than masking.
     some = slice(None) if kept.all() else kept.reshape(-1)
     indices, listed = found.reshape(-1)[some].astype(np.int32), scores.reshape(-1)[some]
     return lists_of(lengths, indices, pa.int32()), lists_of(lengths, listed, pa.float32())
 
 
 def name_items(rows: pa.Table, column: str, items: ItemShards) -> pa.Table:
-    """Put the ids of items in the place of their `indices`. column: what the lists of ids are called."""
+    """Replace item `indices` by item ids. column: name of the column of ids."""
     lists = rows[INDICES].combine_chunks()
     return rows.set_column(rows.column_names.index(INDICES), column, items.id_lists(lists))

@@ -1,10 +1,10 @@
-"""The vectors of a catalogue in Ray's object store, in shards: one copy a node, read in place by all its processes.
+"""Item vectors of a catalogue in Ray's object store, in shards: one copy per node, read in place by all its processes.
 
-Embedded items come in as blocks in any order; out goes `ItemShards`, small enough to be handed to every task, which
-finds items for queries and gives vectors and ids of items by index. It knows no users, no files and no settings.
+Input: blocks of embedded items in any order. Output: `ItemShards`, small enough to be passed to every task, which
+searches items and returns vectors and ids of items by index.
 
-A process maps a shard, it does not hold it: where a catalogue is larger than a worker, shards are opened one after
-another, and the object store may put those away that nobody reads.
+A process maps a shard into its memory without a copy. A catalogue larger than a worker is opened shard by shard, and
+the object store may evict shards that no process reads.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from rec_ray.schema import EMBEDDING, ITEM_ID
 
 AS_HISTORY = "as_history"
 SHARD_BYTES = 2**30
-"""Vectors of one shard, unless the number of its items is set."""
+"""Largest size of the vectors of a shard, unless the number of its items is set."""
 
 
 @dataclass(frozen=True)
 class ItemShard:
-    """Items that follow each other in the catalogue.
+    """Consecutive items of the catalogue.
 
-    item_ids: [m].  matrix: [m + 1, d] float32, zeros in row 0.  history: likewise, the items as histories read them;
-    often the same array.  quantised: the items as bytes.  index: an inverted file as bytes, when lists are approximate.
+    item_ids: [m].  matrix: [m + 1, d] float32, zeros in row 0.  history: likewise, the vectors that histories read,
+    often the same array.  quantised: the items as bytes.  index: an inverted file as bytes, if lists are approximate.
     """
 
     item_ids: pa.Array
@@ -56,8 +56,8 @@ class ItemShard:
 class ItemShards:
     """References to the shards of a catalogue.
 
-    counts: items of each shard.  embedding_size: d.  probes: lists of an inverted file that a query reads.
-    device: where exact searches run and histories are read, such as "cuda".
+    counts: items of each shard.  embedding_size: d.  probes: lists of an inverted file that a query reads. device:
+    device of exact searches and of history vectors, such as "cuda".
     """
 
     refs: tuple[ray.ObjectRef, ...]
@@ -68,18 +68,18 @@ class ItemShards:
 
     @property
     def item_count(self) -> int:
-        """Items of the catalogue."""
+        """Number of items of the catalogue."""
         return sum(self.counts)
 
     @property
     def key(self) -> str:
-        """A text that changes with the content."""
-        return hashlib.sha256(" ".join(ref.hex() for ref in self.refs).encode()).hexdigest()
+        """Cache key; it depends on every field."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
     def wait(self) -> None:
         """Wait until the shards are made.
 
-        A task that waits for one gives its CPU back, and Ray starts a process more to make it.
+        A task that is blocked on a shard releases its CPU, and Ray then starts one more process.
         """
         ray.wait(list(self.refs), num_returns=len(self.refs), fetch_local=False)
 
@@ -92,9 +92,9 @@ class ItemShards:
         *,
         exactly: bool = False,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return catalogue indices (0 on) and scores of the best items, as `ExactTopK.search` does.
+        """Return catalogue indices (from 0) and scores of the best items, as `ExactTopK.search` does.
 
-        exactly: search exactly where there is an inverted file too.
+        exactly: search exactly even if there is an inverted file.
         """
         return search_shards(self._searches(exactly), queries, k, exclude, allowed)
 
@@ -107,14 +107,14 @@ class ItemShards:
                     return shard.search_exactly() if self.device == "cpu" else DeviceTopK(shard.matrix[1:], self.device)
                 return FaissTopK(shard.matrix[1:], shard.index, probes=self.probes)
 
-            # What a process keeps open stays in memory: only where that is a single shard.
+            # Cache the search only for a single shard, because cached searches stay in memory.
             yield once_a_process(f"search {self.key} {exactly} {place}", load) if len(self.refs) == 1 else load()
 
     def history_rows(self, item_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return vectors [r, d], as histories read them, and the row of each item in them, shaped as `item_index`; both
-        on the device.
+        """Return vectors [r, d] that histories read, and the row of each item in them, shaped as `item_index`; both on
+        the device.
 
-        item_index: catalogue indices 1 on; 0 is no item, its vector zeros.
+        item_index: catalogue indices from 1; 0 is padding with a vector of zeros.
         """
         if len(self.refs) == 1:
 
@@ -132,7 +132,7 @@ class ItemShards:
         return torch.from_numpy(vectors).to(self.device), rows.to(self.device)
 
     def vectors(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors [m, d] of items at catalogue indices [m], 0 on."""
+        """Return the vectors [m, d] of items at catalogue indices [m], from 0."""
         found = np.empty((len(indices), self.embedding_size), np.float32)
         for ref, start, end in self._ranges():
             inside = np.flatnonzero((indices >= start) & (indices < end))
@@ -141,11 +141,11 @@ class ItemShards:
         return found
 
     def id_lists(self, lists: pa.ListArray) -> pa.ListArray:
-        """Return lists of item ids for lists of catalogue indices, 0 on; a dictionary holds each id once."""
+        """Return lists of item ids for lists of catalogue indices, from 0; a dictionary contains each id once."""
         indices = lists.flatten().to_numpy()
-        occurs = np.zeros(self.item_count, bool)
-        occurs[indices] = True
-        chosen = np.flatnonzero(occurs)
+        used = np.zeros(self.item_count, bool)
+        used[indices] = True
+        chosen = np.flatnonzero(used)
         place = np.zeros(self.item_count, np.int32)
         place[chosen] = np.arange(len(chosen), dtype=np.int32)
         names = pa.concat_arrays([pa.array([], pa.string()), *self._ids(chosen)])
@@ -178,12 +178,12 @@ def make_shards(
 ) -> ItemShards:
     """Put embedded items into shards, each made by a task of its own.
 
-    blocks: references to Arrow tables of `item_index` (1 on), `item_id`, `embedding` and, where histories read items
-    otherwise, `as_history`; in any order.
-    shard_items: items of a shard; None takes what `SHARD_BYTES` hold.  device: as in `ItemShards`.
+    blocks: references to Arrow tables of `item_index` (from 1), `item_id`, `embedding` and, if histories read other
+    vectors, `as_history`; in any order. shard_items: items of a shard; None takes as many as `SHARD_BYTES` hold.
+    device: as in `ItemShards`.
     """
-    most = shard_items or max(1, SHARD_BYTES // (4 * embedding_size))
-    shards = -(-item_count // most)
+    shard_size = shard_items or max(1, SHARD_BYTES // (4 * embedding_size))
+    shards = -(-item_count // shard_size)
     bounds = np.linspace(0, item_count, shards + 1).astype(int).tolist()
     refs = tuple(
         _make_shard.remote(start, end, embedding_size, approximate, *blocks)
@@ -197,7 +197,7 @@ def _make_shard(start: int, end: int, size: int, approximate: bool, *blocks: pa.
     """Return the items of indices `start` + 1 to `end`."""
     matrices = {EMBEDDING: np.zeros((end - start + 1, size), np.float32)}
     ids, places = [], []
-    # An empty file leaves a block without columns.
+    # An empty file gives a block without columns.
     for block in (block for block in blocks if block.num_rows):
         index = block["item_index"].to_numpy()
         inside = np.flatnonzero((index > start) & (index <= end))

@@ -1,7 +1,7 @@
-"""`FeatureTables` into `FeatureTables` whose items carry a vector of their text, made by a language model.
+"""Text vectors of items by a language model: `FeatureTables` to `FeatureTables` with one more item feature.
 
-The declared text fields of an item are joined and encoded once by a pool of actors; vectors are kept in the object
-store by the hash of their text, so a later run encodes new texts only. It knows neither towers nor Feast.
+The declared text fields of an item are joined and encoded once by a pool of actors. Vectors are cached in the object
+store by the hash of their text, so that a later run encodes only new texts.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rec_ray.storage.vector_cache import VectorCache
 
 HASHING, TRANSFORMERS = "hashing", "transformers:"
 TEXT_VECTOR = "text_vector"
-"""The feature that stands for all text fields of an item."""
+"""Feature that replaces all text fields of an item."""
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Tables whose items have `TEXT_VECTOR`, and the settings under which it is read.
+    """Tables whose items have `TEXT_VECTOR`, and the settings that declare it.
 
-    encoded, kept: texts that were encoded now, and those whose vectors were there.
+    encoded, kept: numbers of newly encoded texts, and of texts whose vectors were cached.
     """
 
     tables: FeatureTables
@@ -41,13 +41,13 @@ class EncodedText:
 
 
 def encode_item_text(tables: FeatureTables, features: FeatureSettings, encoder: str, storage: Storage) -> EncodedText:
-    """Give every item a vector of its texts, in the place of the declared text features.
+    """Add a vector of its texts to every item, and replace the declared text features by it.
 
     encoder: `transformers:` and the name or folder of a model; every node must be able to load it.
 
     Raises:
         ConfigError: transformers or the model is missing.
-        SchemaError: no item feature is declared as text, or one of them is not there.
+        SchemaError: no item feature is declared as text, or one of them is missing.
     """
     fields = [name for name, declaration in features.item.items() if declaration.kind == "text"]
     if not fields:
@@ -59,7 +59,7 @@ def encode_item_text(tables: FeatureTables, features: FeatureSettings, encoder: 
     model, dimensions = ray.get(_describe.remote(name))
     cache = VectorCache(storage, f"{FOLDER}/{model}")
     items = tables.items.materialize()
-    # The two instants of an item stay in one block, as they came.
+    # Unlimited block size: both rows of an item stay in one block.
     items.context.target_max_block_size = None
     encoded, kept = encode_texts(items, fields, functools.partial(TextEncoder, name), cache)
     with_vectors = items.map_batches(
@@ -74,13 +74,15 @@ def encode_item_text(tables: FeatureTables, features: FeatureSettings, encoder: 
 
 
 def with_text_vector(features: FeatureSettings, dimensions: int) -> FeatureSettings:
-    """Return the settings with `TEXT_VECTOR` for items in the place of their text features.
+    """Return the settings with `TEXT_VECTOR` in place of the items' text features.
 
     Raises:
-        SchemaError: a feature of that name is declared already.
+        SchemaError: a feature of that name is already declared.
     """
     if TEXT_VECTOR in features.item:
-        raise SchemaError(f"the item feature {TEXT_VECTOR!r} has the name of what features.text_encoder makes")
+        raise SchemaError(
+            f"the item feature {TEXT_VECTOR!r} has the name of the feature that features.text_encoder adds; rename it"
+        )
     others = {name: declaration for name, declaration in features.item.items() if declaration.kind != "text"}
     vector = FeatureDeclaration("vector", length=dimensions)
     return features.model_copy(update={"item": {**others, TEXT_VECTOR: vector}})
@@ -93,7 +95,7 @@ def _describe(name: str) -> tuple[str, int]:
 
 
 def _attach(items: pa.Table, fields: Sequence[str], cache: VectorCache) -> pa.Table:
-    """Append the vector of each item's text; null where there is none."""
+    """Append the vector of each item's text, null for items without text."""
     if TEXT_VECTOR in items.column_names:
         items = items.drop_columns([TEXT_VECTOR])
     if not items.num_rows:

@@ -1,7 +1,7 @@
-"""Tasks that put the questions of an evaluation to every method, a block of users at a time.
+"""Tasks of the evaluation that rank the held-out targets by every method, one block of users at a time.
 
-Encoded timelines come in as Arrow batches; one row a batch goes out, with sums that add up and a few users to show. The
-models and the counted baselines are loaded once a process; it knows neither settings nor what the figures decide.
+Input: encoded timelines as Arrow batches. Output: one row per batch, with sums that add up and a few example users.
+Models and counted baselines are loaded once per process.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from rec_ray.storage.object_store import Storage
 
 RECOMMENDED = "model_as_recommended"
 CELLS = 20_000_000
-"""Scores of baselines, users times items, that live at one time in a process."""
+"""Largest number of baseline scores, users times items, in the memory of a process."""
 SHOWN_USERS, SHOWN_EVENTS, SHOWN_SCORES = 5, 12, 256
-"""Users of a segment and events of a user that can be examples; users of a batch whose scores are drawn."""
+"""Example users per segment; history events per example; users per batch whose scores are sampled."""
 
 RANKED = pa.schema([("sums", pa.binary()), ("said", pa.string())])
-"""sums: an Arrow stream of `SegmentSums.to_table`. said: JSON of counts, and scores and examples of the model."""
+"""sums: an Arrow stream of `SegmentSums.to_table`. said: JSON of counts, sampled scores and examples of the model."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class RankingPlan:
-    """What a ranking task needs beside its users.
+    """Inputs of a ranking task beside its users.
 
-    bundle: reference to it. baselines: reference to counted baselines by name, or None.
-    catalogue: folder of the catalogue as of the test, encoded for this bundle. bounds: of activity. candidates, now:
-    how lists are made and the test cut-off, where the lists as recommended are to be judged too.
+    bundle: reference to a `TwoTowerBundle`. baselines: reference to counted baselines by name, or None. catalogue:
+    folder of the catalogue as of the test start, encoded for this bundle. bounds: of `activity_bounds`. candidates,
+    now: settings of the lists and the test start, if the lists of the candidates step are ranked too.
     """
 
     name: str
@@ -66,10 +66,15 @@ class RankingPlan:
     candidates: CandidateSettings | None = None
     now: datetime | None = None
 
+    @property
+    def key(self) -> str:
+        """Cache key of the loaded ranker; it depends on every field."""
+        return repr(self)
+
 
 @dataclass
 class ListFigures:
-    """Sums over users of figures of their first items: figure -> (sum, users that have one)."""
+    """Sums over users of list figures such as diversity: figure -> (sum, users with a value)."""
 
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)
 
@@ -85,17 +90,19 @@ class ListFigures:
 
 
 def sums_of(values: Mapping[str, Array]) -> dict[str, tuple[float, int]]:
-    """Return sums and numbers of users of figures by name, [q] each, NaN where a user has none."""
-    return {name: (float(np.nansum(own)), int(np.count_nonzero(~np.isnan(own)))) for name, own in values.items()}
+    """Return the sums and numbers of users of figures by name; values are [q], NaN for users without a value."""
+    return {
+        name: (float(np.nansum(column)), int(np.count_nonzero(~np.isnan(column)))) for name, column in values.items()
+    }
 
 
 def rank_targets(batch: pa.Table, plan: RankingPlan) -> pa.Table:
-    """Return `TargetRanker.rank` of a batch; the ranker is loaded once a process."""
-    return once_a_process(f"ranker {plan.bundle.hex()}", lambda: TargetRanker(plan)).rank(batch)
+    """Return `TargetRanker.rank` of a batch; the ranker is loaded once per process."""
+    return once_a_process(f"ranker {plan.key}", lambda: TargetRanker(plan)).rank(batch)
 
 
 class TargetRanker:
-    """Ranks the held-out positives of timelines by a model and, if given, by baselines."""
+    """Ranking of the held-out positives of timelines by a model and, if given, by baselines."""
 
     def __init__(self, plan: RankingPlan) -> None:
         torch.set_num_threads(1)
@@ -107,7 +114,7 @@ class TargetRanker:
         self.methods: dict[str, Method] = {plan.name: TowerMethod(bundle, self.catalogue)}
         if plan.baselines is not None:
             counted = shared_value(plan.baselines)
-            self.methods |= {name: CountingMethod(one, self.catalogue) for name, one in counted.items()}
+            self.methods |= {name: CountingMethod(baseline, self.catalogue) for name, baseline in counted.items()}
         self.recommended: AsRecommended | None = None
         if plan.candidates is not None and plan.now is not None:
             self.recommended = AsRecommended.of(table, self.catalogue, bundle, plan.candidates, plan.now)
@@ -137,24 +144,24 @@ class TargetRanker:
                 self._measure(figures, name, ranking)
                 if name == self.plan.name:
                     if self.recommended is not None:
-                        ranking_then = self.recommended.rank(questions, batch)
-                        sums.add(RECOMMENDED, draws, questions, ranking_then, self.catalogue)
-                        self._measure(figures, RECOMMENDED, ranking_then)
+                        list_ranking = self.recommended.rank(questions, batch)
+                        sums.add(RECOMMENDED, draws, questions, list_ranking, self.catalogue)
+                        self._measure(figures, RECOMMENDED, list_ranking)
                     said["examples"] += self._examples(questions, ranking, numbers)
                     _sample_scores(questions, ranking, said["scores"])
         known = {"known_items": int(self.catalogue.known.sum())}
-        lists = {name: own.sums for name, own in figures.items()}
+        lists = {name: list_figures.sums for name, list_figures in figures.items()}
         text = json.dumps({"counts": counts, "known": known, "lists": lists, **said})
         return pa.table([pa.array([_to_bytes(sums.to_table())], pa.binary()), pa.array([text])], schema=RANKED)
 
     def _measure(self, figures: dict[str, ListFigures], name: str, ranking: Ranking) -> None:
-        """Add how unlike the items of lists are, and how many are new, where lists are made by more than scores."""
+        """Add the figures of lists, if lists are made by more than scores."""
         if self.recommended is not None:
             values = self.recommended.figures(ranking.lists)
             figures.setdefault(name, ListFigures()).add(sums_of(values))
 
     def _examples(self, questions: Questions, ranking: Ranking, numbers: Array) -> list[dict[str, Any]]:
-        """Return the users of each segment with the smallest numbers: whatever the blocks, the same in the end."""
+        """Return the users of each segment with the smallest numbers; independent of the blocks."""
         examples = []
         for segment, mask in segment_users(questions.events, self.plan.bounds).items():
             if segment == "warm_users":
@@ -195,7 +202,7 @@ def _to_bytes(table: pa.Table) -> bytes:
 
 
 def _sample_scores(questions: Questions, ranking: Ranking, scores: dict[str, list[float]]) -> None:
-    """Add the scores of the best item, of the first target and of a random item, of a batch's first users."""
+    """Add the scores of the best item, the first target and a random item of the first users of a batch."""
     users = min(len(questions), SHOWN_SCORES - len(scores["random"]))
     if users <= 0 or ranking.random_scores is None:
         return
@@ -206,5 +213,5 @@ def _sample_scores(questions: Questions, ranking: Ranking, scores: dict[str, lis
 
 
 def _stable_numbers(user_ids: pa.Array) -> Array:
-    """Return a number for each user that does not depend on the block it came in: [u] int64."""
+    """Return a number per user that depends on the user id only: [u] int64."""
     return np.array([zlib.crc32(user.encode()) for user in user_ids.to_pylist()], np.int64)

@@ -1,8 +1,7 @@
-"""Images of items into vectors that are kept: each is fetched once a run and encoded once, by actors that hold a model.
+"""Cached vectors of item images: each image is fetched once per run and encoded once, by actors that hold a model.
 
-A Ray dataset of items and the name of the field with the address of an image come in; a `VectorCache` holds the vectors
-afterwards, by the hash of an image's bytes, and an `EncodedImages` says which address has which. It knows neither views
-nor what the vectors are for.
+Input: a Ray dataset of items and the name of the field with image addresses. Output: a `VectorCache` with the vectors
+by the hash of an image's bytes, and `EncodedImages` with the hash of each address.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from rec_ray.retrieval.encoders.image import ImageEncoder, decode_image
 from rec_ray.storage.vector_cache import HASH, VectorCache, hash_of
 
 FOLDER = "image_vectors"
-"""Folder of the object store with the vectors that were made, a folder a model."""
+"""Folder of the object store with the cached vectors, one sub-folder per model."""
 IMAGES = 32
-"""Images of one call of an actor: all of them are held decoded."""
+"""Images per call of an actor, all of which are in memory decoded."""
 NAMED = 3
-"""Unreadable images that are named."""
+"""Unreadable images that a warning names."""
 _ADDRESS, _WHY, _NEW = "address", "why", "new"
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """What became of the images of a field.
+    """Result of encoding the images of a field.
 
-    hashes: reference to a table of addresses and the hashes of their images. encoded, kept: images that were encoded
-    now, and those whose vectors were there. unreadable: addresses without an image.
+    hashes: reference to a table of addresses and the hashes of their images. encoded, kept: numbers of newly encoded
+    images, and of images whose vectors were cached. unreadable: number of addresses without an image.
     """
 
     hashes: ray.ObjectRef
@@ -52,20 +51,20 @@ class EncodedImages:
 def encode_images(
     items: ray.data.Dataset, field: str, model: str, cache: VectorCache, files: ImageFiles
 ) -> EncodedImages:
-    """Fetch the image of every address and encode those that have no vector yet; what cannot be read is said once.
+    """Fetch the image of every address and encode those without a cached vector; one warning names unreadable images.
 
-    The same image at several addresses is encoded once by each actor that meets it.
+    An image at several addresses is encoded once by each actor that fetches it.
 
     Raises:
         ConfigError: the model is missing.
-        SchemaError: there is no such field, or it is no text.
+        SchemaError: the field is missing or is no text.
     """
     addresses = items.map_batches(
         _addresses, batch_size=None, batch_format="pyarrow", fn_kwargs={"field": field}
     ).materialize()
     count = addresses.count()
     if not count:
-        return EncodedImages(ray.put(_found([])), 0, 0, 0)
+        return EncodedImages(ray.put(_to_table([])), 0, 0, 0)
     blocks = max(1, -(-count // IMAGES))
     if addresses.num_blocks() > 1:
         addresses = addresses.repartition(blocks, keys=[_ADDRESS]).map_batches(
@@ -84,8 +83,8 @@ def encode_images(
         compute=ActorPoolStrategy(min_size=1, max_size=min(actors, blocks)),
         num_cpus=share,
     ).materialize()
-    hashes, said = _gathered.remote(*found.to_arrow_refs())
-    read, encoded, unreadable, examples = ray.get(said)
+    hashes, summary = _collect.remote(*found.to_arrow_refs())
+    read, encoded, unreadable, examples = ray.get(summary)
     if unreadable:
         LOGGER.warning(
             "%s of %s images cannot be read, and their items go without: %s%s",
@@ -98,7 +97,7 @@ def encode_images(
 
 
 def image_vectors_of(items: pa.Table, field: str, hashes: pa.Table, cache: VectorCache) -> pa.Array:
-    """Return the vector of each item's image, a list, null where it has none or it could not be read.
+    """Return the vector of each item's image as a list, null for items without a readable image.
 
     hashes: the table of `EncodedImages`.
 
@@ -119,31 +118,31 @@ def _distinct(addresses: pa.Table) -> pa.Table:
     return pa.table({_ADDRESS: pc.unique(addresses[_ADDRESS]).drop_null()})
 
 
-def _found(rows: list[dict[str, Any]]) -> pa.Table:
+def _to_table(rows: list[dict[str, Any]]) -> pa.Table:
     kinds = [(_ADDRESS, pa.string()), (HASH, pa.string()), (_WHY, pa.string()), (_NEW, pa.bool_())]
     return pa.Table.from_pylist(rows, schema=pa.schema(kinds))
 
 
 @ray.remote(num_cpus=0.5, num_returns=2)
-def _gathered(*parts: pa.Table) -> tuple[pa.Table, tuple[int, int, int, list[str]]]:
-    """Return the addresses that have an image, and how many images were read, encoded and not read, with some names."""
+def _collect(*parts: pa.Table) -> tuple[pa.Table, tuple[int, int, int, list[str]]]:
+    """Return the addresses with an image, and the numbers of images read, encoded and unreadable, with some reasons."""
     table = pa.concat_tables([part for part in parts if part.num_rows])
-    bad = table.filter(pc.is_valid(table[_WHY]))
-    good = table.filter(pc.is_null(table[_WHY])).select([_ADDRESS, HASH, _NEW])
-    some = bad.sort_by(_ADDRESS).slice(0, NAMED).to_pylist()
-    said = [f"{shown(row[_ADDRESS])} ({row[_WHY]})" for row in some]
-    images = len(pc.unique(good[HASH]))
-    encoded = len(pc.unique(good.filter(good[_NEW])[HASH]))
-    return good.select([_ADDRESS, HASH]), (images, encoded, bad.num_rows, said)
+    unreadable = table.filter(pc.is_valid(table[_WHY]))
+    readable = table.filter(pc.is_null(table[_WHY])).select([_ADDRESS, HASH, _NEW])
+    examples = unreadable.sort_by(_ADDRESS).slice(0, NAMED).to_pylist()
+    descriptions = [f"{shown(row[_ADDRESS])} ({row[_WHY]})" for row in examples]
+    images = len(pc.unique(readable[HASH]))
+    encoded = len(pc.unique(readable.filter(readable[_NEW])[HASH]))
+    return readable.select([_ADDRESS, HASH]), (images, encoded, unreadable.num_rows, descriptions)
 
 
 class _ImageActor:
-    """Holds the model, fetches images, encodes those without a vector and keeps what it made."""
+    """Actor that holds the model, fetches images, encodes those without a vector and caches the vectors."""
 
     def __init__(self, model: str, cache: VectorCache, files: ImageFiles, known: list[ray.ObjectRef]) -> None:
         torch.set_num_threads(1)
         self.encoder, self.cache, self.files = ImageEncoder(model), cache, files
-        self.known, self.made = shared_value(known[0]), set[str]()
+        self.known, self.encoded = shared_value(known[0]), set[str]()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         addresses = batch[_ADDRESS].to_pylist()
@@ -151,12 +150,12 @@ class _ImageActor:
             self._row(address, data) for address, data in zip(addresses, self.files.read_all(addresses), strict=True)
         ]
         hashes = pa.array([row[HASH] for row in rows], pa.string())
-        there = pc.is_in(hashes, value_set=self.known).to_pylist()
+        cached = pc.is_in(hashes, value_set=self.known).to_pylist()
         images: dict[str, Any] = {}
-        for row, is_known in zip(rows, there, strict=True):
+        for row, is_known in zip(rows, cached, strict=True):
             data, name = row.pop("data"), row[HASH]
             row[_NEW] = name is not None and not is_known
-            if not row[_NEW] or name in self.made or name in images:
+            if not row[_NEW] or name in self.encoded or name in images:
                 continue
             try:
                 images[name] = decode_image(data)
@@ -164,8 +163,8 @@ class _ImageActor:
                 row[HASH], row[_WHY], row[_NEW] = None, str(error), False
         if images:
             self.cache.write(list(images), np.asarray(self.encoder.encode_images(list(images.values()))))
-            self.made |= set(images)
-        return _found(rows)
+            self.encoded |= set(images)
+        return _to_table(rows)
 
     @staticmethod
     def _row(address: str, data: bytes | DataError) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Texts of items into vectors that are kept: each text is encoded once, by a pool of actors that hold a model.
+"""Cached vectors of item texts: each text is encoded once, by a pool of actors that hold a model.
 
-A Ray dataset of items and the names of its text fields come in; afterwards a `VectorCache` holds the vector of every
-text, and `vectors_of` looks them up. It knows neither which model it is nor what the vectors are for.
+Input: a Ray dataset of items and the names of its text fields. Output: a `VectorCache` with the vector of every text,
+in which `vectors_of` looks them up.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rec_ray.logs import LOGGER
 from rec_ray.storage.vector_cache import HASH, VectorCache, hashes_of
 
 FOLDER = "text_vectors"
-"""Folder of the object store with the vectors that were made, a folder a model."""
+"""Folder of the object store with the cached vectors, one sub-folder per model."""
 TEXTS = 512
-"""Texts of one call of an actor."""
+"""Texts per call of an actor."""
 _TEXT = "text"
 
 
 class Encoder(Protocol):
-    """What makes vectors of texts: [n] strings -> [n, dimensions] float32."""
+    """Encoder of texts: [n] strings -> [n, dimensions] float32."""
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return a vector for each text."""
@@ -39,10 +39,10 @@ class Encoder(Protocol):
 
 
 def joined_texts(items: pa.Table, fields: Sequence[str]) -> pa.Array:
-    """Return the text of each item, its fields one after another; null where all are empty.
+    """Return the text of each item, its fields one after another; null if all are empty.
 
     Raises:
-        SchemaError: a field is not there or is no text.
+        SchemaError: a field is missing or is no text.
     """
     missing = [field for field in fields if field not in items.column_names]
     if missing:
@@ -51,13 +51,13 @@ def joined_texts(items: pa.Table, fields: Sequence[str]) -> pa.Array:
         columns = [pc.utf8_trim_whitespace(pc.fill_null(pc.cast(items[field], pa.string()), "")) for field in fields]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SchemaError(f"the item features {listed(fields)} are declared as text: {error}") from None
-    whole = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
-    text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*whole, "\n"))
+    arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
+    text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*arrays, "\n"))
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
 def vectors_of(items: pa.Table, fields: Sequence[str], cache: VectorCache) -> pa.Array:
-    """Return the vector of each item's joined text, a list, null where there is no text.
+    """Return the vector of each item's joined text as a list, null without text.
 
     Raises:
         DataError: a text was not encoded.
@@ -68,10 +68,10 @@ def vectors_of(items: pa.Table, fields: Sequence[str], cache: VectorCache) -> pa
 def encode_texts(
     items: ray.data.Dataset, fields: Sequence[str], make_encoder: Callable[[], Encoder], cache: VectorCache
 ) -> tuple[int, int]:
-    """Encode the joined texts of items that have no vector yet; return how many, and how many had one.
+    """Encode the joined texts of items without a cached vector; return the numbers of encoded and of cached texts.
 
-    make_encoder: called once in each actor. A text of items in several blocks counts in each as one that had a vector,
-    and is encoded once.
+    make_encoder: called once in each actor. A text of items in several blocks is encoded once and counts as cached in
+    the other blocks.
 
     Raises:
         SchemaError: as `joined_texts`.
@@ -105,9 +105,9 @@ def encode_texts(
 
 
 def room_for_actors() -> tuple[int, float]:
-    """Return how many actors fit and the CPUs of each: together they must not reserve every CPU.
+    """Return the number of actors that fit, and the CPUs of each.
 
-    None would be left for the tasks that feed them.
+    Actors that reserve every CPU would leave none for the tasks that feed them.
     """
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return (cpus - 1, 1.0) if cpus > 1 else (1, 0.5)
@@ -115,17 +115,17 @@ def room_for_actors() -> tuple[int, float]:
 
 @ray.remote(num_cpus=0.5)
 def known_hashes(cache: VectorCache) -> pa.Array:
-    """Return the hashes that have a vector."""
+    """Return the hashes with a cached vector."""
     return cache.hashes()
 
 
 def _missing_texts(items: pa.Table, fields: Sequence[str], known: ray.ObjectRef) -> pa.Table:
-    """Return the distinct texts of a block by their hash; those that have a vector stand there without their text."""
+    """Return the distinct texts of a block by their hash, with a null text for those that have a cached vector."""
     texts = joined_texts(items, fields) if items.num_rows else pa.array([], pa.string())
     table = _distinct(pa.table({HASH: hashes_of(texts), _TEXT: texts}).filter(pc.is_valid(texts)))
     hashes = table[HASH].combine_chunks()
-    there = pc.is_in(hashes, value_set=shared_value(known))
-    text = pc.if_else(there, pa.scalar(None, pa.string()), table[_TEXT].combine_chunks())
+    cached = pc.is_in(hashes, value_set=shared_value(known))
+    text = pc.if_else(cached, pa.scalar(None, pa.string()), table[_TEXT].combine_chunks())
     return pa.table({HASH: hashes, _TEXT: text})
 
 
@@ -143,7 +143,7 @@ def _count(texts: pa.Table) -> pa.Table:
 
 
 class _EncodingActor:
-    """Holds the model, encodes texts and keeps their vectors; a batch that is encoded again has the same name."""
+    """Actor that holds the model, encodes texts and caches their vectors; a repeated batch overwrites its own file."""
 
     def __init__(self, make_encoder: Callable[[], Any], cache: VectorCache) -> None:
         torch.set_num_threads(1)

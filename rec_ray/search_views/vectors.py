@@ -1,8 +1,7 @@
-"""What items say and show into vectors for the views that are searched by text or image, stored with the candidates.
+"""Vectors of item texts and images for the views that are searched by text or image, stored with the candidates.
 
-The catalogue as of now comes in with its raw fields; each text and image is encoded once, and a row for every item
-that has a vector is written beside the candidates of the version, whose manifest then lists it. It knows nothing of
-Feast and pushes nothing.
+Input: the catalogue as of now with its raw fields. Each text and image is encoded once. Output: a row for every item
+that has a vector, beside the candidates of the version, and an entry in their manifest. Another step pushes the rows.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ from rec_ray.storage.vector_cache import VECTORS, VectorCache
 
 @dataclass(frozen=True)
 class _Column:
-    """How one field of a view is made: the caches and item fields that it comes from.
+    """Sources of one field of a view: caches and item fields.
 
-    image: field with the address of an image, or None. hashes: as in `EncodedImages`, in a list.
+    image: field with the address of an image, or None. hashes: list with the reference of `EncodedImages`, or empty.
     """
 
     name: str
@@ -60,8 +59,8 @@ def make_search_vectors(
 ) -> SearchVectors:
     """Write the vectors of every view that has an encoder, and add them to the manifest of the candidates.
 
-    prefix: key of complete candidates. repo: the folder that paths of images are relative to. What an earlier attempt
-    left is written anew; the manifest never lists parts that are gone.
+    prefix: key of complete candidates. repo: folder that relative image paths start from. Vectors of an earlier attempt
+    are replaced; the manifest never lists deleted parts.
 
     Raises:
         ConfigError: transformers or a model is missing.
@@ -74,17 +73,20 @@ def make_search_vectors(
     _write_manifest(storage, prefix, manifest)
     storage.delete_prefix(f"{prefix}/{SEARCH}")
     items = read_rows(storage, data.catalogue_now).map_batches(
-        _plain, batch_size=None, batch_format="pyarrow", fn_kwargs={"fields": list(settings.item_fields)}
+        _raw_fields, batch_size=None, batch_format="pyarrow", fn_kwargs={"fields": list(settings.item_fields)}
     )
     names = ray.get(_cache_names.remote(settings.text_model, settings.image_model))
-    made = _Made(
+    encodings = _Encodings(
         items, settings, storage, ImageFiles(storage, repo, settings.image_seconds, settings.image_bytes), names
     )
     dimensions = ask_search_dimensions(settings)
     rows: dict[str, int] = {}
     described: dict[str, Any] = {}
     for source, fields in settings.vectors.items():
-        columns = [made.text(source, name) if source in made.texts else made.image(source, name) for name in fields]
+        columns = [
+            encodings.text(source, name) if source in encodings.texts else encodings.image(source, name)
+            for name in fields
+        ]
         schema = pa.schema([(ITEM_ID, pa.string()), *((name, VECTORS) for name in fields)])
         sink = PartsSink(storage, prefix, {search_folder(source): schema})
         items.map_batches(
@@ -92,17 +94,19 @@ def make_search_vectors(
         ).write_datasink(sink)
         manifest["parts"] |= sink.parts
         rows[source] = sum(part["rows"] for part in sink.parts[search_folder(source)])
-        encoder = settings.text_encoder if source in made.texts else settings.image_encoder
+        encoder = settings.text_encoder if source in encodings.texts else settings.image_encoder
         described[source] = {"vectors": dimensions[source], "encoder": encoder}
         if not rows[source]:
-            LOGGER.warning("no item has a vector for %s: are the fields %s empty?", source, ", ".join(fields))
+            LOGGER.warning(
+                "no item has a vector for %s; check that the fields %s have values", source, ", ".join(fields)
+            )
     manifest[SEARCH] = described
     _write_manifest(storage, prefix, manifest)
-    return SearchVectors(version, rows, made.encoded, made.kept, made.unreadable)
+    return SearchVectors(version, rows, encodings.encoded, encodings.kept, encodings.unreadable)
 
 
 def search_dimensions(settings: SearchSettings) -> dict[str, dict[str, int]]:
-    """Return the numbers of each vector, by push source and field; the weights of the models are not read.
+    """Return the length of each vector, by push source and field, without reading the weights of the models.
 
     Raises:
         ConfigError: transformers or a model is missing.
@@ -118,12 +122,12 @@ def search_dimensions(settings: SearchSettings) -> dict[str, dict[str, int]]:
 
 
 def ask_search_dimensions(settings: SearchSettings) -> dict[str, dict[str, int]]:
-    """Return `search_dimensions`, found by a task: transformers would stay in the memory of the driver."""
+    """Return `search_dimensions`, computed by a task, because transformers would stay in the driver's memory."""
     return ray.get(_dimensions.remote(settings)) if settings.vectors else {}
 
 
-class _Made:
-    """What was encoded so far; the same fields are encoded once, however many views have them."""
+class _Encodings:
+    """Encodings of a run; the same fields are encoded once, even if several views have them."""
 
     def __init__(
         self,
@@ -147,7 +151,7 @@ class _Made:
         return _Column(name, fields, self.caches["text"])
 
     def image(self, source: str, name: str) -> _Column:
-        """Encode the images, and the texts beside them, of a field of a view that is searched by image."""
+        """Encode the images and texts of a field of a view that is searched by image."""
         declared, model = self.settings.image_views[source][name], self.settings.image_model
         if declared.text:
             self._encode_texts("image_text", declared.text, functools.partial(ImageEncoder, model))
@@ -175,7 +179,7 @@ class _Made:
 
 @ray.remote(num_cpus=0.5)
 def _cache_names(text_model: str, image_model: str) -> dict[str, str]:
-    """Return the folders of the vectors of the models, where they are set."""
+    """Return the cache folders of the vectors of the configured models."""
     names = {}
     if text_model:
         names["text"] = f"{TEXT_FOLDER}/{fingerprint(text_model, declared_pooling(text_model))}"
@@ -190,18 +194,18 @@ def _dimensions(settings: SearchSettings) -> dict[str, dict[str, int]]:
     return search_dimensions(settings)
 
 
-def _plain(items: pa.Table, fields: Sequence[str]) -> pa.Table:
+def _raw_fields(items: pa.Table, fields: Sequence[str]) -> pa.Table:
     """Return the ids and the raw fields by their own names."""
     return pa.table({ITEM_ID: items[ITEM_ID], **raw_columns(items, RAW_ITEM, fields)})
 
 
 def _rows(items: pa.Table, columns: Sequence[_Column]) -> pa.Table:
-    """Return the items that have a vector, with all of theirs."""
+    """Return the items that have at least one vector, with all their vectors."""
     if not items.num_rows:
         return pa.table({ITEM_ID: pa.array([], pa.string()), **{each.name: pa.array([], VECTORS) for each in columns}})
     found = {each.name: _vectors(items, each) for each in columns}
-    there = functools.reduce(pc.or_, [pc.is_valid(vectors) for vectors in found.values()])
-    return pa.table({ITEM_ID: items[ITEM_ID], **found}).filter(there)
+    present = functools.reduce(pc.or_, [pc.is_valid(vectors) for vectors in found.values()])
+    return pa.table({ITEM_ID: items[ITEM_ID], **found}).filter(present)
 
 
 def _vectors(items: pa.Table, column: _Column) -> pa.Array:
@@ -213,11 +217,11 @@ def _vectors(items: pa.Table, column: _Column) -> pa.Array:
 
 
 def mixed(images: pa.Array, texts: pa.Array, image_weight: float) -> pa.Array:
-    """Return the weighted mean of two vectors of unit length at unit length; one alone as it is, null where none is.
+    """Return the weighted mean of two unit vectors at unit length; a single vector unchanged, null without a vector.
 
-    images, texts: n lists of the same number of float32, or null. An image weighs `image_weight`, a text 1.
+    images, texts: n lists of equal length of float32, or null. An image weighs `image_weight`, a text 1.
     """
-    there = pc.or_(pc.is_valid(images), pc.is_valid(texts))
+    present = pc.or_(pc.is_valid(images), pc.is_valid(texts))
     lengths = pc.list_value_length(pa.concat_arrays([images, texts])).drop_null()
     if not len(lengths):
         return texts
@@ -225,14 +229,14 @@ def mixed(images: pa.Array, texts: pa.Array, image_weight: float) -> pa.Array:
     length = np.linalg.norm(total, axis=1, keepdims=True)
     unit = (total / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(unit.reshape(-1)), unit.shape[1]).cast(VECTORS)
-    return pc.if_else(there, lists, pa.scalar(None, VECTORS))
+    return pc.if_else(present, lists, pa.scalar(None, VECTORS))
 
 
 def _dense(vectors: pa.Array, dimensions: int) -> Any:
-    """Return lists as a matrix; a row of zeros where there is none."""
+    """Return lists as a matrix, with a row of zeros for null."""
     rows = np.zeros((len(vectors), dimensions), np.float32)
-    there = pc.is_valid(vectors).to_numpy(zero_copy_only=False)
-    rows[there] = vectors.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)
+    present = pc.is_valid(vectors).to_numpy(zero_copy_only=False)
+    rows[present] = vectors.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)
     return rows
 
 

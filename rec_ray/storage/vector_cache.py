@@ -1,7 +1,6 @@
-"""Vectors that were made once, in the object store by the hash of what they stand for: a text, the bytes of an image.
+"""Cached vectors in the object store, by the hash of their content: a text, or the bytes of an image.
 
-A store and a folder, one for each model, come in; hashes go in and out with their vectors, as Parquet files that are
-only ever added. It knows neither models nor what was hashed.
+Input: a store and a folder per model. Output: vectors of hashes. The files are Parquet, and files are only added.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from rec_ray.errors import DataError
 from rec_ray.storage.object_store import Storage
 
 HASH, VECTOR = "hash", "text_vector"
-"""Columns of the files; the second has the name that it had when there were texts only."""
+"""Columns of the files; the second one keeps the name from when the cache held texts only."""
 VECTORS = pa.list_(pa.float32())
 
 
 def hash_of(data: bytes) -> str:
-    """Return the name of a content: its SHA-256 sum in hexadecimal."""
+    """Return the hash of a content: its SHA-256 sum in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def hashes_of(texts: pa.Array) -> pa.Array:
-    """Return the hash of each text, null where it is null."""
+    """Return the hash of each text, null for null."""
     return pa.array([None if text is None else hash_of(text.encode()) for text in texts.to_pylist()], pa.string())
 
 
 @dataclass(frozen=True)
 class VectorCache:
-    """The vectors of one model. folder: key of its files."""
+    """Cached vectors of one model. folder: key of its files."""
 
     storage: Storage
     folder: str
@@ -50,11 +49,11 @@ class VectorCache:
         Raises:
             StorageError: the store cannot be read.
         """
-        found = self._files()
-        return pa.array([], pa.string()) if found is None else pc.unique(found.to_table(columns=[HASH])[HASH])
+        dataset = self._files()
+        return pa.array([], pa.string()) if dataset is None else pc.unique(dataset.to_table(columns=[HASH])[HASH])
 
     def write(self, hashes: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Keep vectors: [n, dimensions]; the same hashes, written again, make the same file.
+        """Add vectors: [n, dimensions]. Writing the same hashes again overwrites the same file.
 
         Raises:
             StorageError: the store cannot be written.
@@ -67,7 +66,7 @@ class VectorCache:
         self.storage.write_bytes(f"{self.folder}/{name}.parquet", data.getvalue())
 
     def read(self, hashes: pa.Array) -> pa.Array:
-        """Return the vector of each hash, a list, null where the hash is null.
+        """Return the vector of each hash as a list, null for a null hash.
 
         Raises:
             DataError: a hash has no vector.
@@ -76,15 +75,15 @@ class VectorCache:
         wanted = pc.unique(hashes).drop_null()
         if not len(wanted):
             return pa.nulls(len(hashes), VECTORS)
-        found = self._files()
-        if found is None:
+        dataset = self._files()
+        if dataset is None:
             raise DataError(f"there is no vector in {self.storage.uri(self.folder)}; begin a new run")
-        table = found.to_table(filter=pads.field(HASH).isin(wanted)).combine_chunks()
+        table = dataset.to_table(filter=pads.field(HASH).isin(wanted)).combine_chunks()
         place = pc.index_in(hashes, value_set=table[HASH].combine_chunks(), skip_nulls=True)
         vectors = pc.cast(table[VECTOR].combine_chunks(), VECTORS).take(place)
-        lacking = vectors.null_count - hashes.null_count
-        if lacking:
-            raise DataError(f"{lacking:,} vectors are missing in {self.storage.uri(self.folder)}; begin a new run")
+        missing = vectors.null_count - hashes.null_count
+        if missing:
+            raise DataError(f"{missing:,} vectors are missing in {self.storage.uri(self.folder)}; begin a new run")
         return vectors
 
     def _files(self) -> Any:

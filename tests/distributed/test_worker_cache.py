@@ -7,11 +7,6 @@ from rec_ray.distributed import worker_cache as process_cache
 from rec_ray.distributed.worker_cache import once_a_process, shared_value
 
 
-@pytest.fixture(autouse=True)
-def an_empty_cache(monkeypatch):
-    monkeypatch.setattr(process_cache, "_VALUES", type(process_cache._VALUES)())
-
-
 def test_a_value_is_made_once_for_each_key():
     made = []
 
@@ -30,13 +25,14 @@ def test_nothing_is_a_value_too():
     assert made == [1]
 
 
-def test_the_value_that_was_not_asked_for_longest_goes():
+def test_the_least_recently_used_value_is_dropped_first():
     for key in range(process_cache.KEPT):
-        once_a_process(str(key), lambda key=key: key)
-    once_a_process("0", lambda: pytest.fail("it is kept"))
+        once_a_process(f"used {key}", lambda key=key: key)
+    once_a_process("used 0", lambda: pytest.fail("it is kept"))
     once_a_process("one more", lambda: -1)
-    assert list(process_cache._VALUES) == ["2", "3", "4", "5", "0", "one more"]
-    assert once_a_process("1", lambda: "made again") == "made again"
+    kept = ["used 2", "used 3", "used 4", "used 5", "used 0", "one more"]
+    assert [once_a_process(key, lambda: pytest.fail("it is kept")) for key in kept] == [2, 3, 4, 5, 0, -1]
+    assert once_a_process("used 1", lambda: "made again") == "made again"
 
 
 def test_what_failed_to_be_made_is_tried_again():
