@@ -1,4 +1,4 @@
-"""The manifests of cluster/ for several tests: as `kubectl kustomize` renders them, and what their validity is."""
+"""The manifests of cluster/ for several tests: rendered by `kubectl kustomize`, and validated strictly."""
 
 import functools
 import gzip
@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 BASE = CLUSTER / "base"
 OVERLAYS = sorted(folder.name for folder in (CLUSTER / "overlays").iterdir())
-KUBERNETES = "1.33"
+KUBERNETES = ("1.31", "1.32", "1.33", "1.34")
+KUBERAY = ("1.6.2", "1.7.0")
+"""Versions whose schemas every manifest must satisfy."""
 
 
 @functools.cache
@@ -44,8 +46,8 @@ def the(overlay: str, kind: str, name: str = "rec-ray") -> dict[str, Any]:
 
 
 @functools.cache
-def schema_of(kind: str) -> dict[str, Any]:
-    """Return KubeRay's schema of a kind, with fields refused that it does not have."""
+def schema_of(kind: str, kuberay: str) -> dict[str, Any]:
+    """Return the schema of a kind at a tag of KubeRay, with unknown fields refused."""
 
     def strict(schema: Any) -> Any:
         if isinstance(schema, list):
@@ -58,21 +60,28 @@ def schema_of(kind: str) -> dict[str, Any]:
             found["additionalProperties"] = False
         return found
 
-    text = gzip.decompress((ROOT / "tests" / "cluster" / "kuberay" / f"{kind}.json.gz").read_bytes())
+    text = gzip.decompress((ROOT / "tests" / "cluster" / "kuberay" / kuberay / f"{kind}.json.gz").read_bytes())
     schema: dict[str, Any] = strict(json.loads(text))
     return schema
 
 
 def validate(manifest: dict[str, Any]) -> None:
-    """Raise a ValidationError when Kubernetes or KubeRay would refuse it, or would drop a field of it."""
+    """Raise a ValidationError when a version of Kubernetes or KubeRay would refuse it or drop a field of it."""
+    checked = [manifest]
     if manifest["apiVersion"].startswith("ray.io/"):
         assert manifest["apiVersion"] == "ray.io/v1"
-        jsonschema.Draft7Validator(schema_of(manifest["kind"])).validate(manifest)
-        for pod in pods_of(manifest):
-            template = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod}
-            kubernetes_validate.validate(template, KUBERNETES, strict=True)
-    else:
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        for kuberay in KUBERAY:
+            validator_of(manifest["kind"], kuberay).validate(manifest)
+        metadata = {"name": "pod"}
+        checked = [{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod} for pod in pods_of(manifest)]
+    for each in checked:
+        for kubernetes in KUBERNETES:
+            kubernetes_validate.validate(each, kubernetes, strict=True)
+
+
+@functools.cache
+def validator_of(kind: str, kuberay: str) -> jsonschema.Draft7Validator:
+    return jsonschema.Draft7Validator(schema_of(kind, kuberay))
 
 
 def pods_of(manifest: Any) -> Iterator[dict[str, Any]]:

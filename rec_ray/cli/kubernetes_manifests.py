@@ -1,12 +1,14 @@
-"""Kubernetes manifests for given settings, where there is no kubectl or no copy of cluster/ to edit.
+"""Kubernetes manifests for given settings, for machines without kustomize or without a copy of cluster/ to edit.
 
-Settings and what they do not say (name, namespace, image, schedule, queue) come in, YAML text goes out: the manifests
-of `cluster/`, which stay the only place where they are written, put together as its overlays do it. It talks to no
-cluster, and knows the structure of the manifests but none of their values.
+In: settings and options that are no settings (name, namespace, image, schedule, queue). Out: YAML text, the manifests
+of `cluster/` combined as its overlays combine them. The values stay in `cluster/`; this module knows only their
+structure, and connects to no cluster.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -22,7 +24,10 @@ from rec_ray.errors import ConfigError, listed
 
 KINDS = ("rayjob", "raycluster", "cronjob", "raycronjob")
 GPU_IMAGE = "-cu130"
-"""What stands behind the tag of an image with PyTorch for GPUs."""
+"""Suffix of the tag of an image with PyTorch for GPUs."""
+NAME_LIMITS = {"rayjob": 47, "raycluster": 53, "cronjob": 34, "raycronjob": 36}
+"""Characters of a name: KubeRay's limits for its kinds; a CronJob's RayJob is named `<name>-<minutes>-run`."""
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _SECRET_KEY = re.compile(r"password|secret|token|access_?key", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"://[^/@:]*:[^$/@][^/@]*@")
 
@@ -31,11 +36,11 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the settings do not say.
+    """Options that are no settings.
 
     name: of the objects, and of a RayJob's run; None: a new one for a RayJob, else `rec-ray`.
     image: None: that of the manifests. grow_to: workers at most; None: as many as train, always.
-    queue: a LocalQueue of Kueue. schedule: in cron's words, UTC.
+    queue: a LocalQueue of Kueue. schedule: a cron expression, UTC.
     """
 
     name: str | None = None
@@ -47,19 +52,25 @@ class Wishes:
 
 
 def render_manifests(kind: str, settings: Settings, wishes: Wishes) -> str:
-    """Return the manifests of one way to run, ready for `kubectl apply -f -` (a RayJob: `kubectl create -f -`).
+    """Return the manifests of one way to run, ready for `kubectl apply -f -`.
 
     Raises:
-        ConfigError: the kind is unknown, the wishes exclude each other, or the settings name what is only here.
+        ConfigError: the kind is unknown, the options exclude each other, or the settings name files of this machine.
     """
     if kind not in KINDS:
         raise ConfigError(f"cannot render {kind!r}; known are {listed(KINDS)}")
     if wishes.queue and (kind not in ("rayjob", "cronjob") or _grows(settings, wishes)):
-        raise ConfigError("--queue is for a rayjob or a cronjob of fixed size: Kueue counts a cluster once")
+        raise ConfigError("--queue is for a rayjob or a cronjob of fixed size: Kueue refuses a cluster that grows")
     if wishes.schedule and kind not in ("cronjob", "raycronjob"):
         raise ConfigError(f"--schedule is for a cronjob or a raycronjob, not for a {kind}")
+    name = wishes.name or "rec-ray"
+    if len(name) > NAME_LIMITS[kind] or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"--name {name} is no name of a {kind}: at most {NAME_LIMITS[kind]} lower-case letters, digits and dashes, "
+            "with a letter first"
+        )
     cluster, extra = _cluster(settings, wishes)
-    config = _config_map(settings, cluster)
+    config = _config_map(_growing(settings, wishes), cluster)
     objects = [*_templates("base/serviceaccount.yaml"), *extra, *_templates("base/networkpolicy.yaml"), config]
     objects += [cluster] if kind == "raycluster" else _job(kind, cluster, wishes)
     for found in objects:
@@ -70,20 +81,18 @@ def render_manifests(kind: str, settings: Settings, wishes: Wishes) -> str:
 
 
 def _grows(settings: Settings, wishes: Wishes) -> bool:
-    """Whether the number of pods follows the work."""
+    """Return True if the number of pods follows the work."""
     return wishes.grow_to is not None or settings.train.least_workers < settings.train.most_workers
 
 
 def _cluster(settings: Settings, wishes: Wishes) -> tuple[Manifest, list[Manifest]]:
-    """Return the RayCluster, and what must be beside it."""
+    """Return the RayCluster, and the objects that it needs beside it."""
     train = settings.train
     (cluster,) = _templates("base/raycluster.yaml")
     cluster["metadata"]["name"] = wishes.name or cluster["metadata"]["name"]
     (workers,) = cluster["spec"]["workerGroupSpecs"]
     extra: list[Manifest] = []
-    # A pod for each training worker, with a CPU more than it computes with, for the data that feeds it.
-    workers["replicas"] = workers["minReplicas"] = train.least_workers
-    workers["maxReplicas"] = train.most_workers
+    # One pod for each training worker, with one CPU more than it trains with, for the tasks that feed it.
     resources = workers["template"]["spec"]["containers"][0]["resources"]
     cpus = max(int(resources["requests"]["cpu"]), train.cpus_per_worker + 1)
     resources["requests"]["cpu"] = resources["limits"]["cpu"] = str(cpus)
@@ -91,52 +100,83 @@ def _cluster(settings: Settings, wishes: Wishes) -> tuple[Manifest, list[Manifes
         raise ConfigError(f"--grow-to {wishes.grow_to} is less than train.num_workers {train.most_workers}")
     if _grows(settings, wishes):
         _patch(cluster, "components/autoscaling/raycluster.yaml")
-        workers["maxReplicas"] = wishes.grow_to or train.most_workers
         extra = _templates("components/autoscaling/serviceaccount.yaml")
+        _drop_variable(cluster, "REC_RAY__TRAIN__NUM_WORKERS")  # the ConfigMap has the range, see _growing
+    workers["replicas"] = workers["minReplicas"] = train.least_workers
+    workers["maxReplicas"] = wishes.grow_to or train.most_workers
     use_gpu = train.use_gpu or settings.candidates.use_gpu
     if use_gpu:
         _patch(cluster, "components/gpu/raycluster.yaml")
     if not train.use_gpu:
-        head = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-        head["env"] = [entry for entry in head["env"] if entry["name"] != "REC_RAY__TRAIN__USE_GPU"]
+        _drop_variable(cluster, "REC_RAY__TRAIN__USE_GPU")
     for group in (cluster["spec"]["headGroupSpec"], workers):
         container = group["template"]["spec"]["containers"][0]
         container["image"] = wishes.image or container["image"] + (GPU_IMAGE if use_gpu else "")
     return cluster, extra
 
 
+def _drop_variable(cluster: Manifest, name: str) -> None:
+    """Remove an environment variable from the head."""
+    head = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["env"] = [entry for entry in head["env"] if entry["name"] != name]
+
+
+def _growing(settings: Settings, wishes: Wishes) -> Settings:
+    """Return settings under which training uses the workers that `grow_to` allows."""
+    train = settings.train
+    if wishes.grow_to is None or wishes.grow_to == train.most_workers:
+        return settings
+    changed = train.model_copy(update={"num_workers": (train.least_workers, wishes.grow_to)})
+    changed.__pydantic_fields_set__.add("num_workers")
+    grown = settings.model_copy(update={"train": changed})
+    grown.__pydantic_fields_set__.add("train")
+    return grown
+
+
 def _job(kind: str, cluster: Manifest, wishes: Wishes) -> list[Manifest]:
-    """Return the RayJob that has the cluster, or what makes one every night."""
+    """Return the RayJob that has the cluster, or the objects that create one every night."""
     (job,) = _templates("components/rayjob/rayjob.yaml")
     image = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
     job["spec"]["rayClusterSpec"] = cluster["spec"]
     job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["image"] = image
-    if wishes.queue:
-        _patch(job, "components/kueue/rayjob.yaml")
-        job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = wishes.queue
     if kind == "rayjob":
+        if wishes.queue:
+            _patch(job, "components/kueue/rayjob.yaml")
+            job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = wishes.queue
         job["metadata"]["name"] = wishes.name or f"rec-ray-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         return [job]
+    # Each nightly run has a name of its own, so it needs no --again.
+    job["spec"]["entrypoint"] = job["spec"]["entrypoint"].replace(" --again", "")
+    (template,) = _templates("components/raycronjob/raycronjob.yaml")
+    name = template["metadata"]["name"] = wishes.name or template["metadata"]["name"]
+    template["spec"] |= {"jobTemplate": job["spec"]} | ({"schedule": wishes.schedule} if wishes.schedule else {})
     if kind == "raycronjob":
-        (nightly,) = _templates("components/raycronjob/raycronjob.yaml")
-        nightly["metadata"]["name"] = wishes.name or nightly["metadata"]["name"]
-        nightly["spec"] |= {"jobTemplate": job["spec"]} | ({"schedule": wishes.schedule} if wishes.schedule else {})
-        return [nightly]
-    job["metadata"]["name"] = wishes.name or job["metadata"]["name"]
-    job["spec"]["suspend"] = True
-    nightly, *rights = _templates("components/cronjob/cronjob.yaml")
-    nightly["metadata"]["name"] = job["metadata"]["name"]
+        return [template]
+    template["spec"]["suspend"] = True
+    nightly, account, role, binding = _templates("components/cronjob/cronjob.yaml")
+    nightly["metadata"]["name"] = name
     nightly["spec"]["schedule"] = wishes.schedule or nightly["spec"]["schedule"]
-    container = nightly["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    pod = nightly["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    container = pod["containers"][0]
     container["image"] = image
-    container["command"][container["command"].index("--like") + 1] = job["metadata"]["name"]
-    return [job, nightly, *rights]
+    container["command"][container["command"].index("--template") + 1] = name
+    container["command"] += ["--queue", wishes.queue] if wishes.queue else []
+    # Named after the CronJob, so that two of them in a namespace keep their rights.
+    scheduler = f"{name}-scheduler"
+    for each in (account, role, binding):
+        each["metadata"]["name"] = scheduler
+    pod["serviceAccountName"] = binding["roleRef"]["name"] = binding["subjects"][0]["name"] = scheduler
+    for rule in role["rules"]:
+        if "resourceNames" in rule:
+            rule["resourceNames"] = [name]
+    return [template, nightly, account, role, binding]
 
 
 def _config_map(settings: Settings, cluster: Manifest) -> Manifest:
     """Return the settings without secrets, feature_store.yaml and the certificates that they name.
 
-    Every pod reads them in one folder; so the settings name the other two relative to it.
+    Every pod mounts them as one folder, so the settings name the other two relative to it. The name ends with a hash of
+    the content: a ConfigMap of other settings is left to the runs that use it.
     """
     urls = {section: getattr(settings, section).url for section in ("storage", "database", "side_tables")}
     for what, url in ((f"{section}.url", url) for section, url in urls.items() if url):
@@ -151,16 +191,20 @@ def _config_map(settings: Settings, cluster: Manifest) -> Manifest:
     if settings.storage.ca_bundle:
         data["ca_bundle.crt"] = Path(settings.storage.ca_bundle).read_text(encoding="utf-8")
         values["storage"]["ca_bundle"] = "ca_bundle.crt"
-        for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
-            volume = next(each for each in group["template"]["spec"]["volumes"] if each["name"] == "settings")
-            volume["configMap"]["items"].append({"key": "ca_bundle.crt", "path": "ca_bundle.crt"})
     values = {section: content for section, content in values.items() if content}
     data["rec_ray.yaml"] = yaml.safe_dump(values, sort_keys=False)
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rec-ray"}, "data": data}
+    name = f"rec-ray-{hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]}"
+    for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
+        volume = next(each for each in group["template"]["spec"]["volumes"] if each["name"] == "settings")["configMap"]
+        volume["name"] = name
+        if "ca_bundle.crt" in data:
+            volume["items"].append({"key": "ca_bundle.crt", "path": "ca_bundle.crt"})
+    metadata = {"name": name, "labels": {"app.kubernetes.io/name": "rec-ray"}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
 def _feature_store(file: Path) -> str:
-    """Return the text of feature_store.yaml, if pods can use it and everybody may read it."""
+    """Return the text of feature_store.yaml, if pods can use it and it holds no secret."""
     try:
         text = file.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
@@ -198,10 +242,16 @@ def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _templates(name: str) -> list[Any]:
-    """Return the YAML documents of a file of cluster/: of this checkout, or of where the package put it."""
-    here = Path(__file__).parents[2] / "cluster" / name
-    file = here if here.is_file() else Path(sysconfig.get_path("data")) / "share" / "rec_ray" / "cluster" / name
-    # safe_load gives a part that an alias names twice as one object, and a change of it would change both.
+    """Return the YAML documents of a file of cluster/, in this checkout or among the package's data files."""
+    package = Path(__file__).parents[2]
+    # An install below a prefix of its own has its data beside its lib/python3.x/site-packages.
+    folders = (
+        package,
+        package.parents[2] / "share" / "rec_ray",
+        Path(sysconfig.get_path("data")) / "share" / "rec_ray",
+    )
+    file = next(path for folder in folders if (path := folder / "cluster" / name).is_file())
+    # safe_load returns a part with two aliases as one object, and a change of it would change both places.
     return [_apart(found) for found in yaml.safe_load_all(file.read_text(encoding="utf-8")) if found]
 
 
@@ -226,7 +276,7 @@ def _patch(manifest: Manifest, name: str) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such, and everything anew where it occurs twice."""
+    """Writes texts of several lines as blocks, and repeated parts in full instead of as aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -101,12 +101,24 @@ def init(
 
 @app.command()
 def run(
-    project: Project = None, config: Config = None, overrides: Set = None, run_id: RunId = None, as_json: AsJson = False
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    run_id: RunId = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="After a run of this id ended well, begin a new one, <id>-2, <id>-3, ...")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the complete pipeline: train, evaluate, store, compute candidates, publish to Feast."""
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_pipeline
 
+    if again and run_id:
+        from rec_ray.runs.run_names import next_run_id
+        from rec_ray.runs.stores import storage_of
+
+        run_id = next_run_id(storage_of(settings), settings, "run", run_id)
     _print_report(aside(run_pipeline, settings, run_id=run_id), as_json)
 
 

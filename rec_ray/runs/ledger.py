@@ -152,6 +152,26 @@ class RunLedger:
         self.storage.write_bytes(f"{self._folder}/{LEDGER}", data.encode())
 
 
+def can_continue(storage: Storage, settings: Settings, command: str, run_id: str) -> bool:
+    """Return True if a command has something to do under a run id: it is unused, or its run has not ended well.
+
+    False also for an id that belongs to another command or to other settings, which `open_run` refuses.
+
+    Raises:
+        ConfigError: the text is no run id.
+        DataError: the ledger was damaged.
+    """
+    run_folder(run_id)
+    entries = _read(storage, run_id)
+    if entries is None:
+        return True
+    try:
+        _check_same(run_id, entries, command, deciding_settings(settings))
+    except ConfigError:
+        return False
+    return entries["report"] is None
+
+
 @contextlib.contextmanager
 def open_run(storage: Storage, settings: Settings, command: str, run_id: str | None) -> Iterator[RunLedger]:
     """Begin a run, or go on with it; its status and log are in the object store whatever becomes of it.

@@ -1,7 +1,7 @@
-"""`rec-ray render` gives what `kubectl kustomize` makes of the overlays, changed by the settings as it should be."""
+"""`rec-ray render` gives the same as `kubectl kustomize` with the overlays, changed by the settings and the options."""
 
-import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +25,7 @@ SAME = {
     "raycronjob": ("raycronjob", Wishes()),
     "gpu": ("rayjob", Wishes(name="rec-ray")),
 }
-"""Overlay -> what gives the same."""
+"""Overlay -> the kind and options that give the same."""
 
 
 @pytest.fixture
@@ -48,14 +48,49 @@ def render(kind: str, project: Path, *overrides: str, **wishes: Any) -> list[dic
 
 
 def without_settings(found: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the objects by kind and name, with the texts of the ConfigMap read."""
-    by_name = {}
-    for manifest in copy.deepcopy(found):
+    """Return the objects by kind and name, with the texts of the ConfigMap read and its hash cut off."""
+    text = json.dumps(found)
+    for manifest in found:
         if manifest["kind"] == "ConfigMap":
-            manifest["data"] = {name: yaml.safe_load(text) for name, text in manifest["data"].items()}
-            manifest["data"]["rec_ray.yaml"].get("train", {}).pop("use_gpu", None)
+            text = text.replace(f'"{manifest["metadata"]["name"]}"', '"rec-ray"')
+    by_name = {}
+    for manifest in json.loads(text):
+        if manifest["kind"] == "ConfigMap":
+            manifest["metadata"].pop("labels", None)
+            manifest["data"] = {name: yaml.safe_load(content) for name, content in manifest["data"].items()}
+            for setting in ("use_gpu", "num_workers"):
+                manifest["data"]["rec_ray.yaml"].get("train", {}).pop(setting, None)
         by_name[manifest["kind"], manifest["metadata"]["name"]] = manifest
     return by_name
+
+
+def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the specification of the RayCluster in a manifest."""
+    spec = manifest["spec"]
+    found: dict[str, Any] = (
+        spec if manifest["kind"] == "RayCluster" else spec.get("jobTemplate", spec)["rayClusterSpec"]
+    )
+    return found
+
+
+def train_of(config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(config["data"]["rec_ray.yaml"])["train"]
+    return found
+
+
+def workers_that_train(found: list[dict[str, Any]]) -> Any:
+    """Return train.num_workers as the driver reads it: the environment of the head precedes the settings file."""
+    (cluster,) = [cluster_of(each) for each in found if each["kind"] in ("RayJob", "RayCronJob", "RayCluster")]
+    head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    environment = {entry["name"]: entry.get("value") for entry in head["env"]}
+    (config,) = [each for each in found if each["kind"] == "ConfigMap"]
+    workers = environment.get("REC_RAY__TRAIN__NUM_WORKERS")
+    return yaml.safe_load(workers) if workers else train_of(config)["num_workers"]
+
+
+def without_variable(cluster: dict[str, Any], name: str) -> None:
+    head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["env"] = [entry for entry in head["env"] if entry["name"] != name]
 
 
 @pytest.mark.parametrize("overlay", SAME)
@@ -66,8 +101,11 @@ def test_it_gives_the_same_as_kustomize(overlay: str, project: Path) -> None:
     found = list(yaml.safe_load_all(render_manifests(kind, settings, wishes)))
     expected = without_settings(objects(overlay))
     if overlay == "rayjob-autoscaling":
-        # The overlay begins with one worker; here as many are there as train.
-        expected["RayJob", "rec-ray"]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] = 1
+        # The overlay has the range of workers in the environment, and the rendered manifests in the settings.
+        without_variable(expected["RayJob", "rec-ray"]["spec"]["rayClusterSpec"], "REC_RAY__TRAIN__NUM_WORKERS")
+        group = expected["RayJob", "rec-ray"]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+        assert (group["minReplicas"], group["maxReplicas"]) == tuple(workers_that_train(objects(overlay)))
+        group["replicas"] = group["minReplicas"] = 2  # train.num_workers, below which no cluster shrinks
 
     assert without_settings(found) == expected
 
@@ -78,9 +116,53 @@ def test_the_nightly_cronjob_is_that_of_production_but_for_the_secrets(project: 
 
     assert set(found) == set(expected)
     for key in found:
-        if key[0] != "RayJob":
+        if key[0] != "RayCronJob":
             assert found[key] == expected[key] or key[0] == "ConfigMap", key
-    assert found["RayJob", "rec-ray"]["spec"]["suspend"] is True
+    template = found["RayCronJob", "rec-ray"]["spec"]
+    assert template["suspend"] is True
+    assert (
+        template["jobTemplate"]["entrypoint"] == expected["RayCronJob", "rec-ray"]["spec"]["jobTemplate"]["entrypoint"]
+    )
+
+
+def test_two_nightly_runs_in_a_namespace_share_no_rights_and_no_settings(project: Path) -> None:
+    one, other = (
+        render("cronjob", project, f"candidates.k={k}", name=name, queue="nights") for name, k in (("a", 5), ("b", 6))
+    )
+    shared = {"ServiceAccount": {"rec-ray"}, "NetworkPolicy": {"rec-ray"}}
+
+    for kind in {each["kind"] for each in one}:
+        names = [{each["metadata"]["name"] for each in found if each["kind"] == kind} for found in (one, other)]
+        assert names[0] & names[1] == shared.get(kind, set()), kind
+    by_kind = {each["kind"]: each for each in one}
+    pod = by_kind["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["command"][-2:] == ["--queue", "nights"]
+    assert pod["containers"][0]["command"][2:4] == ["--template", "a"]
+    assert by_kind["Role"]["rules"][1]["resourceNames"] == ["a"]
+    assert by_kind["RoleBinding"]["roleRef"]["name"] == by_kind["Role"]["metadata"]["name"] == "a-scheduler"
+    assert by_kind["RoleBinding"]["subjects"][0]["name"] == pod["serviceAccountName"] == "a-scheduler"
+    assert "queue-name" not in json.dumps(by_kind["RayCronJob"]), "the template is in no queue"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "workers"), [("rayjob-autoscaling", [1, 4]), ("production", [1, 4]), ("rayjob", 2)]
+)
+def test_training_uses_the_nodes_that_autoscaling_adds(overlay: str, workers: Any) -> None:
+    found = objects(overlay)
+    (cluster,) = [cluster_of(each) for each in found if each["kind"] in ("RayJob", "RayCronJob")]
+    (group,) = cluster["workerGroupSpecs"]
+
+    assert workers_that_train(found) == workers
+    bounds = workers if isinstance(workers, list) else [workers, workers]
+    assert [group["minReplicas"], group["maxReplicas"]] == bounds
+
+
+def test_a_cluster_that_may_grow_trains_on_what_it_grows_to(project: Path) -> None:
+    found = render("raycluster", project, grow_to=5)
+    (cluster,) = [each["spec"] for each in found if each["kind"] == "RayCluster"]
+
+    assert workers_that_train(found) == [2, 5]
+    assert cluster["workerGroupSpecs"][0]["maxReplicas"] == 5
 
 
 def test_settings_become_pods_and_a_configmap(project: Path) -> None:
@@ -124,7 +206,7 @@ def test_a_training_that_grows_has_a_cluster_that_grows(project: Path) -> None:
     (group,) = spec["workerGroupSpecs"]
 
     assert spec["enableInTreeAutoscaling"] is True
-    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 5)
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (2, 2, 5)
     assert yaml.safe_load(found["ConfigMap"]["data"]["rec_ray.yaml"])["train"]["num_workers"] == [2, 5]
 
 
@@ -151,6 +233,9 @@ def test_a_rayjob_without_a_name_has_a_new_one(project: Path) -> None:
         ("pod", [], {}, "known are 'rayjob'"),
         ("raycluster", [], {"queue": "q"}, "--queue"),
         ("rayjob", [], {"queue": "q", "grow_to": 4}, "--queue"),
+        ("rayjob", [], {"name": "n" * 48}, "at most 47"),
+        ("cronjob", [], {"name": "n" * 35}, "at most 34"),
+        ("rayjob", [], {"name": "Night"}, "lower-case"),
         ("rayjob", [], {"schedule": "0 1 * * *"}, "--schedule"),
         ("rayjob", [], {"grow_to": 1}, "train.num_workers 2"),
         ("rayjob", ["train.num_workers=[1, 4]"], {"queue": "q"}, "--queue"),
@@ -223,7 +308,12 @@ def test_the_manifests_travel_with_the_package(tmp_path: Path, project: Path) ->
         f"from rec_ray.cli.main import main; sys.exit(main(['render', 'cronjob', '-C', {str(project)!r}]))"
     )
     done = subprocess.run(
-        [str(venv / "bin" / "python"), "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+        [str(venv / "bin" / "python"), "-c", code],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "CronJob" in {each["kind"] for each in yaml.safe_load_all(done.stdout)}

@@ -13,6 +13,7 @@ import yaml
 from manifests import CLUSTER, OVERLAYS, ROOT, objects, pods_of, the, validate
 
 from rec_ray.config.loading import load_settings
+from rec_ray.errors import ConfigError, LockedError
 
 IMAGE = "quay.io/rh-ai-quickstart/recommendation-training"
 SECRET_NAME = re.compile(r"password|secret|token|access_?key", re.IGNORECASE)
@@ -159,7 +160,10 @@ def test_production_has_no_secret_in_the_environment_and_files_for_all_of_them()
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_service_accounts_have_least_rights(overlay: str) -> None:
     rights = {each["metadata"]["name"]: each["rules"] for each in objects(overlay) if each["kind"] == "Role"}
-    only_rayjobs = [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["get", "create"]}]
+    only_rayjobs = [
+        {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["get", "list", "create"]},
+        {"apiGroups": ["ray.io"], "resources": ["raycronjobs"], "resourceNames": ["rec-ray"], "verbs": ["get"]},
+    ]
 
     assert rights == ({"rec-ray-scheduler": only_rayjobs} if overlay == "production" else {})
     assert not [each for each in objects(overlay) if each["kind"].startswith("Cluster")]
@@ -187,15 +191,17 @@ def test_the_network_policy_lets_dns_and_the_pods_of_the_cluster_through(overlay
 
 @pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name != "raycluster"])
 def test_a_rayjob_ends_is_cleared_away_and_is_tried_twice_as_one_run(overlay: str) -> None:
-    kind = "RayCronJob" if overlay == "raycronjob" else "RayJob"
+    """The walk through the double of KubeRay is in test_kuberay.py."""
+    kind = "RayCronJob" if overlay in ("production", "raycronjob") else "RayJob"
     manifest = the(overlay, kind)
     spec = manifest["spec"].get("jobTemplate", manifest["spec"])
 
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["backoffLimit"] == 1
     assert 0 < spec["preRunningDeadlineSeconds"] < spec["activeDeadlineSeconds"]
-    assert spec["ttlSecondsAfterFinished"] > 0
-    mode, script, command, option, settings = spec["entrypoint"].removeprefix("env ").split()
+    assert 0 < spec["ttlSecondsAfterFinished"] <= 300, "until the RayCluster with its GPUs is deleted"
+    words = spec["entrypoint"].removeprefix("env ").replace(" --again", "").split()
+    mode, script, command, option, settings = words
     assert (mode, script, command, option) == ("MODE=rayjob", "/app/entrypoint.sh", "run", "--config")
     assert settings == ("/shop/project/rec_ray.yaml" if overlay == "dev" else "/etc/rec_ray/rec_ray.yaml")
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
@@ -204,21 +210,63 @@ def test_a_rayjob_ends_is_cleared_away_and_is_tried_twice_as_one_run(overlay: st
     assert len(manifest["metadata"]["name"]) <= (36 if kind == "RayCronJob" else 47)
 
 
-def test_the_nightly_job_waits_for_its_turn_and_makes_rayjobs_like_the_suspended_one() -> None:
+def test_the_nightly_job_outlives_every_attempt_and_ends_before_the_next_night() -> None:
     cron = the("production", "CronJob")["spec"]
-    pod = cron["jobTemplate"]["spec"]["template"]["spec"]
-    command = pod["containers"][0]["command"]
+    job = cron["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    template = the("production", "RayCronJob")["spec"]
 
     assert cron["concurrencyPolicy"] == "Forbid"
-    assert the("production", "RayJob")["spec"]["suspend"] is True
-    assert command == ["python", "/app/jobs/create_rayjob.py", "--like", "rec-ray", "--name", "$(JOB_NAME)"]
-    assert (ROOT / "jobs" / "create_rayjob.py").is_file()
-    deadlines = cron["jobTemplate"]["spec"]["activeDeadlineSeconds"], the("production", "RayJob")["spec"]
-    assert deadlines[0] > deadlines[1]["activeDeadlineSeconds"], "it lives longer than what it waits for"
+    assert template["suspend"] is True
+    assert not [each for each in objects("production") if each["kind"] == "RayJob"], "a queue would admit it"
+    attempts = template["jobTemplate"]["backoffLimit"] + 1
+    assert attempts * template["jobTemplate"]["activeDeadlineSeconds"] < job["activeDeadlineSeconds"] < 24 * 3600
+    (codes,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert codes["containerName"] == pod["containers"][0]["name"]
+    assert codes["values"] == [1, ConfigError.exit_code, LockedError.exit_code], "a new pod would change nothing"
     (binding,) = [each for each in objects("production") if each["kind"] == "RoleBinding"]
     assert binding["subjects"] == [
         {"kind": "ServiceAccount", "name": pod["serviceAccountName"], "namespace": "rec-ray"}
     ]
+
+
+def size(text: str) -> float:
+    """Return the bytes of a quantity such as 5Gi."""
+    units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+    return float(text[:-2]) * units[text[-2:]] if text[-2:] in units else float(text)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_object_store_is_in_memory_and_what_spills_has_a_reserved_place(overlay: str) -> None:
+    """Ray takes /tmp for a store larger than /dev/shm; spilled objects and logs are below /tmp/ray."""
+    (cluster,) = clusters_of(overlay)
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        ray = pod["containers"][0]
+        mounts = {mount["mountPath"]: mount["name"] for mount in ray["volumeMounts"]}
+        volumes = {volume["name"]: volume.get("emptyDir", {}) for volume in pod["volumes"]}
+        store = float(group["rayStartParams"]["object-store-memory"])
+        memory = size(ray["resources"]["limits"]["memory"])
+        assert store < 0.95 * size(volumes[mounts["/dev/shm"]]["sizeLimit"])
+        assert store < 0.35 * memory, "what lies in /dev/shm counts as the pod's memory"
+        scratch = volumes[mounts["/tmp"]]
+        assert "medium" not in scratch, "on disk"
+        resources = ray["resources"]
+        assert size(scratch["sizeLimit"]) < size(resources["requests"]["ephemeral-storage"])
+        assert resources["requests"]["ephemeral-storage"] == resources["limits"]["ephemeral-storage"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_our_containers_write_only_to_volumes(overlay: str) -> None:
+    for manifest in objects(overlay):
+        for pod in pods_of(manifest):
+            for container in [*pod["containers"], *pod.get("initContainers", [])]:
+                if not container["image"].startswith(IMAGE):
+                    continue
+                assert container["securityContext"]["readOnlyRootFilesystem"] is True, container["name"]
+                home = {entry["name"]: entry.get("value") for entry in container.get("env", [])}.get("HOME")
+                mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
+                assert home is None or home in mounts, f"{container['name']} writes to HOME"
 
 
 def test_autoscaling_has_bounds_and_does_not_meet_kueue() -> None:

@@ -1,149 +1,151 @@
-"""The nightly CronJob's program against a double of Kubernetes: what it creates, how long it waits, how it ends."""
+"""The nightly program against the double of Kubernetes: its request, its exit codes and its error lines."""
 
-import json
+import itertools
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kuberay.api_server import serve
+from kuberay.double import Cluster, Outcome
+from manifests import ROOT, objects
 
-SCRIPT = Path(__file__).parents[2] / "jobs" / "create_rayjob.py"
-PLACE = "/apis/ray.io/v1/namespaces/shop/rayjobs"
-TEMPLATE = {
-    "apiVersion": "ray.io/v1",
-    "kind": "RayJob",
-    "metadata": {"name": "rec-ray", "labels": {"app": "rec-ray"}, "uid": "1", "resourceVersion": "7"},
-    "spec": {"entrypoint": "true", "suspend": True},
-    "status": {"jobDeploymentStatus": "Suspended"},
-}
+from rec_ray.cli.main import nightly_rayjob
 
-
-class Double(ThreadingHTTPServer):
-    """RayJobs in memory; a created one goes through `course`, one look at a time, and stays at the last."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.rayjobs: dict[str, dict[str, Any]] = {"rec-ray": TEMPLATE}
-        self.course: list[dict[str, Any] | int] = []
-        self.created: list[dict[str, Any]] = []
-        self.tokens: set[str | None] = set()
-
-
-class Answers(BaseHTTPRequestHandler):
-    server: Double
-
-    def answer(self, code: int, body: dict[str, Any]) -> None:
-        self.server.tokens.add(self.headers["Authorization"])
-        self.send_response(code)
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
-
-    def do_GET(self) -> None:
-        found = self.server.rayjobs.get(self.path.removeprefix(f"{PLACE}/"))
-        if found is None:
-            return self.answer(404, {"message": "not found"})
-        if found is TEMPLATE:
-            return self.answer(200, found)
-        course = self.server.course
-        status = course.pop(0) if len(course) > 1 else course[0]
-        return self.answer(status, {}) if isinstance(status, int) else self.answer(200, {**found, "status": status})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path != PLACE:
-            return self.answer(404, {"message": "no such place"})
-        if body["metadata"]["name"] in self.server.rayjobs:
-            return self.answer(409, {"message": "already exists"})
-        self.server.created.append(body)
-        self.server.rayjobs[body["metadata"]["name"]] = body
-        return self.answer(201, body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+ACCOUNT = "rec-ray-scheduler"
 
 
 @pytest.fixture
-def kubernetes() -> Iterator[Double]:
-    with Double() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def cluster() -> Cluster:
+    made = Cluster()
+    made.apply([each for each in objects("production") if each["kind"] != "CronJob"])
+    return made
 
 
-def create(kubernetes: Double, folder: Path, like: str = "rec-ray") -> subprocess.CompletedProcess[str]:
-    (folder / "token").write_text("a-token\n")
-    (folder / "namespace").write_text("shop")
-    address = f"http://127.0.0.1:{kubernetes.server_port}"
-    command = [sys.executable, str(SCRIPT), "--like", like, "--name", "night-1", "--address", address]
-    command += ["--credentials", str(folder), "--seconds", "0.05"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture
+def credentials(tmp_path: Path) -> Path:
+    (tmp_path / "token").write_text(f"{ACCOUNT}\n")
+    (tmp_path / "namespace").write_text("rec-ray")
+    return tmp_path
 
 
-RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
-DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
-STOPPED = {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}
-FAILED = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "the disk is full"}
+def create(
+    cluster: Cluster,
+    credentials: Path,
+    job: str = "rec-ray-1",
+    template: str = "rec-ray",
+    sleep: Callable[[float], Any] | None = None,
+) -> int:
+    with serve(cluster, ACCOUNT) as address:
+        arguments = ["--template", template, "--job", job, "--uid", "u-1", "--address", address, "--seconds", "60"]
+        return nightly_rayjob.main([*arguments, "--credentials", str(credentials)], sleep or cluster.advance)
+
+
+def test_the_rayjob_is_the_template_with_a_name_a_label_and_an_owner(cluster: Cluster, credentials: Path) -> None:
+    assert create(cluster, credentials) == 0
+
+    made, template = cluster.find("RayJob", "rec-ray-1-run"), cluster.find("RayCronJob", "rec-ray")
+    assert made is not None and template is not None
+    assert made["metadata"]["labels"] == {"app.kubernetes.io/name": "rec-ray", "rec-ray/template": "rec-ray"}
+    # Without blockOwnerDeletion, for which OpenShift asks for more rights.
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "rec-ray-1", "uid": "u-1"}
+    assert made["metadata"]["ownerReferences"] == [owner]
+    assert made["spec"] == template["spec"]["jobTemplate"] | {"suspend": False}
 
 
 @pytest.mark.parametrize(
-    ("course", "code", "says"),
+    ("outcomes", "code", "line"),
     [
-        ([{}, RUNNING, 503, RUNNING, DONE], 0, "Complete SUCCEEDED"),
-        ([RUNNING, STOPPED], 1, "Complete STOPPED"),
-        ([RUNNING, FAILED], 1, "the disk is full"),
-        ([RUNNING, 404], 3, "out of reach"),
+        ([Outcome()], 0, "Complete SUCCEEDED"),
+        ([Outcome("STOPPED")], 1, "rec-ray-1-run failed"),
+        ([Outcome("FAILED"), Outcome("FAILED")], 1, "see kubectl logs job/rec-ray-1-run"),
     ],
 )
-def test_it_creates_one_like_the_suspended_and_ends_as_it_ends(
-    kubernetes: Double, tmp_path: Path, course: list[Any], code: int, says: str
+def test_its_exit_code_is_the_end_of_the_rayjob(
+    cluster: Cluster,
+    credentials: Path,
+    outcomes: list[Outcome],
+    code: int,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    kubernetes.course = list(course)
+    cluster.outcomes = outcomes
 
-    done = create(kubernetes, tmp_path)
+    assert create(cluster, credentials) == code
 
-    assert done.returncode == code, done.stderr
-    assert says in done.stdout + done.stderr
-    assert done.stdout.count("Running") <= 1, "said once"
-    metadata = {"name": "night-1", "labels": {"app": "rec-ray"}}
-    spec = {"entrypoint": "true", "suspend": False}
-    assert kubernetes.created == [
-        {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec},
-    ]
-    assert kubernetes.tokens == {"Bearer a-token"}
+    printed = capsys.readouterr()
+    assert line in printed.out + printed.err
+    lines = printed.out.splitlines()
+    assert all(first != second for first, second in itertools.pairwise(lines)), "a line for each change"
 
 
-def test_a_pod_that_comes_again_follows_the_rayjob_that_is_there(kubernetes: Double, tmp_path: Path) -> None:
-    kubernetes.course = [DONE]
-    kubernetes.rayjobs["night-1"] = {**TEMPLATE, "metadata": {"name": "night-1"}}
-
-    done = create(kubernetes, tmp_path)
-
-    assert (done.returncode, kubernetes.created) == (0, [])
-    assert "there already" in done.stdout
-
-
-def test_with_a_queue_it_stays_suspended_until_kueue_admits_it(
-    kubernetes: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_rayjob_that_is_deleted_meanwhile_is_an_error(
+    cluster: Cluster, credentials: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(TEMPLATE, "metadata", {"name": "rec-ray", "labels": {"kueue.x-k8s.io/queue-name": "q"}})
-    kubernetes.course = [DONE]
-
-    assert create(kubernetes, tmp_path).returncode == 0
-    assert kubernetes.created[0]["spec"]["suspend"] is True
+    assert create(cluster, credentials, sleep=lambda _: cluster.delete("RayJob", "rec-ray-1-run")) == 3
+    assert "was deleted before it ended" in capsys.readouterr().err
 
 
-def test_what_cannot_be_created_is_told_from_what_cannot_be_reached(kubernetes: Double, tmp_path: Path) -> None:
-    missing = create(kubernetes, tmp_path, like="other")
-    kubernetes.server_port = 1  # nobody listens there
-    unreachable = create(kubernetes, tmp_path)
+@pytest.mark.parametrize(("outage", "code"), [(300.0, 0), (1200.0, 3)])
+def test_kubernetes_may_be_away_for_ten_minutes(
+    cluster: Cluster, credentials: Path, outage: float, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The token is unknown meanwhile, as it is while the API server restarts behind its load balancer."""
 
-    assert missing.returncode == 2 and "refuses" in missing.stderr
-    assert unreachable.returncode == 3 and "cannot be reached" in unreachable.stderr
+    def sleep(seconds: float) -> None:
+        cluster.advance(seconds)
+        away = 120 <= cluster.now < 120 + outage
+        (credentials / "token").write_text("unknown" if away else ACCOUNT)
+
+    assert create(cluster, credentials, sleep=sleep) == code
+    assert ("no state of RayJob rec-ray-1-run for 600 s" in capsys.readouterr().err) == (code == 3)
+
+
+def test_a_rayjob_that_kuberay_refuses_is_a_wrong_setting(
+    cluster: Cluster, credentials: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = cluster.find("RayCronJob", "rec-ray")
+    assert template is not None
+    template["spec"]["jobTemplate"]["activeDeadlineSeconds"] = -1
+
+    assert create(cluster, credentials) == 2
+    assert "KubeRay refuses RayJob rec-ray-1-run: activeDeadlineSeconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("job", "template", "line"),
+    [
+        (
+            "n" * 44,
+            "rec-ray",
+            "would have 48 characters, KubeRay takes 47; shorten the name of the CronJob or Job by 1",
+        ),
+        ("rec-ray-1", "other", "403"),
+    ],
+)
+def test_a_name_or_a_right_that_is_wrong_is_named(
+    cluster: Cluster, credentials: Path, job: str, template: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert create(cluster, credentials, job, template) == 2
+    assert line in capsys.readouterr().err
+    assert cluster.all("RayJob") == []
+
+
+def test_the_script_ends_with_the_exit_code_of_the_program(cluster: Cluster, credentials: Path) -> None:
+    command = [sys.executable, str(ROOT / "jobs" / "create_rayjob.py"), "--template", "rec-ray", "--job", "night"]
+    command += ["--uid", "u", "--address", "http://127.0.0.1:1", "--credentials", str(credentials)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert ran.returncode == 3
+    assert ran.stderr.startswith("Kubernetes at http://127.0.0.1:1 cannot be reached: ")
+
+
+def test_it_loads_nothing_large_in_its_small_pod() -> None:
+    program = (
+        "import sys, rec_ray.cli.nightly_rayjob; print(sorted({'ray', 'torch', 'feast', 'numpy'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.strip() == "[]"
