@@ -118,6 +118,12 @@ INTERACTIONS = pa.schema(
 null `item_id` is a query row: it has the features of the user as of its timestamp and is no event.
 """
 
+EVENT_CREATED, EVENT_KEY = "event_created", "event_key"
+REVISIONS = pa.schema([pa.field(EVENT_CREATED, pa.int64()), pa.field(EVENT_KEY, pa.string())])
+"""Further columns of the interactions where their source has a `created_timestamp_column`: when a row was created, and
+the join keys of its view beside the user. Of the rows of a user with one key and time the one created last counts."""
+SIGN_UP_FIELD = pa.field(SIGN_UP, pa.string())
+
 ITEM_EMBEDDINGS = pa.schema(
     [pa.field(ITEM_ID, pa.string(), nullable=False), pa.field(EMBEDDING, pa.list_(pa.float32()), nullable=False)]
 )

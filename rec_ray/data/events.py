@@ -23,12 +23,15 @@ from rec_ray.config import EvaluationSettings
 from rec_ray.contracts import RowCounts, SplitTimes
 from rec_ray.errors import SchemaError
 from rec_ray.schema import (
+    EVENT_CREATED,
+    EVENT_KEY,
     EVENT_ORDER,
     EVENT_TIMESTAMP,
     EVENT_TYPE,
     EVENT_VALUE,
     INTERACTIONS,
     ITEM_ID,
+    REVISIONS,
     SIGN_UP,
     TIMESTAMP,
     USER_ID,
@@ -61,7 +64,25 @@ def as_events(table: pa.Table, first_row: int, as_of: datetime, exclude: Sequenc
         EVENT_VALUE: _as_float(table[EVENT_VALUE]) if EVENT_VALUE in names else pa.nulls(len(order), pa.float32()),
     }
     events = pa.table(columns, schema=INTERACTIONS)
+    if EVENT_CREATED in names:
+        events = events.append_column(REVISIONS.field(EVENT_CREATED), _as_number(table[EVENT_CREATED]))
+        keys = [pc.cast(table[name], pa.string()) for name in names if name.startswith(EVENT_KEY)]
+        nothing = pa.array([""] * len(order), pa.string())
+        joined = pc.binary_join_element_wise(nothing, *keys, "\n", null_handling="replace")
+        events = events.append_column(REVISIONS.field(EVENT_KEY), joined)
     return events.filter(fates(events, as_of, exclude) == "kept")
+
+
+def revision_columns(view: Any, user_key: str) -> dict[str, str]:
+    """Return the columns by which a row of a view corrects another: none without a `created_timestamp_column`.
+
+    view: of Feast. user_key: the join key or field with the user's id.
+    """
+    created = view.batch_source.created_timestamp_column
+    if not created:
+        return {}
+    keys = [key for key in view.join_keys if key != user_key]
+    return {EVENT_CREATED: created, **{f"{EVENT_KEY}_{number}": key for number, key in enumerate(keys)}}
 
 
 def active_users(table: pa.Table, as_of: datetime, since: datetime, exclude: Sequence[str] = ()) -> pa.Array:
@@ -94,6 +115,18 @@ def is_blank(ids: pa.ChunkedArray) -> pa.ChunkedArray:
 def whole(column: Any) -> pa.Array:
     """Return a column as one array."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _as_number(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return instants or whole numbers, which only have to be in order, as integers."""
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        return pc.cast(pc.cast(column, pa.timestamp("us", kind.tz), safe=False), pa.int64())
+    if pa.types.is_date(kind):
+        return pc.cast(pc.cast(column, pa.timestamp("us")), pa.int64())
+    if pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return pc.cast(column, pa.int64())
+    raise SchemaError(f"the created_timestamp_column of the events is {kind}; expected a timestamp")
 
 
 def _as_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -248,6 +281,9 @@ def with_query_rows(block: pa.Table, instants: Sequence[datetime]) -> pa.Table:
         ],
         schema=INTERACTIONS,
     )
+    for column in block.schema:
+        if column.name not in query.column_names:
+            query = query.append_column(column, pa.nulls(n, column.type))
     rows = pa.concat_tables([events, query]).combine_chunks()
     # The query rows end a user's rows even where events are later than their instants.
     is_query = pc.is_null(rows[ITEM_ID])

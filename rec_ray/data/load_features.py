@@ -19,17 +19,22 @@ import ray
 import ray.data
 
 from rec_ray.config import CandidateSettings, EvaluationSettings, FeastSettings, FeatureSettings, SideTableSettings
-from rec_ray.contracts import ActiveUsers, FeatureTables, RowCounts, SplitTimes
+from rec_ray.contracts import ActiveUsers, FeatureTables, SplitTimes
+from rec_ray.data.event_surveys import (
+    active_in_side_table,
+    active_in_slice,
+    counted_rows,
+    distinct_ids,
+    survey_side_table,
+    survey_slice,
+)
 from rec_ray.data.events import (
-    EventSurvey,
-    active_users,
     as_events,
     as_query_markers,
     as_sign_ups,
-    count_rows,
     fill_from_sign_ups,
+    revision_columns,
     split_times,
-    survey_events,
     whole,
     with_query_rows,
 )
@@ -37,7 +42,7 @@ from rec_ray.data.load_items import ITEMS, keep_blocks_whole, load_items
 from rec_ray.data.side_tables import SideTable, find_side_tables, read_chunks
 from rec_ray.data.source_times import note_times
 from rec_ray.distributed.worker_cache import shared_value
-from rec_ray.errors import ConfigError, EmptyDataError, SchemaError, listed
+from rec_ray.errors import ConfigError, SchemaError, listed
 from rec_ray.feature_store.api import FeatureService, FeatureStore, RepoConfig
 from rec_ray.feature_store.offline_source import FeatureSource, SourceSlice, read_slice, slice_source
 from rec_ray.feature_store.point_in_time import (
@@ -48,16 +53,18 @@ from rec_ray.feature_store.point_in_time import (
     require_fields,
     views_of,
 )
-from rec_ray.logs import LOGGER
 from rec_ray.retrieval.lists.item_filters import try_filters
 from rec_ray.schema import (
+    EVENT_CREATED,
     EVENT_TIMESTAMP,
     EVENT_TYPE,
     EVENT_VALUE,
     FIRST_SEEN,
     INTERACTIONS,
     ITEM_ID,
+    REVISIONS,
     SIGN_UP,
+    SIGN_UP_FIELD,
     TIMESTAMP,
     USER_ID,
 )
@@ -111,10 +118,10 @@ def load_features(
     if active is not None:
         rows, times = active.rows, SplitTimes(as_of, as_of, as_of)
     else:
-        surveys = ray.get([_survey_slice.remote(config, part, as_of, exclude) for part in event_slices])
+        surveys = ray.get([survey_slice.remote(config, part, as_of, exclude) for part in event_slices])
         if side.interactions:
-            surveys += ray.get(_survey_side_table.remote(side.interactions, as_of, exclude))
-        rows = _counted(surveys, event_slices)
+            surveys += ray.get(survey_side_table.remote(side.interactions, as_of, exclude))
+        rows = counted_rows(surveys, event_slices)
         times = split_times(surveys, evaluation, as_of)
 
     shape = functools.partial(as_events, as_of=as_of, exclude=exclude)
@@ -126,8 +133,11 @@ def load_features(
     if side.interactions:
         parts.append(_read_side_table(side.interactions, shape))
     if side.users:
-        parts = [part.map_batches(_without_sign_up, batch_size=None, batch_format="pyarrow") for part in parts]
         parts.append(_read_side_table(side.users, lambda chunk, _: as_sign_ups(chunk, as_of, exclude)))
+    more = [*(REVISIONS if EVENT_CREATED in events.columns else ()), *([SIGN_UP_FIELD] if side.users else ())]
+    if more:
+        same = {"fn_kwargs": {"more": pa.schema(more)}, "batch_size": None, "batch_format": "pyarrow"}
+        parts = [part.map_batches(_with_columns, **same) for part in parts]
     if active is not None:
         of_active = {"fn_kwargs": {"users": active.ids}, "batch_size": None, "batch_format": "pyarrow"}
         parts = [part.map_batches(_of_users, **of_active).materialize() for part in parts]
@@ -178,12 +188,12 @@ def find_active_users(
     slices = slice_source(store, event_source(store, service, feast, features), feast.join_rows)
     side = find_side_tables(side_tables or SideTableSettings(), features)
     exclude = features.interaction.exclude_users
-    found = [_active_in_slice.remote(config, part, as_of, since, exclude) for part in slices]
+    found = [active_in_slice.remote(config, part, as_of, since, exclude) for part in slices]
     if side.interactions:
-        found.append(_active_in_side_table.remote(side.interactions, as_of, since, exclude))
-    ids, count = _distinct_ids.remote(*(ids for ids, _ in found))
+        found.append(active_in_side_table.remote(side.interactions, as_of, since, exclude))
+    ids, count = distinct_ids.remote(*(ids for ids, _ in found))
     surveys = [survey for part in ray.get([surveys for _, surveys in found]) for survey in part]
-    return ActiveUsers(ids, ray.get(count), _counted(surveys, slices))
+    return ActiveUsers(ids, ray.get(count), counted_rows(surveys, slices))
 
 
 def event_source(
@@ -204,6 +214,7 @@ def event_source(
                 )
             columns = {USER_ID: feast.user_key, ITEM_ID: feast.item_key}
             columns |= {name: field for name, field in optional.items() if field}
+            columns |= revision_columns(view, feast.user_key)
             return FeatureSource.of(view.batch_source, columns, what=f"the events of view {view.name!r}")
     raise ConfigError(
         f"feature service {service.name!r} has no view with the join keys {feast.user_key!r} and {feast.item_key!r}; "
@@ -251,67 +262,16 @@ def _read_side_table(table: SideTable, shape: Callable[[pa.Table, int], pa.Table
     return slot.map_batches(read, batch_size=1, batch_format="numpy")
 
 
-def _without_sign_up(rows: pa.Table) -> pa.Table:
-    return rows.append_column(SIGN_UP, pa.nulls(rows.num_rows, pa.string()))
+def _with_columns(rows: pa.Table, more: pa.Schema) -> pa.Table:
+    """Append the columns that only some of the parts have, null where a part has none."""
+    for column in more:
+        if column.name not in rows.column_names:
+            rows = rows.append_column(column, pa.nulls(rows.num_rows, column.type))
+    return rows.select([*INTERACTIONS.names, *more.names])
 
 
 def _of_users(block: pa.Table, users: ray.ObjectRef) -> pa.Table:
     return block.filter(pc.is_in(block[USER_ID], value_set=shared_value(users))) if block.num_rows else block
-
-
-@ray.remote(num_cpus=1, num_returns=2)
-def _active_in_slice(
-    config: RepoConfig, part: SourceSlice, as_of: datetime, since: datetime, exclude: Sequence[str]
-) -> tuple[pa.Array, list[EventSurvey]]:
-    table = read_slice(config, part)
-    return active_users(table, as_of, since, exclude), [survey_events(table, as_of, exclude)]
-
-
-@ray.remote(num_cpus=1, num_returns=2)
-def _active_in_side_table(
-    table: SideTable, as_of: datetime, since: datetime, exclude: Sequence[str]
-) -> tuple[pa.Array, list[EventSurvey]]:
-    chunks = [
-        (active_users(chunk, as_of, since, exclude), survey_events(chunk, as_of, exclude))
-        for chunk in read_chunks(table)
-    ]
-    ids = pa.chunked_array([ids for ids, _ in chunks], pa.string())
-    return whole(pc.unique(ids)), [survey for _, survey in chunks]
-
-
-@ray.remote(num_cpus=1, num_returns=2)
-def _distinct_ids(*parts: pa.Array) -> tuple[pa.Array, int]:
-    ids = whole(pc.unique(pa.chunked_array(list(parts), pa.string())))
-    return ids, len(ids)
-
-
-@ray.remote(num_cpus=1)
-def _survey_side_table(table: SideTable, as_of: datetime, exclude: Sequence[str]) -> list[EventSurvey]:
-    return [survey_events(chunk, as_of, exclude) for chunk in read_chunks(table)]
-
-
-@ray.remote(num_cpus=1)
-def _survey_slice(config: RepoConfig, part: SourceSlice, as_of: datetime, exclude: Sequence[str]) -> EventSurvey:
-    return survey_events(read_slice(config, part), as_of, exclude)
-
-
-def _counted(surveys: Sequence[EventSurvey], slices: Sequence[SourceSlice]) -> RowCounts:
-    """Return what becomes of all rows, log each decision about events with its count, and refuse what is empty."""
-    rows = count_rows(surveys)
-    lost = {
-        "null keys": rows.null_keys,
-        "null timestamps": rows.null_timestamps,
-        "a time to come": rows.in_the_future,
-        "users of features.interaction.exclude_users": rows.of_excluded_users,
-    }
-    if rows.read > rows.kept:
-        said = ", ".join(f"{count:,} with {name}" for name, count in lost.items() if count)
-        LOGGER.warning("of %s interactions %s are left out: %s", f"{rows.read:,}", f"{rows.read - rows.kept:,}", said)
-    if any(part.naive_time for part in slices):
-        LOGGER.info("interactions: timestamps without a zone are taken as UTC")
-    if not rows.kept:
-        raise EmptyDataError(f"no usable interaction among {rows.read:,} rows; check keys and timestamps of the source")
-    return rows
 
 
 def _join_users(
@@ -326,7 +286,7 @@ def _join_users(
 ) -> pa.Table:
     """Add the query rows, put the rows in order, and join the features of users as of each row, or all as of now."""
     sign_ups = block.filter(pc.is_null(block[ITEM_ID])) if SIGN_UP in block.column_names else None
-    rows = with_query_rows(block.select(INTERACTIONS.names), instants)
+    rows = with_query_rows(block.drop_columns([SIGN_UP]) if sign_ups is not None else block, instants)
     if not fields or not rows.num_rows:
         return rows
     times = pa.array([instants[-1]] * rows.num_rows, TIMESTAMP) if as_of_now else whole(rows[EVENT_TIMESTAMP])

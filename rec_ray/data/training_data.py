@@ -291,6 +291,7 @@ def _say(survey: _Survey, meaning: InteractionSettings) -> list[str]:
     facts = survey.facts
     said = {
         "unknown_items": "interactions with items that are not in the catalogue are left out",
+        "corrected": "interactions are left out, because a row of the same keys and time was created later",
         "duplicates": "interactions that repeat another one in every column are counted once",
         "bad_values": "ratings that are not finite are taken as missing",
     }

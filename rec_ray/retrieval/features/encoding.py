@@ -19,12 +19,15 @@ import pyarrow.compute as pc
 from rec_ray.errors import SchemaError, listed
 from rec_ray.retrieval.features.catalogue import lists_of
 from rec_ray.retrieval.features.columns import index_of, is_list
+from rec_ray.retrieval.features.corrections import is_superseded
 from rec_ray.retrieval.features.dislikes import is_disliked, rename_disliked
 from rec_ray.retrieval.features.preprocessing import EncodedFeatures, Preprocessor
 from rec_ray.retrieval.features.timelines import QUERIES, TIMELINES
 from rec_ray.retrieval.features.user_share import beyond_newest
 from rec_ray.retrieval.ragged import ragged_positions
 from rec_ray.schema import (
+    EVENT_CREATED,
+    EVENT_KEY,
     EVENT_ORDER,
     EVENT_TIMESTAMP,
     EVENT_TYPE,
@@ -146,8 +149,10 @@ def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> L
         raise ValueError(f"expected {QUERIES} query rows for each of {len(users.dictionary)} users, got {len(queries)}")
     query = queries.reshape(-1, QUERIES)
     row = np.flatnonzero(is_event)
+    newest = ~_superseded(block, user_of_row, row)
+    row, superseded = row[newest], int(len(row) - newest.sum())
     item_index = index_of(block[ITEM_ID].take(pa.array(row)), item_ids) + 1
-    facts = {"users": len(query), "unknown_items": int((item_index == 0).sum())}
+    facts = {"users": len(query), "corrected": superseded, "unknown_items": int((item_index == 0).sum())}
     row, item_index = row[item_index > 0], item_index[item_index > 0]
     fresh = ~_repeats(block, user_of_row, row, item_index)
     facts["duplicates"] = int(len(row) - fresh.sum())
@@ -179,6 +184,19 @@ def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> L
     return LabelledEvents(
         users.dictionary, block, table, user, row, query, item_index, weight, split, max(highest, 0.0), facts
     )
+
+
+def _superseded(block: pa.Table, user_of_row: Array, row: Array) -> Array:
+    """Return [E] bool: a later row corrects the event; false without the time at which rows were created."""
+    if EVENT_CREATED not in block.column_names or not len(row):
+        return np.zeros(len(row), bool)
+    events = block.take(pa.array(row))
+    key = events[EVENT_KEY].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+    created = events[EVENT_CREATED].fill_null(np.iinfo(np.int64).min).to_numpy()
+    time = events[EVENT_TIMESTAMP].cast(pa.int64()).to_numpy()
+    # Rows that are no events of the view, such as those of side tables, have no key and correct nothing.
+    own = np.where(key < 0, -1 - np.arange(len(key)), key)
+    return is_superseded(user_of_row[row], own, time, created, events[EVENT_ORDER].to_numpy())
 
 
 def _repeats(block: pa.Table, user_of_row: Array, row: Array, item_index: Array) -> Array:

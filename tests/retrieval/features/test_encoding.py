@@ -130,6 +130,7 @@ def test_facts_count_what_can_be_learned_and_tested() -> None:
     labelled = label_events(block_of({"u": events, "v": []}), ITEMS, labelling(negative_types=("dislike",)))
     assert labelled.facts == {
         "users": 2,
+        "corrected": 0,
         "unknown_items": 0,
         "duplicates": 0,
         "bad_values": 0,

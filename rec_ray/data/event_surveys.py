@@ -1,0 +1,85 @@
+"""Ray tasks that count the rows of events before anything is joined, and find the users who were active.
+
+Slices of a source or a side table come in; surveys, and ids of users, go out. The counting itself is in `event_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from rec_ray.contracts import RowCounts
+from rec_ray.data.events import EventSurvey, active_users, count_rows, survey_events, whole
+from rec_ray.data.side_tables import SideTable, read_chunks
+from rec_ray.errors import EmptyDataError
+from rec_ray.feature_store.api import RepoConfig
+from rec_ray.feature_store.offline_source import SourceSlice, read_slice
+from rec_ray.logs import LOGGER
+
+
+@ray.remote(num_cpus=1)
+def survey_slice(config: RepoConfig, part: SourceSlice, as_of: datetime, exclude: Sequence[str]) -> EventSurvey:
+    """Survey a slice. exclude: ids of users who are left out."""
+    return survey_events(read_slice(config, part), as_of, exclude)
+
+
+@ray.remote(num_cpus=1)
+def survey_side_table(table: SideTable, as_of: datetime, exclude: Sequence[str]) -> list[EventSurvey]:
+    """Survey a side table, chunk by chunk."""
+    return [survey_events(chunk, as_of, exclude) for chunk in read_chunks(table)]
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def active_in_slice(
+    config: RepoConfig, part: SourceSlice, as_of: datetime, since: datetime, exclude: Sequence[str]
+) -> tuple[pa.Array, list[EventSurvey]]:
+    """Return the ids of the active users of a slice, and its survey."""
+    table = read_slice(config, part)
+    return active_users(table, as_of, since, exclude), [survey_events(table, as_of, exclude)]
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def active_in_side_table(
+    table: SideTable, as_of: datetime, since: datetime, exclude: Sequence[str]
+) -> tuple[pa.Array, list[EventSurvey]]:
+    """Return the ids of the active users of a side table, and the surveys of its chunks."""
+    chunks = [
+        (active_users(chunk, as_of, since, exclude), survey_events(chunk, as_of, exclude))
+        for chunk in read_chunks(table)
+    ]
+    ids = pa.chunked_array([ids for ids, _ in chunks], pa.string())
+    return whole(pc.unique(ids)), [survey for _, survey in chunks]
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def distinct_ids(*parts: pa.Array) -> tuple[pa.Array, int]:
+    """Return the distinct ids of all parts, and their number."""
+    ids = whole(pc.unique(pa.chunked_array(list(parts), pa.string())))
+    return ids, len(ids)
+
+
+def counted_rows(surveys: Sequence[EventSurvey], slices: Sequence[SourceSlice]) -> RowCounts:
+    """Add up the surveys and log each decision about rows with its count.
+
+    Raises:
+        EmptyDataError: no row is usable.
+    """
+    rows = count_rows(surveys)
+    lost = {
+        "null keys": rows.null_keys,
+        "null timestamps": rows.null_timestamps,
+        "a time to come": rows.in_the_future,
+        "users of features.interaction.exclude_users": rows.of_excluded_users,
+    }
+    if rows.read > rows.kept:
+        said = ", ".join(f"{count:,} with {name}" for name, count in lost.items() if count)
+        LOGGER.warning("of %s interactions %s are left out: %s", f"{rows.read:,}", f"{rows.read - rows.kept:,}", said)
+    if any(part.naive_time for part in slices):
+        LOGGER.info("interactions: timestamps without a zone are taken as UTC")
+    if not rows.kept:
+        raise EmptyDataError(f"no usable interaction among {rows.read:,} rows; check keys and timestamps of the source")
+    return rows
