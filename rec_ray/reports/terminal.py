@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rec_ray.contracts import Evaluation
-from rec_ray.reports.comparison import name_method, verdict
+from rec_ray.reports.comparison import find_difference, find_interval, name_method, verdict
 
 METRICS, WIDE_METRICS = ("recall@10", "ndcg@10", "mrr"), ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
 WIDE = 120
@@ -53,11 +53,11 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
             text = f"{values[name]:.4f}"
             cells.append(f"[bold]{text}[/]" if values[name] == best[name] else text)
             if name in with_interval:
-                low, high = evaluation.intervals.get(method, {}).get(name, (None, None))
-                cells.append("" if low is None or high is None else f"[dim]{_short(low)} {_short(high)}[/]")
+                interval = find_interval(evaluation, method, name)
+                cells.append(f"[dim]{_short(interval[0])} {_short(interval[1])}[/]" if interval else "")
         table.add_row(Text(name_method(method)), *cells, _compare(evaluation, method))
     console.print(table)
-    for sentence in verdict(vars(evaluation)):
+    for sentence in verdict(evaluation):
         console.print(sentence, markup=False, highlight=False)
     for method, figures in evaluation.facts.lists.items():
         text = ", ".join(f"{_heading(name)} {value:.3f}" for name, value in figures.items())
@@ -71,10 +71,10 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 
 def _compare(evaluation: Evaluation, method: str) -> str:
     """Compare the model's Recall@10 with that of a method over the same users."""
-    low, high = evaluation.differences.get(method, {}).get("recall@10", (None, None))
-    if low is None or high is None:
+    difference = find_difference(evaluation, method, "recall@10")
+    if difference is None:
         return ""
-    return "better" if low > 0 else "[bold]worse[/]" if high < 0 else "no different"
+    return "better" if difference[0] > 0 else "[bold]worse[/]" if difference[1] < 0 else "no different"
 
 
 def _short(share: float) -> str:

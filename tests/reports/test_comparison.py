@@ -2,6 +2,7 @@
 
 import pytest
 
+from rec_ray.contracts import Evaluation, EvaluationFacts
 from rec_ray.reports.comparison import name_method, verdict
 
 
@@ -9,12 +10,14 @@ def figures(model, popularity, difference=None, interval=None, **others):
     values = {"model": model, "popularity": popularity} | {name: value for name, (value, _) in others.items()}
     differences = {"popularity": difference} if difference else {}
     differences |= {name: own for name, (_, own) in others.items()}
-    return {
-        "metrics": {name: {"recall@10": value} for name, value in values.items()},
-        "intervals": {"model": {"recall@10": interval}} if interval else {},
-        "differences": {name: {"recall@10": own} for name, own in differences.items()},
-        "facts": {"live_version": "12"},
-    }
+    return Evaluation(
+        {name: {"recall@10": value} for name, value in values.items()},
+        users=1,
+        targets=1,
+        intervals={"model": {"recall@10": interval}} if interval else {},
+        differences={name: {"recall@10": own} for name, own in differences.items()},
+        facts=EvaluationFacts(live_version="12"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,8 +78,8 @@ def test_the_best_of_what_counts_is_named_where_it_is_better_than_popularity():
 
 
 def test_without_any_interval_a_difference_is_not_called_better():
-    evaluation = {"metrics": {name: {"recall@10": value} for name, value in (("model", 0.3), ("popularity", 0.1))}}
-    evaluation["metrics"]["item_knn"] = {"recall@10": 0.29}
+    values = {"model": 0.3, "popularity": 0.1, "item_knn": 0.29}
+    evaluation = Evaluation({name: {"recall@10": value} for name, value in values.items()}, 1, 1)
     assert verdict(evaluation)[1] == (
         "The model's Recall@10 is higher than that of item-kNN (Recall@10 0.3000 against 0.2900); "
         "without intervals, this may be chance."

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rec_ray.contracts import EpochResult
+
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NAMES = ("ink", "muted", "grid", "paper", *(f"c{number}" for number in range(9)))
 COLOURS = {name: f"#0{number:x}0{number:x}0f" for number, name in enumerate(_NAMES)}
@@ -143,12 +145,12 @@ def plot_segments(groups: Sequence[Mapping[str, Any]], label: str) -> str:
     return drawing.svg(f"{label} by segment")
 
 
-def plot_learning(epochs: Sequence[Mapping[str, Any]], best: int, metric: str, label: str, colour: str) -> str:
+def plot_learning(epochs: Sequence[EpochResult], best: int, metric: str, label: str, colour: str) -> str:
     """Draw a metric over the epochs and mark the epoch whose weights were kept."""
     with _drawing(2.3) as drawing:
         axes = drawing.axes
-        numbers = [epoch["epoch"] for epoch in epochs]
-        values = [epoch[metric] for epoch in epochs]
+        numbers = [epoch.epoch for epoch in epochs]
+        values = [getattr(epoch, metric) for epoch in epochs]
         axes.plot(numbers, values, color=COLOURS[colour])
         if best in numbers:
             axes.axvline(best, color=COLOURS["muted"], linewidth=1, linestyle=(0, (3, 3)))
