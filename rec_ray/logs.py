@@ -24,13 +24,13 @@ _SECRETS: set[str] = set()
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """Mask these texts from now on, also as JSON and URLs encode them, in log lines and in `without_secrets`."""
+    """Mask these texts from now on, also as JSON and URLs encode them, in log lines and in `mask_secrets`."""
     for secret in secrets:
         if secret:
             _SECRETS.update({secret, json.dumps(secret)[1:-1], quote(secret, safe="")})
 
 
-def without_secrets(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Return the text with `***` in place of every hidden text."""
     for secret in sorted(_SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -39,7 +39,7 @@ def without_secrets(text: str) -> str:
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+        return mask_secrets(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
@@ -57,7 +57,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return without_secrets(json.dumps(line, default=str, ensure_ascii=False))
+        return mask_secrets(json.dumps(line, default=str, ensure_ascii=False))
 
 
 def configure_logging(*, as_json: bool = False, level: int = logging.INFO) -> None:

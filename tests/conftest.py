@@ -449,7 +449,7 @@ def tiny_data(
     from rec_ray.data.training_data import prepare_training_data
     from rec_ray.retrieval.model.bundle import TwoTowerBundle
     from rec_ray.retrieval.model.towers import build_two_tower
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
     from rec_ray.storage.object_store import open_storage
 
     def with_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -496,7 +496,7 @@ def tiny_data(
     )
     settings = load_settings(project / "rec_ray.yaml", environ={})
     loaded = load_features(
-        feature_store_of(settings),
+        open_feature_store(settings),
         settings.feast,
         settings.features,
         settings.evaluation,

@@ -34,10 +34,10 @@ from rec_ray.feature_store.offline_source import read_slice, slice_source
 from rec_ray.feature_store.pgvector import missing_vector_indexes
 from rec_ray.feature_store.point_in_time import find_service, portable_config, require_fields
 from rec_ray.feature_store.push_targets import PushTarget, push_frame, read_online
-from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, unfed_views
+from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.publishing.push import check_push_targets, find_push_targets
-from rec_ray.runs.context import feature_store_of
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.context import open_feature_store
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.schema import INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID
 from rec_ray.search_views.vectors import search_dimensions
 
@@ -73,7 +73,7 @@ def examine(settings: Settings) -> list[Check]:
         return check(opened[0])
 
     def registry() -> str:
-        store = feature_store_of(settings)
+        store = open_feature_store(settings)
         said = _registry(store, settings)
         opened.append(store)
         return said
@@ -105,13 +105,13 @@ def _try(name: str, check: Callable[[], str]) -> Check:
 
 
 def _object_store(settings: Settings) -> str:
-    storage = storage_of(settings)
+    storage = open_object_store(settings)
     storage.check_writable()
     return f"wrote, read and deleted an object in {storage.uri()}"
 
 
 def _database(settings: Settings) -> str:
-    database = database_of(settings)
+    database = open_version_database(settings)
     migrated, live = database.is_migrated(), database.live()
     tables = "is migrated" if migrated else "gets its tables from the first run"
     return f"{database.url} is reachable and {tables}; live is {f'version {live}' if live else 'no version yet'}"
@@ -166,7 +166,7 @@ def _push_sources(store: FeatureStore, settings: Settings) -> str:
     said = [f"{target.source} ({', '.join(target.fields.values())})" for target in targets]
     slow = missing_vector_indexes(store, targets)
     hint = f"; no index over the vectors of {listed(slow)}: `rec-ray vector-index` makes it" if slow else ""
-    unfed = "".join(f"; {note}" for note in unfed_views(store, settings.search))
+    unfed = "".join(f"; {note}" for note in list_unfed_views(store, settings.search))
     return f"found {'; '.join(said)}{hint}{unfed}"
 
 
@@ -263,7 +263,7 @@ def _room(settings: Settings, nodes: int) -> str:
             f"a run needs about {_gb(plan.memory_bytes)} of memory at a time and Ray has {_gb(memory)}; lower "
             "feast.join_rows or ray.num_cpus, or take a larger machine"
         )
-    storage = storage_of(settings)
+    storage = open_object_store(settings)
     if storage.is_folder:
         root = Path(storage.root)
         free = shutil.disk_usage(next(folder for folder in [root, *root.parents] if folder.exists())).free

@@ -22,10 +22,10 @@ from rich.console import Console
 
 from rec_ray import __version__
 from rec_ray.cli.checks import checks_app
-from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, aside, settings_of
+from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, run_with_stdout_as_stderr, settings_of
 from rec_ray.cli.versions import versions_app
-from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, foreseen_cause
-from rec_ray.logs import LOGGER, configure_logging, without_secrets
+from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
+from rec_ray.logs import LOGGER, configure_logging, mask_secrets
 from rec_ray.step_events import StepEvent, StepFinished, subscribe, unsubscribe
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -116,10 +116,10 @@ def run(
 
     if again and run_id:
         from rec_ray.runs.run_names import next_run_id
-        from rec_ray.runs.stores import storage_of
+        from rec_ray.runs.stores import open_object_store
 
-        run_id = next_run_id(storage_of(settings), settings, "run", run_id)
-    _print_report(aside(run_pipeline, settings, run_id=run_id), as_json)
+        run_id = next_run_id(open_object_store(settings), settings, "run", run_id)
+    _print_report(run_with_stdout_as_stderr(run_pipeline, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -130,7 +130,7 @@ def train(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_training
 
-    _print_report(aside(run_training, settings, run_id=run_id), as_json)
+    _print_report(run_with_stdout_as_stderr(run_training, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -145,7 +145,7 @@ def evaluate(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_evaluation
 
-    _print_report(aside(run_evaluation, settings, version), as_json)
+    _print_report(run_with_stdout_as_stderr(run_evaluation, settings, version), as_json)
 
 
 @app.command()
@@ -166,9 +166,9 @@ def candidates(
     from rec_ray.pipeline import run_candidates, run_increment
 
     if since is None:
-        report = aside(run_candidates, settings, version, publish=publish)
+        report = run_with_stdout_as_stderr(run_candidates, settings, version, publish=publish)
     else:
-        report = aside(run_increment, settings, version, since, publish=publish)
+        report = run_with_stdout_as_stderr(run_increment, settings, version, since, publish=publish)
     _print_report(report, as_json)
 
 
@@ -187,7 +187,7 @@ def publish(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_publishing
 
-    _print_report(aside(run_publishing, settings, version, increment=increment), as_json)
+    _print_report(run_with_stdout_as_stderr(run_publishing, settings, version, increment=increment), as_json)
 
 
 @app.command()
@@ -206,7 +206,7 @@ def report(
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.maintenance import make_report
 
-    uri, page = aside(make_report, settings, version)
+    uri, page = run_with_stdout_as_stderr(make_report, settings, version)
     if output is not None:
         _write_text(output, page)
     where = {"report": uri} | ({"file": str(output)} if output is not None else {})
@@ -244,7 +244,7 @@ def vector_index(
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.maintenance import run_indexing
 
-    done = aside(run_indexing, settings, kind.value, drop=drop)
+    done = run_with_stdout_as_stderr(run_indexing, settings, kind.value, drop=drop)
     if as_json:
         print(json.dumps(done))
         return
@@ -311,10 +311,10 @@ def render(
     schedule: Annotated[str | None, typer.Option(help="Cron schedule of a cronjob, such as '0 3 * * *'.")] = None,
 ) -> None:
     """Print Kubernetes manifests for the settings: one run, a permanent cluster, or scheduled runs."""
-    from rec_ray.cli.kubernetes_manifests import Wishes, render_manifests
+    from rec_ray.cli.kubernetes_manifests import RenderOptions, render_manifests
 
     settings = settings_of(project, config, overrides)
-    wishes = Wishes(name, namespace, image, grow_to, queue, schedule)
+    wishes = RenderOptions(name, namespace, image, grow_to, queue, schedule)
     print(render_manifests(kind, settings, wishes), end="")
 
 
@@ -365,16 +365,16 @@ def _invoke(command: Callable[[], Any]) -> int:
     except RecRayError as error:
         return _report_error(error)
     except Exception as error:
-        if isinstance(foreseen_cause(error), RecRayError):
+        if isinstance(find_known_cause(error), RecRayError):
             return _report_error(error)
         LOGGER.exception("unexpected fault")
-        print(without_secrets(f"rec-ray: unexpected {type(error).__name__}: {error}"), file=sys.stderr)
+        print(mask_secrets(f"rec-ray: unexpected {type(error).__name__}: {error}"), file=sys.stderr)
         return 1
 
 
 def _report_error(error: Exception) -> int:
-    cause: Any = foreseen_cause(error)
-    print(without_secrets(f"rec-ray: {cause}"), file=sys.stderr)
+    cause: Any = find_known_cause(error)
+    print(mask_secrets(f"rec-ray: {cause}"), file=sys.stderr)
     return int(cause.exit_code)
 
 

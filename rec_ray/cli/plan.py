@@ -15,10 +15,10 @@ from rec_ray.data.load_features import entity_sources, event_source
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.offline_source import FeatureSource, slice_source
 from rec_ray.feature_store.point_in_time import find_service
-from rec_ray.feature_store.search_targets import find_search_targets, unfed_views
+from rec_ray.feature_store.search_targets import find_search_targets, list_unfed_views
 from rec_ray.publishing.push import SINGLE_WRITERS, find_push_targets
-from rec_ray.runs.context import feature_store_of
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.context import open_feature_store
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.schema import ITEM_ID, USER_ID
 
 START_SECONDS = 15.0
@@ -81,7 +81,7 @@ def plan_run(settings: Settings) -> Plan:
         ConfigError, SchemaError: a service, a push source or a field is not as the settings say.
         UnavailableError: the registry, a file or the database cannot be read.
     """
-    store = feature_store_of(settings)
+    store = open_feature_store(settings)
     feast = settings.feast
     sources = {
         "interactions": [event_source(store, find_service(store, feast.interaction_service), feast, settings.features)],
@@ -100,9 +100,9 @@ def plan_run(settings: Settings) -> Plan:
     if settings.ray.address:
         notes.append(f"the cluster at {settings.ray.address} is not asked: estimates are for {cores} cores")
     events, users, items = (_or_guess(count) for count in rows.values())
-    database = database_of(settings)
+    database = open_version_database(settings)
     numbers = [int(row.version) for row in database.list_versions() if row.version.isdecimal()]
-    stored = [int(name) for name in storage_of(settings).folders("two-tower") if name.isdecimal()]
+    stored = [int(name) for name in open_object_store(settings).folders("two-tower") if name.isdecimal()]
     lists = users * (settings.candidates.k * 16 + settings.model.embedding_size * 4)
     return Plan(
         version=str(max([*numbers, *stored], default=0) + 1),
@@ -111,10 +111,10 @@ def plan_run(settings: Settings) -> Plan:
         steps=_steps(settings, events, users, items, cores, _writers(store, cores)),
         disk_bytes=events * EVENT_BYTES + lists + 4 * items * settings.model.embedding_size * 4,
         publishes=_publishes(store, settings),
-        where={"store": storage_of(settings).uri(), "versions": database.url, "feature repository": feast.repo},
+        where={"store": open_object_store(settings).uri(), "versions": database.url, "feature repository": feast.repo},
         notes=[
             *notes,
-            *unfed_views(store, settings.search),
+            *list_unfed_views(store, settings.search),
             "the version may be a later one: other runs may have reserved numbers",
         ],
     )

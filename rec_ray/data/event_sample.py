@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rec_ray.config import FeastSettings, FeatureSettings
 from rec_ray.data.event_notes import EventFacts, event_notes
-from rec_ray.data.events import as_events, whole
+from rec_ray.data.events import as_events, combine_chunks
 from rec_ray.data.load_features import event_source
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.offline_source import SourceSlice, read_slice, slice_source
@@ -69,5 +69,5 @@ def count_events(events: pa.Table, min_positive_value: float | None) -> EventFac
 
 
 def _counted(column: pa.ChunkedArray) -> dict[str, int]:
-    counted = pc.value_counts(whole(column.drop_null()))
+    counted = pc.value_counts(combine_chunks(column.drop_null()))
     return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))

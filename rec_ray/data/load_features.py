@@ -32,16 +32,16 @@ from rec_ray.data.events import (
     as_events,
     as_query_markers,
     as_sign_ups,
+    combine_chunks,
     fill_from_sign_ups,
     revision_columns,
     split_times,
-    whole,
     with_query_rows,
 )
 from rec_ray.data.load_items import ITEMS, keep_blocks_whole, load_items
 from rec_ray.data.side_tables import SideTable, find_side_tables, read_chunks
 from rec_ray.data.source_times import note_times
-from rec_ray.distributed.worker_cache import shared_value
+from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.errors import ConfigError, SchemaError, listed
 from rec_ray.feature_store.api import FeatureService, FeatureStore, RepoConfig
 from rec_ray.feature_store.offline_source import FeatureSource, SourceSlice, read_slice, slice_source
@@ -241,7 +241,7 @@ def _read(config: RepoConfig, slices: Sequence[SourceSlice], shape: Any) -> ray.
     shared = ray.put(list(slices))
 
     def read(batch: dict[str, Any]) -> pa.Table:
-        parts = [shared_value(shared)[number] for number in batch["id"]]
+        parts = [get_shared(shared)[number] for number in batch["id"]]
         return pa.concat_tables([shape(read_slice(config, part), part.first_row) for part in parts])
 
     slots = keep_blocks_whole(ray.data.range(len(slices), override_num_blocks=max(1, len(slices))))
@@ -271,7 +271,7 @@ def _with_columns(rows: pa.Table, more: pa.Schema) -> pa.Table:
 
 
 def _of_users(block: pa.Table, users: ray.ObjectRef) -> pa.Table:
-    return block.filter(pc.is_in(block[USER_ID], value_set=shared_value(users))) if block.num_rows else block
+    return block.filter(pc.is_in(block[USER_ID], value_set=get_shared(users))) if block.num_rows else block
 
 
 def _join_users(
@@ -289,8 +289,8 @@ def _join_users(
     rows = with_query_rows(block.drop_columns([SIGN_UP]) if sign_ups is not None else block, instants)
     if not fields or not rows.num_rows:
         return rows
-    times = pa.array([instants[-1]] * rows.num_rows, TIMESTAMP) if as_of_now else whole(rows[EVENT_TIMESTAMP])
-    ids = whole(rows[USER_ID])
+    times = pa.array([instants[-1]] * rows.num_rows, TIMESTAMP) if as_of_now else combine_chunks(rows[EVENT_TIMESTAMP])
+    ids = combine_chunks(rows[USER_ID])
     parts = [
         point_in_time(config, service, user_key, ids.slice(start, join_rows), times.slice(start, join_rows), fields)
         for start in range(0, rows.num_rows, join_rows)

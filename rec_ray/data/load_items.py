@@ -16,7 +16,7 @@ import ray.data
 
 from rec_ray.config import FeastSettings
 from rec_ray.contracts import SplitTimes
-from rec_ray.data.events import is_blank, whole
+from rec_ray.data.events import combine_chunks, is_blank
 from rec_ray.errors import EmptyDataError
 from rec_ray.feature_store.api import RepoConfig
 from rec_ray.feature_store.offline_source import SourceSlice, read_slice
@@ -112,10 +112,12 @@ def _join_items(
     if as_of_now:
         moments = pa.array([instants[-1]] * rows.num_rows, TIMESTAMP)
         first = pa.scalar(instants[0], TIMESTAMP)
-        first_seen = pc.if_else(pc.greater(whole(rows[FIRST_SEEN]), first), first, whole(rows[FIRST_SEEN]))
+        first_seen = pc.if_else(
+            pc.greater(combine_chunks(rows[FIRST_SEEN]), first), first, combine_chunks(rows[FIRST_SEEN])
+        )
         rows = rows.set_column(rows.schema.get_field_index(FIRST_SEEN), FIRST_SEEN, first_seen)
     if fields and n:
-        joined = point_in_time(config, service, item_key, whole(rows[ITEM_ID]), moments, fields)
+        joined = point_in_time(config, service, item_key, combine_chunks(rows[ITEM_ID]), moments, fields)
         for name in fields:
             rows = rows.append_column(name, joined[name])
     require_columns(rows, ITEMS, what="the items")

@@ -25,7 +25,7 @@ from rec_ray.data.event_notes import EventFacts, event_notes
 from rec_ray.data.feature_coverage import Coverage, cover_users
 from rec_ray.data.late_features import describe_ids, drop_late_features
 from rec_ray.distributed.parquet_source import ROW_GROUP
-from rec_ray.distributed.worker_cache import shared_value
+from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.errors import DataError, EmptyDataError
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.catalogue import CATALOGUE, catalogue_rows
@@ -364,7 +364,7 @@ def _with_raw(encoded: pa.Table, beginning: str, raw: pa.Schema, rows: pa.Table,
 
 
 def _of_items(block: pa.Table, item_ids: ray.ObjectRef) -> pa.Table:
-    return block.filter(pc.is_in(block[ITEM_ID], value_set=shared_value(item_ids))) if block.num_rows else block
+    return block.filter(pc.is_in(block[ITEM_ID], value_set=get_shared(item_ids))) if block.num_rows else block
 
 
 def _encode_items(
@@ -394,4 +394,4 @@ def _encode_items(
 
 
 def _get(value: Any) -> Any:
-    return shared_value(value) if isinstance(value, ray.ObjectRef) else value
+    return get_shared(value) if isinstance(value, ray.ObjectRef) else value

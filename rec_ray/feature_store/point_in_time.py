@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import SecretStr
 
-from rec_ray.distributed.worker_cache import once_a_process
+from rec_ray.distributed.worker_cache import get_or_create
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
 from rec_ray.feature_store.api import FeatureService, FeatureStore, FeatureView, RepoConfig, from_feast_to_pyarrow_type
 from rec_ray.schema import EVENT_TIMESTAMP
@@ -158,7 +158,7 @@ def in_repo(config: RepoConfig) -> Iterator[None]:
 
 def store_in_task(config: RepoConfig) -> FeatureStore:
     """Return this process's store; it is opened once, as that costs seconds."""
-    return once_a_process(f"feast {config.project} {config.repo_path}", lambda: FeatureStore(config=config))
+    return get_or_create(f"feast {config.project} {config.repo_path}", lambda: FeatureStore(config=config))
 
 
 def point_in_time(

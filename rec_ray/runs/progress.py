@@ -37,7 +37,7 @@ _DONE: dict[str, tuple[int, float]] = {}
 def report_rows(name: str, rows: int, *, more: bool = False) -> None:
     """Say, in a task, that it has done so many more rows.
 
-    name: of the progress, as `shown_progress` gives it. more: the task goes on, and a few rows may be said with others.
+    name: of the progress, as `show_progress` gives it. more: the task goes on, and a few rows may be said with others.
     """
     key = f"{name}/{ray.get_runtime_context().get_task_id()}"
     done, said = _DONE.get(key, (0, -math.inf))
@@ -50,7 +50,7 @@ def report_rows(name: str, rows: int, *, more: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def shown_progress(
+def show_progress(
     what: str,
     total: int,
     *,

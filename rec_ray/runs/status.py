@@ -13,8 +13,8 @@ import platform
 from datetime import UTC, datetime
 from typing import Any
 
-from rec_ray.errors import RecRayError, foreseen_cause
-from rec_ray.logs import LOGGER, JsonFormatter, without_secrets
+from rec_ray.errors import RecRayError, find_known_cause
+from rec_ray.logs import LOGGER, JsonFormatter, mask_secrets
 from rec_ray.step_events import StepEvent, StepFailed, StepStarted
 from rec_ray.storage.object_store import Storage
 
@@ -74,9 +74,9 @@ class RunStatus(logging.Handler):
         """Say how the attempt ended; the step that it ended in stays named."""
         self._values["state"] = state
         if error is not None:
-            cause = foreseen_cause(error)
+            cause = find_known_cause(error)
             said = str(cause) if isinstance(cause, RecRayError) else f"{type(cause).__name__}: {cause}".rstrip(": ")
-            self._values["error"] = without_secrets(said)
+            self._values["error"] = mask_secrets(said)
             self._values["exit_code"] = getattr(cause, "exit_code", 1) if isinstance(cause, Exception) else None
         self._reachable = True
         self._write()
@@ -89,7 +89,7 @@ class RunStatus(logging.Handler):
             log = "".join(f"{line}\n" for line in self._lines)
             self._storage.write_bytes(f"{self._folder}/{LOG}", log.encode())
             status = json.dumps(self._values, indent=1, default=str, ensure_ascii=False) + "\n"
-            self._storage.write_bytes(f"{self._folder}/{STATUS}", without_secrets(status).encode())
+            self._storage.write_bytes(f"{self._folder}/{STATUS}", mask_secrets(status).encode())
         except RecRayError as error:
             # Once, and not again before the end: each try on a store that is away takes as long as its retries.
             self._reachable = False

@@ -60,10 +60,10 @@ def test_a_whole_project_has_no_fault_and_nothing_is_left_for_readers(
     assert not [path for path in (project / "store").rglob("*") if path.is_file()]
     # The canary's list is empty: whoever asks for it is recommended nothing.
     from rec_ray.feature_store.push_targets import find_push_target, read_online
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
     from rec_ray.schema import ITEM_IDS, SCORES, USER_ID
 
-    store = feature_store_of(settings_of(project))
+    store = open_feature_store(settings_of(project))
     target = find_push_target(store, "user_items_push_source", USER_ID, [ITEM_IDS, SCORES])
     assert read_online(store, target, [CANARY])[target.fields[ITEM_IDS]] == [[]]
     # And it works again, although the store has a row of the canary by now.

@@ -52,12 +52,16 @@ def dated(table: pa.Table, when: datetime) -> pa.Table:
 def prepare(project: Path, folder: Path, *changes: str) -> Any:
     from rec_ray.data.load_features import load_features
     from rec_ray.data.training_data import prepare_training_data
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
     from rec_ray.storage.object_store import open_storage
 
     settings = load_settings(project / "rec_ray.yaml", list(changes), environ={})
     tables = load_features(
-        feature_store_of(settings), settings.feast, settings.features, settings.evaluation, START + timedelta(days=300)
+        open_feature_store(settings),
+        settings.feast,
+        settings.features,
+        settings.evaluation,
+        START + timedelta(days=300),
     )
     return prepare_training_data(tables, settings.features, "time", open_storage(str(folder)), "data")
 

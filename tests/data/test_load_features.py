@@ -30,10 +30,10 @@ def load(store, features, evaluation=None, as_of=NOW, **feast):
 
 
 def load_project(project):
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
 
     settings = load_settings(project / "rec_ray.yaml", environ={})
-    return load(feature_store_of(settings), settings.features, settings.evaluation)
+    return load(open_feature_store(settings), settings.features, settings.evaluation)
 
 
 def blocks_of(dataset):

@@ -41,11 +41,11 @@ def prepare(tables, features, split, folder):
 
 def prepare_project(project, **evaluation):
     """Load and prepare a project; return what `prepare_training_data` gives."""
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
 
     settings = load_settings(project / "rec_ray.yaml", environ={})
     evaluation = settings.evaluation.model_copy(update=evaluation)
-    tables = load(feature_store_of(settings), settings.features, evaluation)
+    tables = load(open_feature_store(settings), settings.features, evaluation)
     return prepare(tables, settings.features, evaluation.split, project / "store")
 
 
