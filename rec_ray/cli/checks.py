@@ -11,7 +11,7 @@ import json
 import typer
 from rich.console import Console
 
-from rec_ray.cli.options import AsJson, Config, Project, Set, run_with_stdout_as_stderr, settings_of
+from rec_ray.cli.options import AsJson, Config, Project, Set, redirect_stdout, settings_of
 from rec_ray.logs import mask_secrets
 
 checks_app = typer.Typer()
@@ -23,7 +23,7 @@ def doctor(project: Project = None, config: Config = None, overrides: Set = None
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.doctor import examine, exit_code_of
 
-    checks = run_with_stdout_as_stderr(examine, settings)
+    checks = redirect_stdout(examine, settings)
     code = exit_code_of(checks)
     if as_json:
         answer = {"exit_code": code, "checks": [dataclasses.asdict(check) for check in checks]}
@@ -40,7 +40,7 @@ def plan(project: Project = None, config: Config = None, overrides: Set = None, 
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.plan import plan_run
 
-    found = run_with_stdout_as_stderr(plan_run, settings)
+    found = redirect_stdout(plan_run, settings)
     if as_json:
         print(json.dumps(dataclasses.asdict(found) | {"seconds": found.seconds, "memory_bytes": found.memory_bytes}))
         return

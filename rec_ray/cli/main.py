@@ -22,7 +22,7 @@ from rich.console import Console
 
 from rec_ray import __version__
 from rec_ray.cli.checks import checks_app
-from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, run_with_stdout_as_stderr, settings_of
+from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, redirect_stdout, settings_of
 from rec_ray.cli.versions import versions_app
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
 from rec_ray.logs import LOGGER, configure_logging, mask_secrets
@@ -119,7 +119,7 @@ def run(
         from rec_ray.runs.stores import open_object_store
 
         run_id = next_run_id(open_object_store(settings), settings, "run", run_id)
-    _print_report(run_with_stdout_as_stderr(run_pipeline, settings, run_id=run_id), as_json)
+    _print_report(redirect_stdout(run_pipeline, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -130,7 +130,7 @@ def train(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_training
 
-    _print_report(run_with_stdout_as_stderr(run_training, settings, run_id=run_id), as_json)
+    _print_report(redirect_stdout(run_training, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -145,7 +145,7 @@ def evaluate(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_evaluation
 
-    _print_report(run_with_stdout_as_stderr(run_evaluation, settings, version), as_json)
+    _print_report(redirect_stdout(run_evaluation, settings, version), as_json)
 
 
 @app.command()
@@ -166,9 +166,9 @@ def candidates(
     from rec_ray.pipeline import run_candidates, run_increment
 
     if since is None:
-        report = run_with_stdout_as_stderr(run_candidates, settings, version, publish=publish)
+        report = redirect_stdout(run_candidates, settings, version, publish=publish)
     else:
-        report = run_with_stdout_as_stderr(run_increment, settings, version, since, publish=publish)
+        report = redirect_stdout(run_increment, settings, version, since, publish=publish)
     _print_report(report, as_json)
 
 
@@ -187,7 +187,7 @@ def publish(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_publishing
 
-    _print_report(run_with_stdout_as_stderr(run_publishing, settings, version, increment=increment), as_json)
+    _print_report(redirect_stdout(run_publishing, settings, version, increment=increment), as_json)
 
 
 @app.command()
@@ -206,7 +206,7 @@ def report(
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.maintenance import make_report
 
-    uri, page = run_with_stdout_as_stderr(make_report, settings, version)
+    uri, page = redirect_stdout(make_report, settings, version)
     if output is not None:
         _write_text(output, page)
     where = {"report": uri} | ({"file": str(output)} if output is not None else {})
@@ -244,7 +244,7 @@ def vector_index(
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.maintenance import run_indexing
 
-    done = run_with_stdout_as_stderr(run_indexing, settings, kind.value, drop=drop)
+    done = redirect_stdout(run_indexing, settings, kind.value, drop=drop)
     if as_json:
         print(json.dumps(done))
         return

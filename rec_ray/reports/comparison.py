@@ -50,7 +50,7 @@ def _finite(interval: Interval | None) -> Interval | None:
     return interval if interval is not None and all(map(math.isfinite, interval)) else None
 
 
-def verdict(evaluation: Evaluation) -> list[str]:
+def compare_model(evaluation: Evaluation) -> list[str]:
     """Compare the model with popularity, the best other baseline, and the live version; return one sentence each.
 
     Two methods differ if the 95 % interval of their difference over the same users excludes 0; without that interval,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rec_ray.contracts import Evaluation
-from rec_ray.reports.comparison import find_difference, find_interval, name_method, verdict
+from rec_ray.reports.comparison import compare_model, find_difference, find_interval, name_method
 
 METRICS, WIDE_METRICS = ("recall@10", "ndcg@10", "mrr"), ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
 WIDE = 120
@@ -57,7 +57,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
                 cells.append(f"[dim]{_short(interval[0])} {_short(interval[1])}[/]" if interval else "")
         table.add_row(Text(name_method(method)), *cells, _compare(evaluation, method))
     console.print(table)
-    for sentence in verdict(evaluation):
+    for sentence in compare_model(evaluation):
         console.print(sentence, markup=False, highlight=False)
     for method, figures in evaluation.facts.lists.items():
         text = ", ".join(f"{_heading(name)} {value:.3f}" for name, value in figures.items())

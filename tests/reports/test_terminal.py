@@ -1,4 +1,4 @@
-"""What people read: honest sentences, names beside ids, and text of a shop shown as it is."""
+"""Terminal output: comparisons, names beside ids, and markup in texts of a shop as plain text."""
 
 import io
 from datetime import timedelta

@@ -21,7 +21,7 @@ from rec_ray.retrieval.json_values import replace_non_finite
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 
 FORMAT_VERSION = 1
-SHOWN_VALUES = 4
+LISTED_VALUES = 4
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,10 @@ def _describe(fitted: FeaturePreprocessor, name: str) -> str:
     if declaration.kind == "vector":
         return f"{declaration.length:,} numbers"
     values = list(fitted.vocabularies[name])
-    shown = ", ".join(values[:SHOWN_VALUES])
-    if len(values) <= SHOWN_VALUES:
-        return f"{len(values):,} values: {shown}" if values else "no value"
-    return f"{len(values):,} values; most often {shown}"
+    first = ", ".join(values[:LISTED_VALUES])
+    if len(values) <= LISTED_VALUES:
+        return f"{len(values):,} values: {first}" if values else "no value"
+    return f"{len(values):,} values; most often {first}"
 
 
 def _with_nan(value: Any, name: str = "") -> Any:

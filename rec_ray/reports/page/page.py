@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rec_ray.contracts import LIVE, MODEL, POPULARITY, Evaluation, Example
-from rec_ray.reports.comparison import find_difference, find_interval, find_value, name_method, verdict
+from rec_ray.reports.comparison import compare_model, find_difference, find_interval, find_value, name_method
 from rec_ray.reports.page import plots
 from rec_ray.reports.page.facts import ItemMap, ReportFacts
 
@@ -42,9 +42,9 @@ def render_report(facts: ReportFacts) -> str:
     return environment.get_template("report.html.jinja").render(
         facts=facts,
         evaluation=evaluation,
-        verdict=verdict(evaluation) if metrics else [],
+        comparison=compare_model(evaluation) if metrics else [],
         tiles=_tiles(evaluation) if metrics else [],
-        shown=[name for name in METRICS if name in metrics.get(MODEL, {})],
+        columns=[name for name in METRICS if name in metrics.get(MODEL, {})],
         rows=_metric_rows(evaluation),
         methods=[{"name": name_method(method), "colour": plots.colour_of(method)} for method in metrics],
         plots={name: Markup(svg) for name, svg in _draw_plots(facts, evaluation).items()},
@@ -162,11 +162,11 @@ def _draw_plots(facts: ReportFacts, evaluation: Evaluation) -> dict[str, str]:
     scores = evaluation.distributions.scores
     if any(scores.values()):
         order = (("random", "random item", "c8"), ("taken", "held-out item", "c2"), ("recommended", "best item", "c0"))
-        kept = {said: (colour, scores[name]) for name, said, colour in order if scores.get(name)}
+        kept = {text: (colour, scores[name]) for name, text, colour in order if scores.get(name)}
         svgs["scores"] = plots.plot_histograms(kept, "score of a user and an item")
     popularity = {
-        said: (colour, points)
-        for points, said, colour in (
+        text: (colour, points)
+        for points, text, colour in (
             (evaluation.distributions.learned, "training events", "c1"),
             (evaluation.distributions.recommended, "recommendations", "c0"),
         )
@@ -204,9 +204,9 @@ def _place_items(items: ItemMap, facts: ReportFacts) -> tuple[list[dict[str, Any
     for item_id, x, y in zip(items.item_ids, items.x, items.y, strict=True):
         category = facts.categories.get(item_id, "")
         rest += category not in coloured
-        said = facts.names.get(item_id) or item_id
+        text = facts.names.get(item_id) or item_id
         colour = coloured.get(category, plots.OTHER)
-        points.append({"x": x, "y": y, "colour": colour, "said": f"{said} ({category})" if category else said})
+        points.append({"x": x, "y": y, "colour": colour, "text": f"{text} ({category})" if category else text})
     if rest:
         legend.append({"name": "others" if coloured else "items", "colour": plots.OTHER, "count": rest})
     return points, legend
