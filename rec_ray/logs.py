@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ LOGGER = logging.getLogger("rec_ray")
 _CONTEXT: ContextVar[Mapping[str, Any]] = ContextVar("rec_ray_log_context", default=MappingProxyType({}))
 """Values of JSON lines, such as run_id. A new thread has them only if it runs in `contextvars.copy_context()`."""
 _SECRETS: set[str] = set()
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def hide(secrets: Iterable[str]) -> None:
@@ -37,9 +39,14 @@ def mask_secrets(text: str) -> str:
     return text
 
 
+def printable(text: str) -> str:
+    """Return a text with its control characters, such as those of terminal sequences, written out as `\\x1b`."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return mask_secrets(super().format(record))
+        return printable(mask_secrets(super().format(record)))
 
 
 class JsonFormatter(logging.Formatter):

@@ -33,7 +33,7 @@ class RunStatus(logging.Handler):
         self.setFormatter(JsonFormatter())
         self._storage, self._folder = storage, folder
         self._lines = self._read(LOG).splitlines()
-        earlier = json.loads(self._read(STATUS) or "{}")
+        earlier = self._read_status()
         self._values: dict[str, Any] = {
             "run_id": run_id,
             "command": command,
@@ -97,7 +97,20 @@ class RunStatus(logging.Handler):
 
     def _read(self, name: str) -> str:
         key = f"{self._folder}/{name}"
-        return self._storage.read_bytes(key).decode() if self._storage.exists(key) else ""
+        return self._storage.read_bytes(key).decode(errors="replace") if self._storage.exists(key) else ""
+
+    def _read_status(self) -> dict[str, Any]:
+        """Return the status of the attempt before; a damaged one is replaced, as nothing depends on it."""
+        text = self._read(STATUS)
+        try:
+            found = json.loads(text) if text else {}
+            if isinstance(found, dict) and isinstance(found.get("attempts", 0), int):
+                maps = {name: found[name] for name in ("seconds", "counts") if isinstance(found.get(name), dict)}
+                return {"version": found.get("version"), "attempts": found.get("attempts", 0), **maps}
+        except (ValueError, RecursionError):
+            pass
+        LOGGER.warning("%s is damaged; it is written anew", self._storage.uri(f"{self._folder}/{STATUS}"))
+        return {}
 
 
 def _now() -> str:

@@ -62,7 +62,7 @@ def from_files(kind: type[Result], files: Mapping[str, bytes]) -> Result:
             values["warnings"] = tuple(values.get("warnings", ()))
             return cast(Result, TrainingData(**values))
         return TypeAdapter(kind).validate_python(values)
-    except (KeyError, TypeError, ValueError, BundleError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, BundleError, ValidationError) as error:
         raise DataError(f"the record is no {kind.__name__}: {error}") from error
 
 
