@@ -2,12 +2,12 @@
 
     python jobs/submit.py --address http://HEAD:8265 --run-id night -- rec-ray run --config rec_ray.yaml
 
-The logic is that of `rec_ray/job_submission.py`, of which Kubeflow's components import `ask` and `stop_run` from here.
+The logic is that of `rec_ray/cli/job_submission.py`, of which Kubeflow's components import `ask` and `stop_run` from here.
 """
 
 import sys
 
-from rec_ray.job_submission import ask, main, stop_run
+from rec_ray.cli.job_submission import ask, main, stop_run
 
 __all__ = ["ask", "main", "stop_run"]
 

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from ray.job_submission import JobStatus
 
-from rec_ray.job_submission import exit_code, submit_or_join
+from rec_ray.cli.job_submission import exit_code, submit_or_join
 
 JOBS = Path(__file__).parents[1] / "jobs"
 COMMANDS = {

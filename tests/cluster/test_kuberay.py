@@ -11,7 +11,7 @@ from kuberay.api_server import serve
 from kuberay.double import HELM, KUSTOMIZE, Cluster, Outcome, RefusedError
 from manifests import KUBERAY, ROOT, objects
 
-from rec_ray.cli.main import nightly_rayjob
+from rec_ray.cli import nightly_rayjob
 
 HOUR, DAY = 3600, 86400
 ONCE = ("dev", "gpu", "kueue", "rayjob", "rayjob-autoscaling")
