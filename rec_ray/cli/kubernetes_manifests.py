@@ -247,7 +247,7 @@ def _templates(name: str) -> list[Any]:
     # An install below a prefix of its own has its data beside its lib/python3.x/site-packages.
     folders = (
         package,
-        package.parents[2] / "share" / "rec_ray",
+        *(prefix / "share" / "rec_ray" for prefix in package.parents[2:3]),
         Path(sysconfig.get_path("data")) / "share" / "rec_ray",
     )
     file = next(path for folder in folders if (path := folder / "cluster" / name).is_file())
