@@ -22,6 +22,7 @@ from rich.console import Console
 
 from rec_ray import __version__
 from rec_ray.cli.checks import checks_app
+from rec_ray.cli.kubernetes import kubernetes_app
 from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, redirect_stdout, settings_of
 from rec_ray.cli.versions import versions_app
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
@@ -226,6 +227,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 app.add_typer(checks_app)
+app.add_typer(kubernetes_app)
 app.add_typer(versions_app, name="versions")
 
 
@@ -295,27 +297,6 @@ def _print_answer(answer: Any, as_json: bool) -> None:
     from rec_ray.reports.terminal import print_items
 
     print_items(Console(), answer.title, answer.item_ids, answer.scores, answer.names)
-
-
-@app.command()
-def render(
-    kind: Annotated[str, typer.Argument(help="rayjob, raycluster, cronjob or raycronjob.")],
-    project: Project = None,
-    config: Config = None,
-    overrides: Set = None,
-    name: Annotated[str | None, typer.Option(help="Name of the object; a RayJob uses it as run id.")] = None,
-    namespace: Annotated[str, typer.Option(help="Namespace of all objects.")] = "rec-ray",
-    image: Annotated[str | None, typer.Option(help="Container image.")] = None,
-    grow_to: Annotated[int | None, typer.Option(help="Maximum number of workers; turns autoscaling on.")] = None,
-    queue: Annotated[str | None, typer.Option(help="Kueue LocalQueue that admits the RayJob.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="Cron schedule of a cronjob, such as '0 3 * * *'.")] = None,
-) -> None:
-    """Print Kubernetes manifests for the settings: one run, a permanent cluster, or scheduled runs."""
-    from rec_ray.cli.kubernetes_manifests import RenderOptions, render_manifests
-
-    settings = settings_of(project, config, overrides)
-    wishes = RenderOptions(name, namespace, image, grow_to, queue, schedule)
-    print(render_manifests(kind, settings, wishes), end="")
 
 
 @app.callback(invoke_without_command=True)
