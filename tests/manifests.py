@@ -28,7 +28,7 @@ _NAMED = {
     "properties": {name: {} for name in ("apiVersion", "kind", "metadata", "spec")},
     "additionalProperties": False,
 }
-FOREIGN = {"monitoring.coreos.com/v1": _NAMED}
+FOREIGN = {"monitoring.coreos.com/v1": _NAMED, "route.openshift.io/v1": _NAMED}
 """Kinds of other operators, of which only the frame is validated."""
 
 

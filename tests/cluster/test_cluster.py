@@ -17,6 +17,8 @@ from rec_ray.errors import ConfigError, LockedError
 
 IMAGE = "quay.io/rh-ai-quickstart/recommendation-training"
 WITH_RAY = [name for name in OVERLAYS if name != "monitoring"]
+NIGHTLY = ("openshift", "production")
+STANDING = ("openshift-raycluster", "raycluster")
 SECRET_NAME = re.compile(r"password|secret|token|access_?key", re.IGNORECASE)
 
 
@@ -34,7 +36,7 @@ def clusters_of(overlay: str) -> list[dict[str, Any]]:
 
 def test_there_are_the_overlays_that_are_promised() -> None:
     assert {"dev", "gpu", "kueue", "monitoring", "production"} <= set(OVERLAYS)
-    assert {"rayjob", "rayjob-autoscaling", "raycluster", "raycronjob"} <= set(OVERLAYS)
+    assert {"rayjob", "rayjob-autoscaling", "raycronjob", *NIGHTLY, *STANDING} <= set(OVERLAYS)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -165,12 +167,14 @@ def test_service_accounts_have_least_rights(overlay: str) -> None:
         {"apiGroups": ["ray.io"], "resources": ["raycronjobs"], "resourceNames": ["rec-ray"], "verbs": ["get"]},
     ]
 
-    assert rights == ({"rec-ray-scheduler": only_rayjobs} if overlay == "production" else {})
+    assert rights == ({"rec-ray-scheduler": only_rayjobs} if overlay in NIGHTLY else {})
     assert not [each for each in objects(overlay) if each["kind"].startswith("Cluster")]
     for manifest in objects(overlay):
         for pod in pods_of(manifest):
             token = pod.get("automountServiceAccountToken", True)
-            assert token == (pod.get("serviceAccountName") in ("rec-ray-autoscaler", "rec-ray-scheduler"))
+            needed = pod.get("serviceAccountName") in ("rec-ray-autoscaler", "rec-ray-scheduler")
+            proxied = overlay.startswith("openshift") and pod["containers"][0]["name"] == "ray-head"
+            assert token == (needed or proxied)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -189,10 +193,10 @@ def test_the_network_policy_lets_dns_and_the_pods_of_the_cluster_through(overlay
         assert ("TCP", int(str(address).split(":")[-1].split("/")[0])) in dns, address
 
 
-@pytest.mark.parametrize("overlay", [name for name in WITH_RAY if name != "raycluster"])
+@pytest.mark.parametrize("overlay", [name for name in WITH_RAY if name not in STANDING])
 def test_a_rayjob_ends_is_cleared_away_and_is_tried_twice_as_one_run(overlay: str) -> None:
     """The walk through the double of KubeRay is in test_kuberay.py."""
-    kind = "RayCronJob" if overlay in ("production", "raycronjob") else "RayJob"
+    kind = "RayCronJob" if overlay in (*NIGHTLY, "raycronjob") else "RayJob"
     manifest = the(overlay, kind)
     spec = manifest["spec"].get("jobTemplate", manifest["spec"])
 
@@ -295,6 +299,60 @@ def test_the_gpu_overlay_asks_for_gpus_and_says_so_to_the_program() -> None:
     settings = load_settings(CLUSTER / "base" / "rec_ray.yaml", environ=environment)
     assert settings.train.use_gpu
     assert settings.train.num_workers <= cluster["workerGroupSpecs"][0]["replicas"], "one GPU for each worker"
+
+
+@pytest.mark.parametrize("overlay", ["openshift", "openshift-raycluster"])
+def test_openshift_gives_the_ids_the_keys_and_the_certificates(overlay: str) -> None:
+    """restricted-v2 refuses ids outside of the namespace's range; a data connection has keys of its own names."""
+    text = yaml.safe_dump_all(objects(overlay))
+    example = yaml.safe_load((CLUSTER / "components/openshift/data-connection.example.yaml").read_text())
+    validate(example)
+    (cluster,) = clusters_of(overlay)
+
+    assert not re.search(r"runAsUser|runAsGroup|fsGroup|supplementalGroups", text)
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        entries = pod["containers"][0]["env"]
+        keys = {
+            entry["name"]: entry["valueFrom"]["secretKeyRef"]["key"]
+            for entry in entries
+            if entry.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == example["metadata"]["name"]
+        }
+        assert set(keys.values()) == set(example["stringData"])
+        # Kubernetes expands $(NAME) from the entries before.
+        environment = {name: example["stringData"][key] for name, key in keys.items()}
+        for entry in entries:
+            if "value" in entry:
+                environment[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda name: environment[name[1]], entry["value"])
+        environment["REC_RAY__DATABASE__PASSWORD"] = "x"
+        ca_bundle = environment.pop("REC_RAY__STORAGE__CA_BUNDLE")
+        settings = load_settings(CLUSTER / "base" / "rec_ray.yaml", environ=environment)
+        assert settings.storage.url == "s3://CHANGE-ME/models"
+        assert settings.storage.endpoint == "https://s3.openshift-storage.svc"
+        assert settings.storage.access_key is not None and settings.storage.secret_key is not None
+        mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        (volume,) = [each for each in pod["volumes"] if each["name"] == mounts[str(Path(ca_bundle).parent)]]
+        certificates = the(overlay, "ConfigMap", volume["configMap"]["name"])["metadata"]["annotations"]
+        assert certificates == {"service.beta.openshift.io/inject-cabundle": "true"}
+        assert Path(ca_bundle).name == "service-ca.crt", "the key that OpenShift writes"
+
+
+def test_the_route_leads_to_the_dashboard_over_tls_and_its_router_is_admitted() -> None:
+    route = the("openshift-raycluster", "Route")["spec"]
+    (cluster,) = clusters_of("openshift-raycluster")
+    ports = {
+        port["name"]: port["containerPort"]
+        for port in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    }
+    (router,) = [
+        rule
+        for rule in the("openshift-raycluster", "NetworkPolicy")["spec"]["ingress"]
+        if "network.openshift.io/policy-group" in str(rule)
+    ]
+
+    assert route["to"] == {"kind": "Service", "name": "rec-ray-head-svc"}
+    assert route["tls"] == {"termination": "edge", "insecureEdgeTerminationPolicy": "Redirect"}
+    assert [port["port"] for port in router["ports"]] == [ports[route["port"]["targetPort"]]]
 
 
 def test_kind_gets_the_stores_that_the_settings_name() -> None:

@@ -15,7 +15,7 @@ from rec_ray import __version__
 
 BLOCKS = re.findall(r"^ *```bash\n(.*?)^ *```", (ROOT / "docs" / "cluster.md").read_text(), re.S | re.M)
 COMMANDS = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-FOREIGN = {"kind", "helm", "podman", "cosign", "cp", "pip", "python"}
+FOREIGN = {"kind", "helm", "podman", "cosign", "cp", "oc", "pip", "python"}
 """Programs whose options are not checked here."""
 
 
@@ -49,7 +49,7 @@ def test_the_files_overlays_and_names_of_the_commands_exist() -> None:
     text = "\n".join(COMMANDS)
     for path in re.findall(r"cluster/[\w./-]+", text):
         assert (ROOT / path).exists(), path
-    assert set(re.findall(r"apply -k cluster/overlays/(\w+)", text)) == {"dev", "production"}
+    assert set(re.findall(r"apply -k cluster/overlays/(\w+)", text)) == {"dev", "openshift", "production"}
     tags = set(re.findall(r"recommendation-training:(\S+)", text))
     assert tags == {__version__}, "the image that base/raycluster.yaml names"
     names = {overlay: {(each["kind"], each["metadata"]["name"]) for each in objects(overlay)} for overlay in OVERLAYS}

@@ -283,7 +283,7 @@ def test_applying_a_finished_rayjob_again_submits_it_and_allows_a_new_run() -> N
     cluster.advance(HOUR)
 
     assert [run_id(name) for name, _ in cluster.submissions] == ["rec-ray", "rec-ray"]
-    for overlay in (*ONCE, "production", "raycronjob"):
+    for overlay in (*ONCE, "openshift", "production", "raycronjob"):
         for found in objects(overlay):
             spec = found.get("spec", {})
             if found["kind"] in ("RayJob", "RayCronJob"):
