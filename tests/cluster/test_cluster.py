@@ -2,6 +2,7 @@
 
 import copy
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -301,6 +302,11 @@ def test_the_gpu_overlay_asks_for_gpus_and_says_so_to_the_program() -> None:
     assert settings.train.num_workers <= cluster["workerGroupSpecs"][0]["replicas"], "one GPU for each worker"
 
 
+def expand(text: str, environment: dict[str, str]) -> str:
+    """Replace $(NAME) as Kubernetes does."""
+    return re.sub(r"\$\((\w+)\)", lambda name: environment[name[1]], text)
+
+
 @pytest.mark.parametrize("overlay", ["openshift", "openshift-raycluster"])
 def test_openshift_gives_the_ids_the_keys_and_the_certificates(overlay: str) -> None:
     """restricted-v2 refuses ids outside of the namespace's range; a data connection has keys of its own names."""
@@ -323,7 +329,7 @@ def test_openshift_gives_the_ids_the_keys_and_the_certificates(overlay: str) -> 
         environment = {name: example["stringData"][key] for name, key in keys.items()}
         for entry in entries:
             if "value" in entry:
-                environment[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda name: environment[name[1]], entry["value"])
+                environment[entry["name"]] = expand(entry["value"], environment)
         environment["REC_RAY__DATABASE__PASSWORD"] = "x"
         ca_bundle = environment.pop("REC_RAY__STORAGE__CA_BUNDLE")
         settings = load_settings(CLUSTER / "base" / "rec_ray.yaml", environ=environment)
@@ -378,6 +384,42 @@ def test_kind_gets_the_stores_that_the_settings_name() -> None:
         check=False,
     )
     assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(("code", "says"), [(1, "no such view"), (0, "applied")])
+def test_the_shop_shows_the_error_of_feast_and_does_not_retry_it(code: int, says: str, tmp_path: Path) -> None:
+    script = the("dev", "ConfigMap", "shop")["data"]["make_shop.sh"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for there, here in (
+            ("/dev/tcp/postgres/5432", f"/dev/tcp/127.0.0.1/{server.getsockname()[1]}"),
+            ("/shop/", f"{tmp_path}/shop/"),
+            ("/etc/rec_ray/", f"{tmp_path}/settings/"),
+        ):
+            assert there in script
+            script = script.replace(there, here)
+        repo = tmp_path / "shop" / "project" / "feature_repo"
+        for folder in (tmp_path / "bin", tmp_path / "shop", tmp_path / "settings" / "feature_repo"):
+            folder.mkdir(parents=True)
+        (tmp_path / "settings" / "feature_repo" / "feature_store.yaml").write_text("sslmode: require\n")
+        programs = {
+            "rec-ray": f'[[ "$*" == "init {tmp_path}/shop/project" ]] && mkdir -p {repo}',
+            "feast": f'echo applied; echo "no such view" >&2; exit {code}',
+        }
+        for name, text in programs.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        ran = subprocess.run(
+            ["bash", "-c", script],
+            env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    assert ran.returncode == code
+    assert says in ran.stdout + ran.stderr
+    assert (repo / "feature_store.yaml").read_text() == "sslmode: disable\n"
 
 
 def test_the_settings_of_the_cluster_are_settings() -> None:
