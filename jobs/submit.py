@@ -2,7 +2,7 @@
 
     python jobs/submit.py --address http://HEAD:8265 --run-id night -- rec-ray run --config rec_ray.yaml
 
-The logic is that of `rec_ray/cli/job_submission.py`, of which Kubeflow's components import `ask` and `stop_run` from here.
+The logic is in `rec_ray/cli/job_submission.py`; Kubeflow components import `ask` and `stop_run` from here.
 """
 
 import sys

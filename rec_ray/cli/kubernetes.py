@@ -20,12 +20,12 @@ def render(
     project: Project = None,
     config: Config = None,
     overrides: Set = None,
-    name: Annotated[str | None, typer.Option(help="Name; that of a RayJob is the id of its run.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the object; a RayJob uses it as run id.")] = None,
     namespace: Annotated[str, typer.Option(help="Namespace of all objects.")] = "rec-ray",
-    image: Annotated[str | None, typer.Option(help="Image, if not that of the manifests.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image.")] = None,
     grow_to: Annotated[int | None, typer.Option(help="Let the workers grow to so many.")] = None,
-    queue: Annotated[str | None, typer.Option(help="LocalQueue of Kueue that admits the RayJob.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="When a cronjob runs, such as '0 3 * * *'.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Kueue LocalQueue that admits the RayJob.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Cron schedule of a cronjob, such as '0 3 * * *'.")] = None,
 ) -> None:
     """Print Kubernetes manifests for the settings: a run, a cluster that stays, or a run every night."""
     from rec_ray.cli.kubernetes_manifests import RenderOptions, render_manifests
