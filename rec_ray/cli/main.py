@@ -22,6 +22,7 @@ from rich.console import Console
 
 from rec_ray import __version__
 from rec_ray.cli.checks import checks_app
+from rec_ray.cli.init import init_app
 from rec_ray.cli.kubernetes import kubernetes_app
 from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, redirect_stdout, settings_of
 from rec_ray.cli.versions import versions_app
@@ -50,6 +51,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+app.add_typer(init_app)
+
 Version = Annotated[str | None, typer.Argument(help="Version of the model.", show_default="newest stored")]
 
 
@@ -71,33 +74,6 @@ def _print_report(report: Any, as_json: bool) -> None:
     print_rows(console, f"Version {report.version}", report.counts)
     print_rows(console, "Seconds of each step", report.seconds | {"total": sum(report.seconds.values())})
     print_rows(console, "Locations", report.where)
-
-
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(help="Folder of the new project.")],
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", help="Folder with interactions.parquet, optionally users.parquet and items.parquet."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the generated shop.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Create a project: settings, a Feast repository and data, generated or your own."""
-    from rec_ray.sample.project import init_project
-
-    summary = init_project(folder, source, seed=seed)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(summary), default=str))
-        return
-    from rec_ray.reports.terminal import print_rows
-
-    console = Console()
-    rows = {"users": summary.users, "items": summary.items, "interactions": summary.interactions}
-    print_rows(console, f"Project from {summary.source}", rows)
-    for note in summary.notes:
-        console.print(f"- {note}", markup=False, highlight=False)
-    console.print(f"Settings to review: {summary.settings}\nNext: rec-ray run -C {folder}", markup=False)
 
 
 @app.command()

@@ -7,14 +7,16 @@ values, but nothing of Feast.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+from rec_ray.sample.own_tables import LEFT_OUT, PLACEHOLDER, TYPE, VALUE, Decision
 from rec_ray.sample.survey import fetch_one, query_table, quoted
-from rec_ray.sample.tables import PLACEHOLDER, WrittenTable
+from rec_ray.sample.tables import WrittenTable
 from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID, FeatureDeclaration
 
 SEPARATOR = "|"
@@ -29,6 +31,8 @@ SENTENCE = 60
 """Mean characters from which a string with spaces is a text even if it holds separators."""
 PATH_NAMES = ("categor", "path", "taxonom", "breadcrumb", "hierarch", "department")
 ITEM_NAMES = ("product_name", "item_name", "name", "title")
+CODE = re.compile(r"(^|_)(id|code|ean|gtin|isbn|upc|barcode|zip|zipcode|postcode|plz|sku|phone)$")
+"""Ends of names of whole numbers that count nothing."""
 LINK = r"^((https?:)?//|www\.|/)\S*$|^\S+\.(png|jpe?g|gif|webp|svg)$"
 _IGNORED = {USER_ID, ITEM_ID, EVENT_TIMESTAMP, PLACEHOLDER}
 
@@ -39,6 +43,7 @@ class Declared:
 
     features: dict[str, FeatureDeclaration] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
 
 def declare_features(table: WrittenTable) -> Declared:
@@ -51,12 +56,10 @@ def declare_features(table: WrittenTable) -> Declared:
             kind, why = _decide(connection, column)
             if kind is not None:
                 declared.features[column.name] = kind
-            declared.notes.append(f"{column.name}: {_said(kind)}{why}")
+            decision = Decision(table.name, column.name, LEFT_OUT if kind is None else kind.kind, why)
+            declared.decisions.append(decision)
+            declared.notes.append(str(decision))
     return declared
-
-
-def _said(kind: FeatureDeclaration | None) -> str:
-    return "left out, " if kind is None else f"{kind.kind}, "
 
 
 def _decide(connection: duckdb.DuckDBPyConnection, column: pa.Field) -> tuple[FeatureDeclaration | None, str]:
@@ -70,8 +73,8 @@ def _decide(connection: duckdb.DuckDBPyConnection, column: pa.Field) -> tuple[Fe
         return FeatureDeclaration("categorical"), "true or false"
     if pa.types.is_timestamp(kind):
         return FeatureDeclaration("timestamp"), "a timestamp"
-    if pa.types.is_integer(kind) and (column.name.lower() == "id" or column.name.lower().endswith("_id")):
-        distinct = fetch_one(connection, f"SELECT approx_count_distinct({name}) FROM t")[0]
+    if pa.types.is_integer(kind) and CODE.search(column.name.lower()):
+        distinct = fetch_one(connection, f"SELECT count(DISTINCT {name}) FROM t")[0]
         if distinct > UNIQUE * present and present >= SMALL:
             return None, "a number that is an id, another one in nearly every row"
         return FeatureDeclaration("categorical"), "a number that is an id by its name"
@@ -99,7 +102,7 @@ def _decide_string(
     name = quoted(column)
     distinct, links, spaced, separated, length = fetch_one(
         connection,
-        f"SELECT approx_count_distinct({name}), avg(regexp_matches(lower({name}), '{LINK}')::INT), "
+        f"SELECT count(DISTINCT {name}), avg(regexp_matches(lower({name}), '{LINK}')::INT), "
         f"avg(contains({name}, ' ')::INT), avg(contains({name}, '{SEPARATOR}')::INT), avg(length({name})) FROM t",
     )
     if links > 0.5:
@@ -108,25 +111,27 @@ def _decide_string(
     if separated >= SEPARATED_SHARE and not sentences:
         return _decide_separated(connection, column, separated)
     if distinct <= FEW * present:
-        return FeatureDeclaration("categorical"), f"about {distinct:,} values in {present:,} rows"
+        return FeatureDeclaration("categorical"), f"{distinct:,} values in {present:,} rows"
     if spaced > 0.5:
         return FeatureDeclaration("text"), "words with spaces between them"
     if distinct > UNIQUE * present and present >= SMALL:
         return None, "another value in nearly every row, as an id has"
-    return FeatureDeclaration("categorical"), f"about {distinct:,} values in {present:,} rows"
+    return FeatureDeclaration("categorical"), f"{distinct:,} values in {present:,} rows"
 
 
 def _decide_separated(
     connection: duckdb.DuckDBPyConnection, column: str, separated: float
-) -> tuple[FeatureDeclaration, str]:
+) -> tuple[FeatureDeclaration | None, str]:
     """A path begins with one of few words and goes on with many; a set may begin with any of its values."""
     name = quoted(column)
-    first, parts = fetch_one(
+    first, parts, total = fetch_one(
         connection,
-        f"SELECT approx_count_distinct(p[1]), approx_count_distinct(e) FROM "
+        f"SELECT count(DISTINCT p[1]), count(DISTINCT e), count(e) FROM "
         f"(SELECT p, unnest(p) AS e FROM (SELECT string_split({name}, '{SEPARATOR}') AS p FROM t))",
     )
     why = f"{separated:.0%} of the values hold {SEPARATOR!r}"
+    if parts > UNIQUE * total and total >= SMALL:
+        return None, f"{why}, and nearly every part is another one"
     if any(hint in column.lower() for hint in PATH_NAMES):
         return FeatureDeclaration("category_path", separator=SEPARATOR), f"{why}, and the name suggests a path"
     if first <= 0.5 * parts:
@@ -134,27 +139,30 @@ def _decide_separated(
     return FeatureDeclaration("categories", separator=SEPARATOR), f"{why}, in no order from general to special"
 
 
-def declare_interactions(table: WrittenTable) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the settings of `features.interaction` and notes by their keys."""
+def declare_interactions(
+    table: WrittenTable, type_column: str | None = TYPE, value_column: str | None = VALUE
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the settings of `features.interaction` and notes by their keys; columns that are not there are ignored."""
     settings: dict[str, Any] = {"type_field": None, "value_field": None, "negative_types": []}
     notes: dict[str, str] = {}
-    types = table.schema.field("interaction_type").type if "interaction_type" in table.schema.names else None
-    if types is not None and pa.types.is_string(types):
+    kinds = {column.name: column.type for column in table.schema}
+    if type_column is not None and pa.types.is_string(kinds.get(type_column, pa.null())):
+        name = quoted(type_column)
         with query_table(table.path) as connection:
             counts = connection.execute(
-                "SELECT interaction_type, count(*) AS n FROM t WHERE interaction_type IS NOT NULL "
-                "GROUP BY interaction_type ORDER BY n DESC, interaction_type LIMIT 1000"
+                f"SELECT {name}, count(*) AS n FROM t WHERE {name} IS NOT NULL GROUP BY {name} "
+                f"ORDER BY n DESC, {name} LIMIT 1000"
             ).fetchall()
-        settings["type_field"] = "interaction_type"
+        settings["type_field"] = type_column
         shown = ", ".join(f"{name} {count:,}" for name, count in counts[:20])
         notes["type_field"] = f"Found: {shown}" + (" and more." if len(counts) > 20 else ".")
         settings["negative_types"] = [name for name, _ in counts if name.lower().startswith("negative")]
         some = "Every" if settings["negative_types"] else "There is no"
         notes["negative_types"] = f"{some} type whose name begins with 'negative'."
-    if "rating" in table.schema.names:
-        kind = table.schema.field("rating").type
-        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-            settings["value_field"] = "rating"
+    if value_column in kinds and (
+        pa.types.is_floating(kinds[value_column]) or pa.types.is_integer(kinds[value_column])
+    ):
+        settings["value_field"] = value_column
     if table.notes:
         notes["type_field"] = "\n".join([*table.notes, *([notes["type_field"]] if "type_field" in notes else [])])
     return settings, notes
