@@ -271,7 +271,7 @@ def write_page(
     settings = context.settings
     reasons = tuple(find_reasons(evaluation, settings.evaluation))
     run = RunFigures(gate, reasons, counts, dict(context.seconds), data.warnings)
-    read_fields = functools.partial(read_items, context.store, settings.feast.item_service, settings.feast.item_key)
+    read_fields = functools.partial(read_items, context.store, settings.feast)
     with step("report", context.seconds, version=version) as running:
         page = write_report(
             bundle,

@@ -129,8 +129,8 @@ def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
 
 def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
     """Read the current names of items from Feast's offline store; empty unless `features.item_name` is set."""
-    name, key = settings.features.item_name, settings.feast.item_key
+    name = settings.features.item_name
     if name is None or not item_ids:
         return {}
-    found = read_items(store, settings.feast.item_service, key, item_ids, [name])
+    found = read_items(store, settings.feast, item_ids, [name])
     return {item_id: str(text) for item_id, text in found[name].items() if text is not None}

@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rec_ray.config import Settings
-from rec_ray.data.load_features import entity_sources, event_source
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.offline_source import FeatureSource, slice_source
-from rec_ray.feature_store.point_in_time import find_service
+from rec_ray.feature_store.definitions import find_side
+from rec_ray.feature_store.offline_source import FeatureSource, entity_sources, event_source, slice_source
+from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import find_search_targets, list_unfed_views
 from rec_ray.publishing.push import SINGLE_WRITERS, find_push_targets
 from rec_ray.runs.context import open_feature_store
 from rec_ray.runs.stores import open_object_store, open_version_database
-from rec_ray.schema import ITEM_ID, USER_ID
 
 START_SECONDS = 15.0
 TRAIN_START_SECONDS = 20.0
@@ -82,11 +81,11 @@ def plan_run(settings: Settings) -> Plan:
         UnavailableError: the registry, a file or the database cannot be read.
     """
     store = open_feature_store(settings)
-    feast = settings.feast
+    feast, registry = settings.feast, read_registry(store)
     sources = {
-        "interactions": [event_source(store, find_service(store, feast.interaction_service), feast, settings.features)],
-        "users": entity_sources(store, find_service(store, feast.user_service), USER_ID, feast.user_key),
-        "items": entity_sources(store, find_service(store, feast.item_service), ITEM_ID, feast.item_key),
+        "interactions": [event_source(registry, feast, settings.features)],
+        "users": entity_sources(find_side(registry, feast, "user")),
+        "items": entity_sources(find_side(registry, feast, "item")),
     }
     rows = {name: _rows(store, found, feast.join_rows) for name, found in sources.items()}
     notes = [

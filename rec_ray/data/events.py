@@ -73,18 +73,6 @@ def as_events(table: pa.Table, first_row: int, as_of: datetime, exclude: Sequenc
     return events.filter(row_status(events, as_of, exclude) == "kept")
 
 
-def revision_columns(view: Any, user_key: str) -> dict[str, str]:
-    """Return the columns by which a row of a view corrects another: none without a `created_timestamp_column`.
-
-    view: of Feast. user_key: the join key or field with the user's id.
-    """
-    created = view.batch_source.created_timestamp_column
-    if not created:
-        return {}
-    keys = [key for key in view.join_keys if key != user_key]
-    return {EVENT_CREATED: created, **{f"{EVENT_KEY}_{number}": key for number, key in enumerate(keys)}}
-
-
 def active_users(table: pa.Table, as_of: datetime, since: datetime, exclude: Sequence[str] = ()) -> pa.Array:
     """Return the ids of the users with a usable event from `since` up to `as_of` in a slice, each once."""
     events = as_events(table, 0, as_of, exclude)

@@ -21,7 +21,7 @@ from rec_ray.config import Settings
 from rec_ray.distributed.runtime import check_gpus, import_in_worker, open_ray
 from rec_ray.errors import ConfigError, FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.point_in_time import secrets_in
+from rec_ray.feature_store.point_in_time import portable_config, secrets_in
 from rec_ray.logs import about, hide
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics
@@ -106,12 +106,14 @@ def open_feature_store(settings: Settings) -> FeatureStore:
         FeatureStoreError: the registry cannot be reached.
     """
     repo = settings.feast.repo
-    if not (Path(repo) / "feature_store.yaml").is_file():
+    path = Path(repo)
+    file = path if path.is_file() else path / "feature_store.yaml"
+    if not file.is_file():
         raise ConfigError(f"feast.repo {repo} has no feature_store.yaml; correct the setting or run `rec-ray init`")
     try:
-        store = FeatureStore(repo_path=repo)
+        store = FeatureStore(repo_path=str(file.parent), fs_yaml_file=file)
         hide(secrets_in(store.config))
-        return store
+        return FeatureStore(repo_path=str(file.parent), config=portable_config(store))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
     except Exception as error:
