@@ -270,7 +270,7 @@ def write_page(
     """Write the report of a version and return its address. gate: its verdict, or empty."""
     settings = context.settings
     reasons = tuple(find_reasons(evaluation, settings.evaluation))
-    run = RunFigures(gate, reasons, counts, dict(context.seconds), data.warnings)
+    run = RunFigures(gate, reasons, counts, dict(context.seconds))
     read_fields = functools.partial(read_items, context.store, settings.feast)
     with step("report", context.seconds, version=version) as running:
         page = write_report(

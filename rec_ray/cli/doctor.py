@@ -24,6 +24,7 @@ from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER
 from rec_ray.cli.plan import plan_run
 from rec_ray.config import Settings
 from rec_ray.data.event_sample import examine_events
+from rec_ray.data.feature_sample import examine_features
 from rec_ray.data.load_items import ITEMS
 from rec_ray.data.side_tables import find_side_tables
 from rec_ray.distributed.runtime import check_gpus, open_ray
@@ -153,6 +154,7 @@ def _offline(store: FeatureStore, settings: Settings) -> str:
             read_slice(portable_config(store), slices[-1])
     # Suspicious events stop no run: the notes name the settings.
     read, notes = examine_events(store, feast, settings.features)
+    notes += examine_features(store, feast, settings.features, settings.evaluation)
     said = f"{len(sources)} sources are readable and have the columns needed; {read:,} events looked at"
     return "; ".join([said, *notes])
 

@@ -7,13 +7,15 @@ rates measured on two cores. It starts no Ray, reads no row, reserves no version
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rec_ray.config import Settings
+from rec_ray.data.feature_sample import late_views
+from rec_ray.data.source_times import span_in_footers
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.definitions import find_side
-from rec_ray.feature_store.offline_source import FeatureSource, entity_sources, event_source, slice_source
+from rec_ray.feature_store.offline_source import SourceSlice, entity_sources, event_source, slice_source
 from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import find_search_targets, list_unfed_views
 from rec_ray.publishing.push import SINGLE_WRITERS, find_push_targets
@@ -87,12 +89,17 @@ def plan_run(settings: Settings) -> Plan:
         "users": entity_sources(find_side(registry, feast, "user")),
         "items": entity_sources(find_side(registry, feast, "item")),
     }
-    rows = {name: _rows(store, found, feast.join_rows) for name, found in sources.items()}
+    slices = {
+        name: [part for source in found for part in slice_source(store, source, feast.join_rows)]
+        for name, found in sources.items()
+    }
+    rows = {name: _rows(found) for name, found in slices.items()}
     notes = [
         f"the {name} lie in a source that only reading counts: they are taken as {_or_guess(count):,} rows"
         for name, count in rows.items()
         if count is None
     ]
+    notes += _late_views(settings, slices)
     if settings.side_tables.url:
         notes.append("the rows of the side tables are not counted")
     cores = settings.ray.num_cpus or os.cpu_count() or 1
@@ -119,8 +126,22 @@ def plan_run(settings: Settings) -> Plan:
     )
 
 
-def _rows(store: FeatureStore, sources: Sequence[FeatureSource], join_rows: int) -> int | None:
-    counts = [part.rows for source in sources for part in slice_source(store, source, join_rows)]
+def _late_views(settings: Settings, slices: Mapping[str, Sequence[SourceSlice]]) -> list[str]:
+    """Return sentences on views whose rows begin after the middle of the events, as far as footers tell."""
+    events, features = span_in_footers(slices["interactions"]), settings.features
+    if events is None:
+        return []
+    dated: list[SourceSlice] = []
+    if features.user and features.user_history == "as_of_event":
+        dated += slices["users"]
+    if features.item and features.item_history == "as_of_event":
+        dated += slices["items"]
+    remedy = "date its rows when they became true, or set features.user_history or item_history: as_of_now"
+    return [f"{said}: {remedy}" for said in late_views(dated, events.middle)]
+
+
+def _rows(slices: Sequence[SourceSlice]) -> int | None:
+    counts = [part.rows for part in slices]
     return None if None in counts else sum(count or 0 for count in counts)
 
 

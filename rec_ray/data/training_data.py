@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class _Survey:
     value_maximum: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
     unknown_items: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
     largest_user: tuple[str, int] = ("", 0)
 
     def merge(self, other: _Survey) -> _Survey:
@@ -103,19 +104,19 @@ def prepare_training_data(
     item_ids_ref = ray.put(item_ids)
     labelling = Labelling.of(features.interaction, split, tables.split_times)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, features)
-    notes = _say(survey, features.interaction)
+    survey.notes += _say(survey, features.interaction)
     known_items = {*survey.items_before_test, *survey.items_held_out}
-    warnings = describe_ids(survey.coverage, {*survey.unknown_items, *known_items}, item_ids)
+    unmatched = describe_ids(survey.coverage, {*survey.unknown_items, *known_items}, item_ids)
     if not survey.item_positives:
         low = survey.facts["disliked"]
         raise EmptyDataError(
             f"no positive event before {tables.split_times.test_start:%Y-%m-%d %H:%M} is left to learn from; event "
             f"types are {dict(survey.types)}, of which {features.interaction.negative_types} are declared negative"
             + (f", and {low:,} events are negative by features.interaction.min_positive_value" if low else "")
-            + "".join(f". {said}" for said in warnings)
+            + "".join(f". {said}" for said in unmatched)
         )
     features, late = drop_late_features(features, survey.coverage, items, survey.items_before_test, tables.notes)
-    for said in (warnings := [*warnings, *late]):
+    for said in (*unmatched, *late):
         LOGGER.warning("%s", said)
     fit = functools.partial(fit_features, text_buckets=features.text_buckets, max_vocabulary=features.max_vocabulary)
     preprocessor = Preprocessor(
@@ -125,10 +126,10 @@ def prepare_training_data(
         event_types=tuple(sorted(survey.types)),
     )
     labelling = labelling.with_value_maximum(survey.value_maximum)
-    data = _write(
+    survey.notes += [*tables.notes, *unmatched, *late]
+    return _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
     )
-    return replace(data, warnings=(*tables.notes, *notes, *warnings))
 
 
 def encode_tables(
@@ -159,12 +160,11 @@ def encode_tables(
     item_ids_ref = ray.put(item_ids)
     labelling = Labelling.of(features.interaction, split, tables.split_times)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, None)
-    notes = _say(survey, features.interaction)
+    survey.notes += _say(survey, features.interaction)
     labelling = labelling.with_value_maximum(survey.value_maximum)
-    data = _write(
+    return _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
     )
-    return replace(data, warnings=tuple(notes))
 
 
 def _write(
@@ -235,6 +235,7 @@ def _write(
         split_times=times,
         rows=tables.rows,
         facts=dict(survey.facts),
+        notes=tuple(survey.notes),
     )
 
 

@@ -159,8 +159,7 @@ def find_side(registry: Registry, feast: FeastSettings, side: SideName) -> Side:
     if side == "item" and not views:
         raise ConfigError(
             f"{what} has no view keyed by {key!r} alone, and without one there is no catalogue: "
-            f"{'; '.join(left_out.values()) or 'it has no view'}. Correct feast.item_key, or name views in "
-            "feast.item_views"
+            f"{'; '.join(left_out.values()) or 'it has no view'}. Correct feast.item_key or set feast.item_views"
         )
     return Side(side, what, key, tuple(views), tuple(computed), left_out)
 

@@ -39,13 +39,12 @@ ReadFields = Callable[[Sequence[str], Sequence[str]], Mapping[str, Mapping[str, 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds per step, data warnings."""
+    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds per step."""
 
     gate: str
     gate_reasons: tuple[str, ...]
     counts: Mapping[str, int]
     seconds: Mapping[str, float]
-    warnings: tuple[str, ...] = ()
 
 
 def write_report(
@@ -101,7 +100,7 @@ def collect_facts(
         **facts_of_bundle(bundle, version) | {"evaluation": evaluation},
         gate=run.gate,
         gate_reasons=list(run.gate_reasons),
-        warnings=list(run.warnings),
+        notes=list(data.notes),
         item_map=item_map,
         names=_texts(values.get(item_name or "", {})),
         categories=_categories(values.get(category or "", {}), declared) if declared else {},

@@ -14,6 +14,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from rec_ray.data.event_notes import NEGATIVE_WORDS, sounds_negative
+from rec_ray.sample.event_values import propose_values
 from rec_ray.sample.own_tables import LEFT_OUT, PLACEHOLDER, TYPE, VALUE, Decision
 from rec_ray.sample.survey import fetch_one, query_table, quoted
 from rec_ray.sample.tables import WrittenTable
@@ -25,6 +27,8 @@ SEPARATED_SHARE = 0.1
 FEW = 0.2
 """A string with fewer distinct values than this share of its rows is categorical, spaces or not."""
 UNIQUE = 0.9
+VALUES = 100_000
+"""Distinct values of events that are looked at, the most frequent."""
 SMALL = 20
 """Below so many values nothing is said to be unique."""
 SENTENCE = 60
@@ -140,32 +144,44 @@ def _decide_separated(
 
 
 def declare_interactions(
-    table: WrittenTable, type_column: str | None = TYPE, value_column: str | None = VALUE
+    table: WrittenTable, type_column: str | None = TYPE, value_column: str | None = VALUE, *, use_value: bool = False
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the settings of `features.interaction` and notes by their keys; columns that are not there are ignored."""
+    """Return the settings of `features.interaction` and notes by their keys; columns that are not there are ignored.
+
+    use_value: a person named the column with the values, so it is used whatever they look like.
+    """
     settings: dict[str, Any] = {"type_field": None, "value_field": None, "negative_types": []}
     notes: dict[str, str] = {}
     kinds = {column.name: column.type for column in table.schema}
     if type_column is not None and pa.types.is_string(kinds.get(type_column, pa.null())):
-        name = quoted(type_column)
-        with query_table(table.path) as connection:
-            counts = connection.execute(
-                f"SELECT {name}, count(*) AS n FROM t WHERE {name} IS NOT NULL GROUP BY {name} "
-                f"ORDER BY n DESC, {name} LIMIT 1000"
-            ).fetchall()
+        counts = _most_frequent(table, type_column, 1000)
         settings["type_field"] = type_column
         shown = ", ".join(f"{name} {count:,}" for name, count in counts[:20])
         notes["type_field"] = f"Found: {shown}" + (" and more." if len(counts) > 20 else ".")
-        settings["negative_types"] = [name for name, _ in counts if name.lower().startswith("negative")]
+        settings["negative_types"] = [name for name, _ in counts if sounds_negative(name)]
         some = "Every" if settings["negative_types"] else "There is no"
-        notes["negative_types"] = f"{some} type whose name begins with 'negative'."
-    if value_column in kinds and (
-        pa.types.is_floating(kinds[value_column]) or pa.types.is_integer(kinds[value_column])
-    ):
-        settings["value_field"] = value_column
+        notes["negative_types"] = f"{some} type whose name sounds negative ({', '.join(NEGATIVE_WORDS)})."
+    kind = kinds.get(value_column or "", pa.null())
+    if value_column is not None and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        proposal = propose_values(value_column, dict(_most_frequent(table, value_column, VALUES)))
+        if proposal.use or use_value:
+            settings["value_field"] = value_column
+            settings["min_positive_value"] = proposal.min_positive_value
+        notes["value_field"] = f"{proposal.said}." + (" It is used all the same." if use_value > proposal.use else "")
     if table.notes:
         notes["type_field"] = "\n".join([*table.notes, *([notes["type_field"]] if "type_field" in notes else [])])
     return settings, notes
+
+
+def _most_frequent(table: WrittenTable, column: str, limit: int) -> list[tuple[Any, int]]:
+    """Return the values of a column with their counts, the most frequent first; null and NaN are none."""
+    name = quoted(column)
+    with query_table(table.path) as connection:
+        rows = connection.execute(
+            f"SELECT {name}, count(*) AS n FROM t WHERE {name} IS NOT NULL AND {name}::VARCHAR <> 'nan' "
+            f"GROUP BY {name} ORDER BY n DESC, {name} LIMIT {limit}"
+        ).fetchall()
+    return [(value, int(count)) for value, count in rows]
 
 
 def name_of_items(table: WrittenTable) -> str | None:

@@ -195,7 +195,9 @@ def _make_own(data: Path, own: OwnTables, names: ColumnNames) -> _Made:
         dates[name] = dated.why
         notes += [f"{name}: {dated.why}", *describe_ids(interactions, dated.table)]
     users, items = declare_features(written["users"]), declare_features(written["items"])
-    interaction, said = declare_interactions(interactions, own.interactions.type, own.interactions.value)
+    interaction, said = declare_interactions(
+        interactions, own.interactions.type, own.interactions.value, use_value=names.value is not None
+    )
     features = {
         "user": _plain(users.features),
         "item": _plain(items.features),

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,21 @@ def test_suspicious_events_are_named_and_are_no_fault(project: Path) -> None:
     assert offline.ok
     assert "4,000 events looked at; events of the type 'negative_view' (200) are learned as positives" in offline.said
     assert "features.interaction.negative_types names 'skip', which no event has" in offline.said
+
+
+def test_a_table_exported_after_all_events_is_found_before_the_run(
+    tmp_path: Path, make_project: Callable[..., Path], tiny_tables: Any
+) -> None:
+    """Training would see none of its values, and publication all of them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    project = make_project(tmp_path, **tiny_tables)
+    path = project / "feature_repo" / "data" / "users.parquet"
+    table = pq.read_table(path)
+    times = pa.array([datetime(2024, 9, 1, tzinfo=UTC)] * table.num_rows, pa.timestamp("us", "UTC"))
+    pq.write_table(table.set_column(table.schema.get_field_index("event_timestamp"), "event_timestamp", times), path)
+    found = faults(project)
+    assert set(found) == {"offline store"} and found["offline store"].exit_code == 2
+    for part in ("every declared user feature", "view 'users'", "features.user_history: as_of_now"):
+        assert part in found["offline store"].said

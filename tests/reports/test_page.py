@@ -117,7 +117,13 @@ def test_a_refused_model_says_why(facts):
 
 
 def test_suspicious_findings_about_the_data_are_shown(facts):
-    noted = dataclasses.replace(facts, warnings=["user '<bot>' has 94% of the events"])
+    noted = dataclasses.replace(facts, notes=["user '<bot>' has 94% of the events"])
+    seen = Seen(render_report(noted))
+    assert "Data: user '<bot>' has 94% of the events." in "".join(seen.text)
+
+
+def test_suspicious_findings_about_the_data_are_shown(facts):
+    noted = dataclasses.replace(facts, notes=["user '<bot>' has 94% of the events"])
     seen = Seen(render_report(noted))
     assert "Data: user '<bot>' has 94% of the events." in "".join(seen.text)
 

@@ -50,7 +50,7 @@ class ReportFacts:
     """Content of a report; a value that was not measured is empty or None.
 
     names, categories: item id -> text, for the items of the map and of the examples.
-    warnings: sentences about the data. settings: with secrets masked. seconds: of each step so far.
+    notes: findings about the data, as sentences. settings: with secrets masked. seconds: of each step so far.
     counts: counts of the run by readable name.
     """
 
@@ -62,7 +62,7 @@ class ReportFacts:
     refit: str = ""
     gate: str = ""
     gate_reasons: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     evaluation: Evaluation | None = None
     epochs: tuple[EpochResult, ...] = ()
     best_epoch: int = 0
