@@ -122,12 +122,6 @@ def test_suspicious_findings_about_the_data_are_shown(facts):
     assert "Data: user '<bot>' has 94% of the events." in "".join(seen.text)
 
 
-def test_suspicious_findings_about_the_data_are_shown(facts):
-    noted = dataclasses.replace(facts, notes=["user '<bot>' has 94% of the events"])
-    seen = Seen(render_report(noted))
-    assert "Data: user '<bot>' has 94% of the events." in "".join(seen.text)
-
-
 def test_what_was_not_measured_is_left_out(facts):
     bare = ReportFacts(version="3")
     seen = Seen(render_report(bare))
