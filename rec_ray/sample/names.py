@@ -23,6 +23,8 @@ from rec_ray.schema import (
 
 RESERVED = {USER_ID, ITEM_ID, EVENT_TIMESTAMP, EVENT_ORDER, EVENT_TYPE, EVENT_VALUE, FIRST_SEEN, AS_OF, SIGN_UP}
 """Names that rec_ray gives columns of its own (in small letters, as DuckDB does not tell cases apart)."""
+OF_DUCKDB = {"file_row_number", "filename"}
+"""Names of columns that DuckDB adds to those of a file."""
 INDEX = re.compile(r"^(__index_level_\d+__|unnamed: ?\d+|level_0|)$", re.IGNORECASE)
 """Names that pandas gives the index of a frame, in Parquet and in CSV."""
 
@@ -58,4 +60,4 @@ def written_names(table: str, names: Iterable[str], taken: Iterable[str]) -> dic
 
 
 def _is_reserved(name: str) -> bool:
-    return name.lower() in RESERVED or name.lower().startswith((RAW_ITEM, "rec_ray_"))
+    return name.lower() in RESERVED | OF_DUCKDB or name.lower().startswith((RAW_ITEM, "rec_ray_"))

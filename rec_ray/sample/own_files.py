@@ -19,7 +19,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from rec_ray.errors import ConfigError, EmptyDataError, RecRayError, SchemaError, UnavailableError, listed
-from rec_ray.sample.survey import fetch_one, query_files, quoted
+from rec_ray.sample.survey import fetch_one, literal, query_files, quoted
 from rec_ray.schema import TIMESTAMP
 
 TABLES = ("users", "items", "interactions")
@@ -229,12 +229,12 @@ def _require_one_schema(files: Sequence[Path], shown: str) -> None:
 
 def _copy_csv(files: Sequence[Path], target: Path, shown: str) -> None:
     """Copy CSV files with a header into one Parquet file, every value as text; an empty value is null."""
-    names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
+    names = ", ".join(map(literal, files))
     with duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(target.parent)}) as connection:
         try:
             connection.execute(
                 f"COPY (SELECT * FROM read_csv([{names}], all_varchar = true, header = true, union_by_name = true)) "
-                f"TO '{target}' (FORMAT parquet)"
+                f"TO {literal(target)} (FORMAT parquet)"
             )
         except duckdb.Error as error:
             reason = str(error).strip().splitlines()[0]

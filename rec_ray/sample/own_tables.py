@@ -178,7 +178,7 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
         origins[key] = origin
         decide(origin, f"id of {key.removesuffix('_id')}s", "its name" if origin == key else f"written as {key}")
     is_event = files.name == "interactions"
-    time = choose_event_time(files, names, ask, problems) if is_event else choose_row_time(files, problems)
+    time = choose_event_time(files, names, ask, problems) if is_event else choose_row_time(files, names, problems)
     columns = [OwnColumn(key, pa.string(), origin) for key, origin in origins.items()]
     if time is not None:
         columns.append(OwnColumn(EVENT_TIMESTAMP, TIMESTAMP, time.column, time.unit))
@@ -289,7 +289,7 @@ def _is_time_only(name: str, time: TimeColumn | None, is_event: bool) -> bool:
 
 def _can_be_id(files: OwnFiles, column: str, problems: Problems) -> bool:
     kind = _decoded(files.schema.field(column).type)
-    if _is_text(kind) or pa.types.is_integer(kind):
+    if _is_text(kind) or pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
         return True
     if pa.types.is_floating(kind):
         name = quoted(column)

@@ -157,11 +157,13 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
     return None
 
 
-def choose_row_time(files: OwnFiles, problems: Problems) -> TimeColumn | None:
+def choose_row_time(files: OwnFiles, names: ColumnNames, problems: Problems) -> TimeColumn | None:
     """Return the column from which on a row of a user or an item counts: one that is called so, or none."""
     for known in TIME_NAMES:
         if known in files.schema.names:
-            return _read_as_time(files, known, None, "the time from which a row counts by its name", problems)
+            return _read_as_time(
+                files, known, names.time_unit, "the time from which a row counts by its name", problems
+            )
     return None
 
 

@@ -14,8 +14,9 @@ from rec_ray.errors import SchemaError
 from rec_ray.logs import LOGGER
 from rec_ray.sample.own_tables import KEYS, OwnTable
 from rec_ray.sample.roles import TIME_NAMES
-from rec_ray.sample.survey import count_distinct, count_times, match_keys, share_with_row
+from rec_ray.sample.survey import count_distinct, count_nulls, count_times, match_keys, share_with_row
 from rec_ray.sample.tables import WrittenTable, write_own_table
+from rec_ray.schema import EVENT_TIMESTAMP
 
 SEEN = 0.5
 """Share of events below which the dates of rows are not taken as they are."""
@@ -76,22 +77,32 @@ def _undated(table: OwnTable) -> str:
 
 
 def check_event_times(table: OwnTable, written: WrittenTable, *, named: bool) -> list[str]:
-    """Return a warning if all events have one time.
+    """Log and return warnings about events without a time and about one time for all.
 
     Raises:
         SchemaError: and nobody said that this is the time of an event.
     """
-    if table.time is None or written.rows <= FEW or count_times(written.path) != 1:
-        return []
-    column = table.time.column
+    said: list[str] = []
+    if table.time is None:
+        return said
+    if unknown := count_nulls(written.path, EVENT_TIMESTAMP):
+        said.append(
+            f"{unknown:,} of {written.rows:,} events have no time in {table.time.column!r}: a run leaves them out"
+        )
+    if written.rows > FEW and count_times(written.path) == 1:
+        said.append(_one_time(table, table.time.column, named=named))
+    for sentence in said:
+        LOGGER.warning("%s: %s", table.files.shown, sentence)
+    return said
+
+
+def _one_time(table: OwnTable, column: str, *, named: bool) -> str:
     if not named and column not in TIME_NAMES:
         raise SchemaError(
             f"{table.files.shown}: every row has the same time in {column!r}, as the time of a load; name the column "
             "with the time of an event, or this one, with --time-column"
         )
-    said = f"every event has the same time in {column!r}: nothing can be held out by time, and no order is learned"
-    LOGGER.warning("%s: %s", table.files.shown, said)
-    return [said]
+    return f"every event has the same time in {column!r}: nothing can be held out by time, and no order is learned"
 
 
 def describe_ids(interactions: WrittenTable, table: WrittenTable) -> list[str]:

@@ -24,16 +24,16 @@ LAST_SHARE = 0.1
 
 def query_table(path: Path) -> contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]:
     """Open a DuckDB connection with the view `t` over a Parquet file (with file_row_number), bounded in memory."""
-    return query_files([str(path)])
+    return query_files([str(path)], file_row_number=True)
 
 
 @contextlib.contextmanager
-def query_files(paths: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]:
+def query_files(paths: Sequence[str], *, file_row_number: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open one over several files of one table; their columns are matched by name."""
     with tempfile.TemporaryDirectory(prefix="rec_ray_") as folder:
         connection = duckdb.connect(config={"memory_limit": "1GB", "temp_directory": folder})
         try:
-            connection.read_parquet(list(paths), file_row_number=True, union_by_name=True).create_view("t")
+            connection.read_parquet(list(paths), file_row_number=file_row_number, union_by_name=True).create_view("t")
             yield connection
         finally:
             connection.close()
@@ -48,6 +48,11 @@ def fetch_one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...
 def quoted(name: str) -> str:
     """Return a column name as SQL writes it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: object) -> str:
+    """Return a text as SQL writes it."""
+    return "'" + str(text).replace("'", "''") + "'"
 
 
 def earliest_time(path: Path) -> datetime:
@@ -133,6 +138,12 @@ def share_with_row(events: Path, table: Path, key: str, time: str = EVENT_TIMEST
             f"ON t.{column} = first.k WHERE t.{EVENT_TIMESTAMP} IS NOT NULL",
         )
     return float(seen) / float(of) if of else None
+
+
+def count_nulls(path: Path, column: str) -> int:
+    """Return how many rows have no value in a column."""
+    with query_table(path) as connection:
+        return int(fetch_one(connection, f"SELECT count(*) FILTER ({quoted(column)} IS NULL) FROM t")[0])
 
 
 def count_times(path: Path) -> int:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from rec_ray.errors import EmptyDataError, SchemaError
 from rec_ray.sample.own_tables import KEYS, NO_ROLE, PLACEHOLDER, Decision, OwnColumn, OwnTable
 from rec_ray.sample.survey import query_table
-from rec_ray.sample.times import as_utc, without_words_for_null
+from rec_ray.sample.times import as_utc, without_sentinels, without_words_for_null
 from rec_ray.schema import EVENT_TIMESTAMP, TIMESTAMP
 
 ROW_GROUP_ROWS = 250_000
@@ -131,7 +131,9 @@ def _convert(array: pa.Array, column: OwnColumn, table: OwnTable) -> pa.Array:
         if pa.types.is_dictionary(array.type):
             array = array.dictionary_decode()
         if column.type == TIMESTAMP:
-            return as_utc(array, column.unit)
+            times = as_utc(array, column.unit)
+            is_event = table.name == "interactions" and column.name == EVENT_TIMESTAMP
+            return without_sentinels(times) if is_event else times
         text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
         if text and not pa.types.is_string(column.type):
             array = without_words_for_null(pc.cast(array, pa.string()))

@@ -20,6 +20,8 @@ UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001}
 EARLIEST, LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1e6 for year in (1990, 2100))
 NOT_A_TIME = -(2**63) // 1000
 """Microseconds of numpy's NaT, a null that some programs write as the time 1677-09-21."""
+SENTINELS = tuple(datetime(year, 1, 1) for year in (1, 1900, 1970))
+"""Times that stand for no time where something happened in a shop."""
 ISO = r"^\d{4}-\d\d-\d\d"
 
 
@@ -58,7 +60,8 @@ def as_utc(array: pa.Array, unit: str | None = None) -> pa.Array:
         micros = pc.cast(array, pa.timestamp("us", kind.tz), safe=kind.unit != "ns")
         micros = pc.cast(micros, TIMESTAMP) if kind.tz else pc.assume_timezone(micros, "UTC")
         number = pc.cast(micros, pa.int64())
-        return pc.if_else(pc.less_equal(number, NOT_A_TIME + 1), pa.scalar(None, TIMESTAMP), micros)
+        absent = pc.is_in(number, value_set=pa.array([NOT_A_TIME, NOT_A_TIME + 1]))
+        return pc.if_else(absent, pa.scalar(None, TIMESTAMP), micros)
     if pa.types.is_date(kind):
         return pc.assume_timezone(pc.cast(array, pa.timestamp("us")), "UTC")
     if unit is None:
@@ -73,8 +76,15 @@ def as_utc(array: pa.Array, unit: str | None = None) -> pa.Array:
     return pc.cast(micros, TIMESTAMP)
 
 
+def without_sentinels(times: pa.Array) -> pa.Array:
+    """Return the times of events, and null for those that stand for none: a shop has no event of 1900 or 1970."""
+    absent = pc.is_in(times, value_set=pc.assume_timezone(pa.array(SENTINELS, pa.timestamp("us")), "UTC"))
+    return pc.if_else(absent, pa.scalar(None, TIMESTAMP), times)
+
+
 def _parse(texts: pa.Array) -> pa.Array:
     """Parse ISO 8601: a date, optionally a time after `T` or a blank, optionally a zone."""
+    texts = pc.replace_substring_regex(texts, pattern=" UTC$", replacement="Z")
     wrong = pc.invert(pc.fill_null(pc.match_substring_regex(texts, ISO), True))
     if pc.any(wrong).as_py():
         raise pa.ArrowInvalid(f"{texts.filter(wrong)[0].as_py()!r} is no ISO time, such as 2024-05-31T12:00:00Z")

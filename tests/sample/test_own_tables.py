@@ -4,6 +4,7 @@ import gzip
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,7 @@ SECONDS = (EVENTS["timestamp"].astype("int64") // 10**9).to_numpy()
         ([f"{time:%Y-%m-%d %H:%M:%S}" for time in EVENTS["timestamp"]], None),
         ([f"{time:%Y-%m-%dT%H:%M:%S}Z" for time in EVENTS["timestamp"]], None),
         ([(time + timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%S+02:00") for time in EVENTS["timestamp"]], None),
+        ([f"{time:%Y-%m-%d %H:%M:%S} UTC" for time in EVENTS["timestamp"]], None),
         (SECONDS * 1_000, "ms"),
     ],
 )
@@ -286,6 +288,20 @@ def test_a_time_beyond_nanoseconds_and_a_null_written_as_a_time(own: Path) -> No
     assert users["since"].to_pylist() == [None, T0]
 
 
+@pytest.mark.parametrize("year", [1, 1900, 1970])
+def test_a_time_that_stands_for_none_is_null_in_events_alone(own: Path, year: int) -> None:
+    never = datetime(year, 1, 1, tzinfo=UTC)
+    when = pa.array([never, *EVENTS["timestamp"].tolist()[1:]], TIMESTAMP)
+    put(own, "interactions", pa.table({"user_id": EVENTS["user_id"], "item_id": EVENTS["item_id"], "timestamp": when}))
+    put(own, "users", pa.table({"user_id": ["u"], "timestamp": pa.array([never], TIMESTAMP)}))
+    tables = read(own)
+    times = pq.read_table(write_own_table(tables.interactions, own / "out.parquet").path)[EVENT_TIMESTAMP]
+    assert times.to_pylist() == [None, *EVENTS["timestamp"].tolist()[1:]]
+    assert tables.users is not None
+    users = pq.read_table(write_own_table(tables.users, own / "out.parquet").path)
+    assert users[EVENT_TIMESTAMP].to_pylist() == [never], "a row that counts from the beginning"
+
+
 def test_types_and_values_of_another_type_are_used_or_said(own: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "rec_ray")
     kinds = [number % 3 for number in range(60)]
@@ -316,6 +332,7 @@ def test_types_and_values_of_another_type_are_used_or_said(own: Path, caplog: py
 def test_names_become_such_that_feast_and_yaml_take_them(own: Path) -> None:
     put(own, "interactions", EVENTS)
     odd = [
+        "file_row_number",
         "age:float",
         "a:b:",
         "list\nprice",
@@ -334,6 +351,7 @@ def test_names_become_such_that_feast_and_yaml_take_them(own: Path) -> None:
     assert items is not None
     assert [column.name for column in items.columns] == [
         "item_id",
+        "item_file_row_number",
         "age_float",
         "a_b_2",
         "list_price",
@@ -352,6 +370,12 @@ def test_names_become_such_that_feast_and_yaml_take_them(own: Path) -> None:
 def test_whole_numbers_that_pandas_keeps_as_floats_are_ids(own: Path) -> None:
     put(own, "interactions", EVENTS.assign(item_id=[7.0, None, *range(58)]))
     assert events_of(own)["item_id"].tolist()[:4] == ["7", None, "0", "1"]
+
+
+def test_whole_decimals_are_ids(own: Path) -> None:
+    ids = pa.array([Decimal(number) for number in range(60)], pa.decimal128(38, 0))
+    put(own, "interactions", pa.table({"user_id": ids, "item_id": ids, "at": EVENTS["timestamp"]}))
+    assert events_of(own)["user_id"].tolist() == [str(number) for number in range(60)]
 
 
 def test_a_unit_that_is_none_is_refused() -> None:

@@ -163,3 +163,14 @@ def test_ids_that_mostly_match_are_not_said(own: Path) -> None:
     assert tables.users is not None
     events = write_own_table(tables.interactions, own / "scratch" / "events.parquet")
     assert describe_ids(events, write_own_table(tables.users, own / "scratch" / "users.parquet", T0)) == []
+
+
+def test_events_without_a_time_are_counted(own: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "rec_ray")
+    when = [None, datetime(1970, 1, 1, tzinfo=UTC), *(day(number) for number in range(28))]
+    ids = [f"u{number}" for number in range(30)]
+    write(own, "interactions", user_id=ids, item_id=ids, at=pa.array(when, STAMP))
+    (own / "scratch").mkdir()
+    table = read_own_tables(own, own / "scratch").interactions
+    (said,) = check_event_times(table, write_own_table(table, own / "scratch" / "out.parquet"), named=False)
+    assert said == "2 of 30 events have no time in 'at': a run leaves them out" and said in caplog.text
