@@ -87,7 +87,7 @@ def encode_images(
     read, encoded, unreadable, examples = ray.get(summary)
     if unreadable:
         LOGGER.warning(
-            "%s of %s images cannot be read, and their items go without: %s%s",
+            "%s of %s images cannot be read, so their items have no image vector: %s%s",
             f"{unreadable:,}",
             f"{read + unreadable:,}",
             "; ".join(examples),

@@ -220,7 +220,7 @@ def test_an_increment_of_a_version_that_is_not_live_is_not_pushed(shop, settings
         (
             {"rules": [{"item": "age_limit", "must_be": "at_most", "user": "country"}]},
             SchemaError,
-            "age_limit at_most country compares numbers or times, but a field holds string",
+            "age_limit at_most country needs numbers or times, found string",
         ),
     ],
 )
