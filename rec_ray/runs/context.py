@@ -22,7 +22,8 @@ from rec_ray.distributed.runtime import check_gpus, import_in_worker, open_ray
 from rec_ray.errors import ConfigError, FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import portable_config, secrets_in
-from rec_ray.logs import about, hide
+from rec_ray.feature_store.repository_file import read_secrets, without_content
+from rec_ray.logs import about, hide, step
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics
 from rec_ray.runs.stores import open_object_store, open_version_database
@@ -110,14 +111,18 @@ def open_feature_store(settings: Settings) -> FeatureStore:
     file = path if path.is_file() else path / "feature_store.yaml"
     if not file.is_file():
         raise ConfigError(f"feast.repo {repo} has no feature_store.yaml; correct the setting or run `rec-ray init`")
+    hide(read_secrets(Path(repo) / "feature_store.yaml"))
     try:
         store = FeatureStore(repo_path=str(file.parent), fs_yaml_file=file)
         hide(secrets_in(store.config))
         return FeatureStore(repo_path=str(file.parent), config=portable_config(store))
+    # From None: the traceback of the original would print its text, with the values of the file in it.
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
+        said = f"feature_store.yaml in {repo} cannot be read: {without_content(error)}"
+        raise ConfigError(said) from None
     except Exception as error:
-        raise FeatureStoreError(f"the feature repository {repo} cannot be opened: {error}") from error
+        said = f"the feature repository {repo} cannot be opened: {type(error).__name__}: {without_content(error)}"
+        raise FeatureStoreError(said) from None
 
 
 def describe_owner(run_id: str) -> str:
