@@ -275,9 +275,11 @@ class SearchVectors:
 class UpdateReport:
     """Rows that reached the feature store, by push source.
 
-    departed: empty rows for users and items of the previous version that this version lacks.
+    departed: empty rows for those that the version before had and this one has not.
+    pruned: versions whose files were removed, as `publish.keep_versions` asks.
     """
 
     version: str
     rows: dict[str, int]
     departed: dict[str, int] = field(default_factory=dict)
+    pruned: int = 0

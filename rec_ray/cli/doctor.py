@@ -116,7 +116,16 @@ def _database(settings: Settings) -> str:
     database = open_version_database(settings)
     migrated, live = database.is_migrated(), database.live()
     tables = "is migrated" if migrated else "gets its tables from the first run"
-    return f"{database.url} is reachable and {tables}; live is {f'version {live}' if live else 'no version yet'}"
+    row, own = (database.get(live) if live else None), open_object_store(settings).uri()
+    shared = ""
+    if row is not None and row.artifact_uri and not row.artifact_uri.startswith(own):
+        shared = (
+            f"; it is stored at {row.artifact_uri}, not below {own}: when another project shares this database, set "
+            "database.schema_name of one of them"
+        )
+    return (
+        f"{database.url} is reachable and {tables}; live is {f'version {live}' if live else 'no version yet'}{shared}"
+    )
 
 
 def _side_tables(settings: Settings) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER, read_manifest
+from rec_ray.candidate_store.manifest import ITEM_FOLDER, RECOMMENDATION_FOLDER, read_manifest, read_parts
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
 from rec_ray.feature_store.api import FeatureStore
@@ -64,7 +64,7 @@ def recommendations_of(settings: Settings, user_id: str | None, count: int) -> A
 def _any_user(settings: Settings) -> str:
     storage, version = open_object_store(settings), _live(settings)
     folder = candidates_folder(version)
-    part = read_manifest(storage, folder)["parts"][RECOMMENDATION_FOLDER][0]["name"]
+    part = read_manifest(storage, folder).parts[RECOMMENDATION_FOLDER][0].name
     path = storage.path(folder, RECOMMENDATION_FOLDER, part)
     with storage.filesystem.open_input_file(path) as handle:
         first = next(pq.ParquetFile(handle).iter_batches(batch_size=1, columns=[USER_ID]))
@@ -119,12 +119,9 @@ def _published_similar_items(settings: Settings, source: str, item_id: str, coun
 
 
 def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
-    manifest = read_manifest(storage, folder)
-    paths = [storage.path(folder, "item_embeddings", part["name"]) for part in manifest["parts"]["item_embeddings"]]
-    tables = [pq.read_table(path, filesystem=storage.filesystem) for path in paths]
-    ids = np.concatenate([table[ITEM_ID].to_numpy() for table in tables])
-    flat = [table[EMBEDDING].combine_chunks().flatten().to_numpy() for table in tables]
-    return ids, np.concatenate(flat).reshape(len(ids), -1)
+    table = read_parts(storage, folder, read_manifest(storage, folder), ITEM_FOLDER)
+    vectors = table[EMBEDDING].combine_chunks().flatten().to_numpy()
+    return table[ITEM_ID].to_numpy(), vectors.reshape(table.num_rows, -1)
 
 
 def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rec_ray.candidate_store.erasure import Erased
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
 from rec_ray.feature_store.api import FeatureStore, FeatureView, FileSource, from_feast_to_pyarrow_type
 from rec_ray.logs import LOGGER
@@ -62,6 +63,22 @@ class PushTarget:
     vectors: Mapping[str, VectorField] = field(default_factory=dict)
     keeps_empty_numbers: bool = True
     offline_is_file: bool = False
+
+
+@dataclass(frozen=True)
+class Push:
+    """Properties that all rows of one push source share. folder: that of the candidates. sizes: numbers of each vector,
+    by our column. erased: forgotten users and items, which are left out.
+    """
+
+    target: PushTarget
+    version: str
+    published_at: datetime
+    batch_rows: int
+    mode: str
+    sizes: Mapping[str, int]
+    folder: str
+    erased: Erased = field(default_factory=Erased)
 
 
 def find_push_target(store: FeatureStore, source: str, entity: str, columns: Sequence[str]) -> PushTarget:

@@ -23,7 +23,7 @@ from rec_ray.errors import ConfigError, FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import portable_config, secrets_in
 from rec_ray.feature_store.repository_file import read_secrets, without_content
-from rec_ray.logs import about, hide, step
+from rec_ray.logs import about, hide
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics
 from rec_ray.runs.stores import open_object_store, open_version_database

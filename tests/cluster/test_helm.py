@@ -1,4 +1,4 @@
-"""The Helm chart renders overlays/production, each value changes what its comment says, and unknown values are refused."""
+"""The Helm chart renders overlays/production, its values have the effect in their comments, unknown ones are refused."""
 
 import copy
 import functools
