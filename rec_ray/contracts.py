@@ -277,9 +277,11 @@ class UpdateReport:
 
     departed: empty rows for those that the version before had and this one has not.
     pruned: versions whose files were removed, as `publish.keep_versions` asks.
+    withdrawn: items that Feast knows no more and that were left out.
     """
 
     version: str
     rows: dict[str, int]
     departed: dict[str, int] = field(default_factory=dict)
     pruned: int = 0
+    withdrawn: int = 0

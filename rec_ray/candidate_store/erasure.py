@@ -37,6 +37,9 @@ class Erased:
         """Return the hashes of ids."""
         return cls(frozenset(hash_id(USER, each) for each in users), frozenset(hash_id(ITEM, each) for each in items))
 
+    def __or__(self, other: Erased) -> Erased:
+        return Erased(self.users | other.users, self.items | other.items)
+
     def __bool__(self) -> bool:
         return bool(self.users or self.items)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
+from rec_ray.candidate_store.erasure import Erased
 from rec_ray.candidate_store.increments import PUBLISHED, find_increment, increments_folder
 from rec_ray.candidate_store.manifest import CandidatesManifest, read_manifest, read_with_sum
 from rec_ray.candidate_store.parts import StoredCandidates
@@ -31,6 +32,9 @@ from rec_ray.storage.model_store import candidates_folder, read_metadata, verify
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.lock import PublishingLock
 from rec_ray.versions.registry import VersionDatabase, VersionRow
+
+FindWithdrawn = Callable[[str, str | None], Sequence[str]]
+"""Keys of the candidates to publish and of the live ones -> items that are left out."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,10 @@ class Publisher:
         return self.database.publishing_lock(self.owner, seconds, wait, self.run_id)
 
 
-def publish_version(publisher: Publisher, version: str) -> UpdateReport:
+def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[str] = ()) -> UpdateReport:
     """Push the stored candidates of a version and make it live; return the rows by push source.
+
+    withdrawn: items that are left out like forgotten ones.
 
     Raises:
         LockedError: another run publishes, still after `publish.wait_seconds`.
@@ -76,7 +82,7 @@ def publish_version(publisher: Publisher, version: str) -> UpdateReport:
             search=publisher.search,
             check=lock.check,
             fence=database.fence(lock),
-            erased=database.erased(),
+            erased=database.erased() | Erased.of(items=withdrawn),
         )
         row = VersionRow(
             version=version,
@@ -93,7 +99,7 @@ def publish_version(publisher: Publisher, version: str) -> UpdateReport:
         # Best-effort clean-up: a leftover only costs the next push an additional read.
         with contextlib.suppress(StorageError):
             storage.delete_prefix(replaced_folder(version))
-        return dataclasses.replace(report, pruned=_retain(publisher, lock))
+        return dataclasses.replace(report, pruned=_retain(publisher, lock), withdrawn=len(withdrawn))
 
 
 def _retain(publisher: Publisher, lock: PublishingLock) -> int:
@@ -143,8 +149,10 @@ def publish_increment(publisher: Publisher, version: str, name: str) -> UpdateRe
     return report
 
 
-def roll_back(publisher: Publisher, version: str) -> UpdateReport:
+def roll_back(publisher: Publisher, version: str, find_withdrawn: FindWithdrawn | None = None) -> UpdateReport:
     """Publish a version once more that was live before; the row that makes it live again is a new one.
+
+    find_withdrawn: returns the items that Feast knows no more, of the candidates of `version` and of the live version.
 
     Raises:
         ConfigError: it was never live.
@@ -156,7 +164,11 @@ def roll_back(publisher: Publisher, version: str) -> UpdateReport:
             f"version {version} was never live, so there is nothing to go back to; live were {listed(known)}. "
             f"To make it live for the first time: rec-ray publish {version}"
         )
-    return publish_version(publisher, version)
+    live = publisher.database.live()
+    withdrawn: Sequence[str] = ()
+    if find_withdrawn is not None and live != version:
+        withdrawn = find_withdrawn(candidates_folder(version), candidates_folder(live) if live else None)
+    return publish_version(publisher, version, withdrawn=withdrawn)
 
 
 def require_lists(new: CandidatesManifest, live: CandidatesManifest | None, floor: float) -> None:

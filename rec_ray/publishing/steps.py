@@ -5,6 +5,7 @@ A `RunContext` and a version come in, the report of the step goes out. It knows 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from rec_ray.contracts import UpdateReport
@@ -12,6 +13,7 @@ from rec_ray.logs import LOGGER
 from rec_ray.publishing import publish as publication
 from rec_ray.publishing.forget import Forgotten, forget
 from rec_ray.publishing.publish import Publisher
+from rec_ray.publishing.withdrawn_items import find_withdrawn_items
 from rec_ray.runs.context import RunContext, describe_owner
 from rec_ray.step_events import step
 
@@ -46,7 +48,8 @@ def publish_increment(context: RunContext, version: str, name: str) -> UpdateRep
 def roll_back(context: RunContext, version: str) -> UpdateReport:
     """Publish a version once more that was live before; raises as `publication.roll_back`."""
     with step("update_features", context.seconds, publishes=True, version=version) as running:
-        report = publication.roll_back(_publisher(context), version)
+        find_withdrawn = functools.partial(find_withdrawn_items, context.store, context.storage, context.settings.feast)
+        report = publication.roll_back(_publisher(context), version, find_withdrawn)
         running.result = report
         running.add(**report.rows, departed=sum(report.departed.values()))
     return report

@@ -1,4 +1,4 @@
-"""The Helm chart renders overlays/production, its values have the effect in their comments, unknown ones are refused."""
+"""The Helm chart renders overlays/production, its values do what their comments state, unknown ones are refused."""
 
 import copy
 import functools

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from stored_versions import search_view, write_feast_repo, write_search, write_version
@@ -512,3 +513,38 @@ def test_old_versions_are_removed_after_a_publication(tmp_path: Path) -> None:
         write_version(everything.storage, version, ["u1"], ["i1"])
     run_publishing(everything.settings, "10")
     assert len(everything.storage.folders("two-tower")) == 12
+
+
+def test_a_rollback_leaves_out_items_that_feast_no_longer_has(tmp_path: Path) -> None:
+    """An item that only the live version lost, and Feast has, comes back; one that Feast lost too does not."""
+    from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+    from feast.types import Float32, String
+
+    shop = sqlite_shop(tmp_path)
+    items = names("i", range(6))
+    known = [item for item in items if item != "i3"]
+    rows = {"item_id": known, "price": [1.0] * 5, "event_timestamp": [datetime(2024, 1, 1, tzinfo=UTC)] * 5}
+    pq.write_table(pa.table(rows), tmp_path / "items.parquet")
+    view = FeatureView(
+        name="item_features",
+        entities=[Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING)],
+        ttl=timedelta(0),
+        schema=[Field(name="item_id", dtype=String), Field(name="price", dtype=Float32)],
+        source=FileSource(path=str(tmp_path / "items.parquet"), timestamp_field="event_timestamp"),
+    )
+    shop.store.apply([view, FeatureService(name="item_service", features=[view])])
+    users = names("u", range(12))
+    write_version(shop.storage, "1", users, items)
+    write_version(shop.storage, "2", users, [item for item in items if item not in ("i3", "i5")], k=4)
+    run_publishing(shop.settings, "1")
+    first = shop.lists(users)
+    run_publishing(shop.settings, "2")
+
+    report = run_rollback(shop.settings, "1")
+
+    assert report.counts["withdrawn items, left out"] == 1
+    assert shop.lists(users) == [[item for item in found if item != "i3"] for found in first]
+    assert any("i5" in found for found in shop.lists(users))
+    stamps = shop.answers("item_embedding", "model_version", "item_id", items)
+    assert stamps == ["1", "1", "1", "2", "1", "1"]
+    assert shop.answers("item_embedding", "embedding", "item_id", ["i3"]) == [None]
