@@ -70,15 +70,15 @@ def write_version(
         "embedding_size": size,
         "parts": parts,
     }
-    listed = json.dumps(manifest).encode()
-    storage.write_bytes(f"{prefix}/manifest.json", listed)
+    list_names = json.dumps(manifest).encode()
+    storage.write_bytes(f"{prefix}/manifest.json", list_names)
     metadata = {"run_id": f"run-{version}", "metrics": {"model": {"recall@10": 0.25}}, "settings_hash": "ab" * 32}
     files = {"weights.safetensors": NO_WEIGHTS, "metadata.json": json.dumps(metadata).encode()}
     sums = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
     files["manifest.json"] = json.dumps({"format_version": 1, "version": version, "files": sums}).encode()
     for name, data in files.items():
         storage.write_bytes(f"two-tower/{version}/{name}", data)
-    return StoredCandidates(prefix, parse_manifest(listed, prefix))
+    return StoredCandidates(prefix, parse_manifest(list_names, prefix))
 
 
 def write_search(

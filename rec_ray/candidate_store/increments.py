@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from rec_ray.candidate_store.manifest import ITEM_FOLDER, MANIFEST, CandidatesManifest, read_manifest, read_parts
-from rec_ray.errors import ConfigError, DataError, listed
+from rec_ray.errors import ConfigError, DataError, list_names
 from rec_ray.schema import ITEM_ID
 from rec_ray.storage.model_store import candidates_folder, model_folder
 from rec_ray.storage.object_store import Storage
@@ -71,7 +71,7 @@ def find_increment(storage: Storage, folder: str, name: str) -> str:
         return max(there)
     if name not in there:
         raise DataError(
-            f"{storage.uri(folder)} holds no increment {name!r}; it has {listed(there)}. Make one with "
+            f"{storage.uri(folder)} holds no increment {name!r}; it has {list_names(there)}. Make one with "
             "`rec-ray candidates VERSION --since TIME`"
         )
     newer = [entry for entry in published_increments(storage, folder) if entry > name]

@@ -50,7 +50,7 @@ from rec_ray.candidates.item_shards import ItemShards, make_shards
 from rec_ray.config import CandidateSettings
 from rec_ray.contracts import Candidates, TrainingData
 from rec_ray.distributed.parquet_source import read_rows
-from rec_ray.errors import DataError, GateError, listed
+from rec_ray.errors import DataError, GateError, list_names
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.columns import index_of
@@ -324,7 +324,7 @@ def _filters(
         LOGGER.info("candidates.filters.%s leaves out %s items for all users", name, f"{count:,}")
     types = set(preprocessor.event_types)
     unknown = [name for name in settings.filters.seen_types if types.isdisjoint(with_disliked([name]))]
-    for note in [*notes, *([f"seen_types: there was no event of the type {listed(unknown)}"] if unknown else [])]:
+    for note in [*notes, *([f"seen_types: there was no event of the type {list_names(unknown)}"] if unknown else [])]:
         LOGGER.warning("candidates.filters: %s", note)
     return filters
 

@@ -21,7 +21,7 @@ import yaml
 
 from rec_ray.cli.pod_sizes import PodSizes, cpus_of, fit_workers
 from rec_ray.config import SECRETS, SQLITE_ADDRESS, Settings
-from rec_ray.errors import ConfigError, listed
+from rec_ray.errors import ConfigError, list_names
 
 KINDS = ("rayjob", "raycluster", "cronjob", "raycronjob")
 GPU_IMAGE = "-cu130"
@@ -61,7 +61,7 @@ def render_manifests(kind: str, settings: Settings, wishes: RenderOptions) -> st
         ConfigError: the kind is unknown, the options exclude each other, or the settings name files of this machine.
     """
     if kind not in KINDS:
-        raise ConfigError(f"cannot render {kind!r}; known are {listed(KINDS)}")
+        raise ConfigError(f"cannot render {kind!r}; known are {list_names(KINDS)}")
     if wishes.queue and (kind not in ("rayjob", "cronjob") or _grows(settings, wishes)):
         raise ConfigError("--queue is for a rayjob or a cronjob of fixed size: Kueue refuses a cluster that grows")
     if wishes.schedule and kind not in ("cronjob", "raycronjob"):

@@ -247,9 +247,9 @@ def recommend(
     if (user_id is None) != any_user:
         raise ConfigError("expected either a user id or --any")
     settings = settings_of(project, config, overrides)
-    from rec_ray.cli.lookup import recommendations_of
+    from rec_ray.cli.lookup import find_recommendations
 
-    _print_answer(recommendations_of(settings, user_id, count), as_json)
+    _print_answer(find_recommendations(settings, user_id, count), as_json)
 
 
 @app.command()

@@ -141,9 +141,9 @@ def rewrite_candidates(
             database.record_candidates(version, candidates_name(version, prefix), sha256)
         write_manifest(storage, prefix, changed, name)
     if name == MANIFEST:
-        listed = {f"{prefix}/{folder}/{part.name}" for folder, each in parts.items() for part in each}
+        list_names = {f"{prefix}/{folder}/{part.name}" for folder, each in parts.items() for part in each}
         pending = storage.exists(f"{prefix}/{PENDING}")
-        old += [] if pending else [key for key in storage.list(prefix) if _is_part(key) and key not in listed]
+        old += [] if pending else [key for key in storage.list(prefix) if _is_part(key) and key not in list_names]
     for key in dict.fromkeys(old):
         storage.delete_prefix(key)
     return others if old else None

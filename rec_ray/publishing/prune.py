@@ -94,11 +94,11 @@ def _remove_replaced_parts(storage: Storage, version: str, lock: PublishingLock)
         return 0
     if not manifest.generation:
         return 0
-    listed = {f"{prefix}/{folder}/{part.name}" for folder, parts in manifest.parts.items() for part in parts}
+    list_names = {f"{prefix}/{folder}/{part.name}" for folder, parts in manifest.parts.items() for part in parts}
     old = [
         key
         for key in storage.list(prefix)
-        if key not in listed and key not in (f"{prefix}/{MANIFEST}", f"{prefix}/{PENDING}")
+        if key not in list_names and key not in (f"{prefix}/{MANIFEST}", f"{prefix}/{PENDING}")
         if _generation_of(key) < manifest.generation
     ]
     for key in old:

@@ -21,7 +21,7 @@ from rec_ray.candidate_store.manifest import CandidatesManifest, read_manifest, 
 from rec_ray.candidate_store.parts import StoredCandidates
 from rec_ray.config import PublishSettings, SearchSettings
 from rec_ray.contracts import StoredModel, UpdateReport
-from rec_ray.errors import ConfigError, DataError, GateError, LockedError, StorageError, UnavailableError, listed
+from rec_ray.errors import ConfigError, DataError, GateError, LockedError, StorageError, UnavailableError, list_names
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.logs import LOGGER
 from rec_ray.publishing.commit_candidates import candidates_name, require_recorded
@@ -116,7 +116,7 @@ def _retain(publisher: Publisher, lock: PublishingLock) -> int:
         LOGGER.warning("old versions are not removed, which publish.keep_versions %d asks for: %s", keep, error)
         return 0
     if pruned.removed:
-        LOGGER.info("publish.keep_versions %d: removed the files of the versions %s", keep, listed(pruned.removed))
+        LOGGER.info("publish.keep_versions %d: removed the files of the versions %s", keep, list_names(pruned.removed))
     return len(pruned.removed)
 
 
@@ -161,7 +161,7 @@ def roll_back(publisher: Publisher, version: str, find_withdrawn: FindWithdrawn 
     known = list(dict.fromkeys(row.version for row in publisher.database.list_versions()))
     if version not in known:
         raise ConfigError(
-            f"version {version} was never live, so there is nothing to go back to; live were {listed(known)}. "
+            f"version {version} was never live, so there is nothing to go back to; live were {list_names(known)}. "
             f"To make it live for the first time: rec-ray publish {version}"
         )
     live = publisher.database.live()

@@ -26,7 +26,7 @@ from rec_ray.candidate_store.parts import PartSlice, StoredCandidates, check_par
 from rec_ray.config import PublishSettings, SearchSettings
 from rec_ray.contracts import UpdateReport
 from rec_ray.distributed.parquet_source import submit_at_once
-from rec_ray.errors import DataError, LockedError, PartlyPublishedError, listed
+from rec_ray.errors import DataError, LockedError, PartlyPublishedError, list_names
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import portable_config
 from rec_ray.feature_store.push_targets import (
@@ -258,7 +258,7 @@ class _Writer:
                     break
                 self.check()
         if unreadable:
-            LOGGER.warning("ids of %d damaged parts are unknown: %s", len(unreadable), listed(sorted(unreadable)))
+            LOGGER.warning("ids of %d damaged parts are unknown: %s", len(unreadable), list_names(sorted(unreadable)))
         if lost:
             raise LockedError(f"{pushed:,} rows reached {source!r}: {failure}")
         if left_out:

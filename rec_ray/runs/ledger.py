@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rec_ray.config import Settings, deciding_settings, hash_settings
-from rec_ray.errors import ConfigError, DataError, LockedError, StorageError, listed
+from rec_ray.errors import ConfigError, DataError, LockedError, StorageError, list_names
 from rec_ray.logs import LOGGER
 from rec_ray.runs.status import DONE, FAILED, STOPPED, RunStatus
 from rec_ray.runs.step_records import Result, from_files, to_files
@@ -299,7 +299,7 @@ def _check_same(run_id: str, entries: dict[str, Any], command: str, deciding: di
     if names:
         first = names[0]
         raise ConfigError(
-            f"run id {run_id!r} was begun with other settings: {listed(names)} differ ({first} was "
+            f"run id {run_id!r} was begun with other settings: {list_names(names)} differ ({first} was "
             f"{before.get(first)!r}, is {now.get(first)!r}); take another run id, or the settings of then"
         )
 

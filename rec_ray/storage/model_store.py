@@ -13,8 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from rec_ray.contracts import StoredModel
-from rec_ray.errors import BundleError, DataError, listed
-from rec_ray.retrieval.model.bundle import TwoTowerBundle
+from rec_ray.errors import BundleError, DataError, list_names
 from rec_ray.schema import BUNDLE_METADATA as METADATA
 from rec_ray.storage.object_store import Storage
 
@@ -168,7 +167,7 @@ def _read_manifest(version: str, storage: Storage) -> tuple[dict[str, dict[str, 
             )
         there = [name for name in storage.folders(MODELS) if storage.size(f"{MODELS}/{name}/{MANIFEST}") is not None]
         raise BundleError(
-            f"there is no version {version!r} in {storage.uri(MODELS)}; there are {listed(there)}. "
+            f"there is no version {version!r} in {storage.uri(MODELS)}; there are {list_names(there)}. "
             "Is storage.url that of the training?"
         )
     data = storage.read_bytes(key)

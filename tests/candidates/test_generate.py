@@ -166,9 +166,9 @@ def test_the_manifest_lists_exactly_the_parts_and_is_written_last(made):
         "similarity": "cosine",
         "embedding_size": 16,
     }
-    listed = {f"{PREFIX}/{folder}/{part.name}" for folder, parts in manifest.parts.items() for part in parts}
-    assert listed | {f"{PREFIX}/manifest.json"} == set(storage.list(PREFIX))
-    files = {key: Path(storage.path(key)) for key in listed}
+    list_names = {f"{PREFIX}/{folder}/{part.name}" for folder, parts in manifest.parts.items() for part in parts}
+    assert list_names | {f"{PREFIX}/manifest.json"} == set(storage.list(PREFIX))
+    files = {key: Path(storage.path(key)) for key in list_names}
     for folder, parts in manifest.parts.items():
         for part in parts:
             path = files[f"{PREFIX}/{folder}/{part.name}"]
@@ -307,8 +307,8 @@ def test_only_parts_of_tasks_that_succeeded_are_listed(tmp_path):
         write_returns = [again]
 
     sink.on_write_complete(Result())
-    listed = {name: [(part.name, part.rows) for part in parts] for name, parts in sink.parts.items()}
-    assert listed == {"recommendations": [("part-000001-000.parquet", 2), ("part-000001-002.parquet", 1)]}
+    list_names = {name: [(part.name, part.rows) for part in parts] for name, parts in sink.parts.items()}
+    assert list_names == {"recommendations": [("part-000001-000.parquet", 2), ("part-000001-002.parquet", 1)]}
     assert sink.listed_items == 2
     assert sink.short_lists(2) == 2
     assert sink.short_lists(1) == 2
