@@ -90,7 +90,8 @@ def find_side_tables(settings: SideTableSettings, features: FeatureSettings) -> 
         if missing:
             raise SchemaError(
                 f"the side table {table!r} lacks the columns {list_names(missing)}; it has "
-                f"{list_names(sorted(have), 30)}. Correct the columns in section `side_tables`, or set the table to null"
+                f"{list_names(sorted(have), 30)}. Correct the columns in section `side_tables`, or set the "
+                "table to null"
             )
         left_out = [name for name, column in wanted.items() if column not in have]
         if left_out:

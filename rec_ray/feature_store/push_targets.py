@@ -110,8 +110,8 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
     if further:
         raise SchemaError(
             f"feature view {view.name!r} has the fields {list_names(further)}, which candidates do not have; "
-            "Feast pushes whole rows only, so move them to another view, or, where they are vectors of a view that is searched, "
-            "declare them in section `search`"
+            "Feast pushes whole rows only, so move them to another view, or, where they are vectors "
+            "of a view that is searched, declare them in section `search`"
         )
     if len(view.join_keys) != 1:
         raise SchemaError(f"feature view {view.name!r} has the join keys {list_names(view.join_keys)}; expected one")
