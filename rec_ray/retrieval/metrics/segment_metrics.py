@@ -1,7 +1,7 @@
 """Metrics of several methods over all users and over segments, as sums that add up over blocks of users.
 
-Input: targets and rankings of a block. Output: `SegmentMetrics`, which travel as a small Arrow table, are merged, and give
-means, bootstrap intervals and their differences.
+Input: targets and rankings of a block. Output: `SegmentMetrics`, which travel as a small Arrow table and are merged;
+they give means, bootstrap intervals and intervals of differences.
 """
 
 from __future__ import annotations
