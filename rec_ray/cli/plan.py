@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from rec_ray.config import Settings
 from rec_ray.data.load_features import entity_sources, event_source
+from rec_ray.distributed.machine import PROCESS_BYTES
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.offline_source import FeatureSource, slice_source
 from rec_ray.feature_store.point_in_time import find_service
@@ -30,8 +31,6 @@ SCORES_A_SECOND = 2e8
 """Products of a user and an item of 64 dimensions, a second and a core, selection included."""
 PUSHED_ROWS = 800.0
 """Rows pushed to Feast, a second and a process."""
-PROCESS_BYTES = 700_000_000
-"""A process that has imported Ray, Feast and torch."""
 ROW_BYTES, FIELD_BYTES, EVENT_BYTES = 150, 40, 60
 """A row of the interactions without features, a feature of it, and an encoded event."""
 
