@@ -82,7 +82,7 @@ class TrainingData:
     catalogue_now: likewise, with features as of now.
     All three also have the raw columns of the feature tables, see `schema.RAW_ITEM`.
     positives: number of training positives. rows: outcome of all interactions read.
-    warnings: sentences about the data for the log and the report.
+    notes: findings about the data, as sentences, for the log and the report.
     """
 
     timelines: str
@@ -96,7 +96,7 @@ class TrainingData:
     split_times: SplitTimes
     rows: RowCounts
     facts: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

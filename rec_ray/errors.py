@@ -107,7 +107,7 @@ EXIT_CODES: dict[int, str] = {
 }
 
 
-def foreseen_cause(error: BaseException) -> BaseException:
+def find_known_cause(error: BaseException) -> BaseException:
     """Return the `RecRayError` that a Ray task raised and `error` wraps; without one, `error` itself."""
     seen: BaseException | None = error
     while seen is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,25 +22,31 @@ LOGGER = logging.getLogger("rec_ray")
 _CONTEXT: ContextVar[Mapping[str, Any]] = ContextVar("rec_ray_log_context", default=MappingProxyType({}))
 """Values of JSON lines, such as run_id. A new thread has them only if it runs in `contextvars.copy_context()`."""
 _SECRETS: set[str] = set()
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """Mask these texts from now on, also as JSON and URLs encode them, in log lines and in `without_secrets`."""
+    """Mask these texts from now on, also as JSON and URLs encode them, in log lines and in `mask_secrets`."""
     for secret in secrets:
         if secret:
             _SECRETS.update({secret, json.dumps(secret)[1:-1], quote(secret, safe="")})
 
 
-def without_secrets(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Return the text with `***` in place of every hidden text."""
     for secret in sorted(_SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
+def printable(text: str) -> str:
+    """Return a text with its control characters, such as those of terminal sequences, written out as `\\x1b`."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+        return printable(mask_secrets(super().format(record)))
 
 
 class JsonFormatter(logging.Formatter):
@@ -57,7 +64,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return without_secrets(json.dumps(line, default=str, ensure_ascii=False))
+        return mask_secrets(json.dumps(line, default=str, ensure_ascii=False))
 
 
 def configure_logging(*, as_json: bool = False, level: int = logging.INFO) -> None:

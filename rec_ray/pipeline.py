@@ -1,6 +1,6 @@
 """Order of the steps: read this first.
 
-Each function takes settings and returns a `RunReport` with metrics, counts, seconds and locations. `open_world` opens
+Each function takes settings and returns a `RunReport` with metrics, counts, seconds and locations. `open_context` opens
 the object store, the database, Feast and Ray once; `line` passes each step its part of them. Logic of steps is
 elsewhere.
 """
@@ -24,17 +24,17 @@ from rec_ray.errors import DataError
 from rec_ray.publishing.publish import publish_increment, publish_version, roll_back
 from rec_ray.publishing.push import check_push_targets
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
-from rec_ray.runs.context import World, open_world
+from rec_ray.runs.context import RunContext, open_context
 from rec_ray.runs.ledger import RunLedger, open_run
-from rec_ray.runs.stores import storage_of
+from rec_ray.runs.stores import open_object_store
 from rec_ray.runs.summary import (
     RunReport,
     count_candidates,
     count_data,
     count_search,
     count_update,
-    report_again,
     report_run,
+    restore_report,
 )
 from rec_ray.steps import (
     check_search,
@@ -64,46 +64,48 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
         GateError: the model is stored, but not published.
         RecRayError: `errors` lists the other ones.
     """
-    with open_run(storage_of(settings), settings, "run", run_id) as run:
+    with open_run(open_object_store(settings), settings, "run", run_id) as run:
         if run.report is not None:
-            return report_again(run)
-        with open_world(settings, run) as world:
-            check_push_targets(world.store, settings.publish, settings.model.similarity, settings.model.embedding_size)
-            check_search(world)
-            data, bundle, evaluation, stored = _learn(world, run)
-            verdict = judge_model(world, data, bundle, stored.version, evaluation)
-            candidates = run.once(
-                "candidates", Candidates, lambda: recommend_items(world, data, bundle, stored.version)
+            return restore_report(run)
+        with open_context(settings, run) as context:
+            check_push_targets(
+                context.store, settings.publish, settings.model.similarity, settings.model.embedding_size
             )
-            search = run.once("search_vectors", SearchVectors, lambda: encode_search(world, data, stored.version))
+            check_search(context)
+            data, bundle, evaluation, stored = _learn(context, run)
+            verdict = judge_model(context, data, bundle, stored.version, evaluation)
+            candidates = run.once(
+                "candidates", Candidates, lambda: recommend_items(context, data, bundle, stored.version)
+            )
+            search = run.once("search_vectors", SearchVectors, lambda: encode_search(context, data, stored.version))
             counts = count_data(data) | count_candidates(candidates) | count_search(search)
-            page = write_page(world, data, bundle, evaluation, stored.version, counts, verdict)
-            update = run.once("update_features", UpdateReport, lambda: publish_once(world, stored.version))
-            report = report_run(world, "run", stored, evaluation, counts | count_update(update), verdict, page)
+            page = write_page(context, data, bundle, evaluation, stored.version, counts, verdict)
+            update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
+            report = report_run(context, "run", stored, evaluation, counts | count_update(update), verdict, page)
         run.finish(report)
         return report
 
 
 def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
     """Train, evaluate and store a model under a new version, without publishing. run_id: as in `run_pipeline`."""
-    with open_run(storage_of(settings), settings, "train", run_id) as run:
+    with open_run(open_object_store(settings), settings, "train", run_id) as run:
         if run.report is not None:
-            return report_again(run)
-        with open_world(settings, run) as world:
-            data, bundle, evaluation, stored = _learn(world, run)
-            page = write_page(world, data, bundle, evaluation, stored.version, count_data(data), "")
-            report = report_run(world, "train", stored, evaluation, count_data(data), page=page)
+            return restore_report(run)
+        with open_context(settings, run) as context:
+            data, bundle, evaluation, stored = _learn(context, run)
+            page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")
+            report = report_run(context, "train", stored, evaluation, count_data(data), page=page)
         run.finish(report)
         return report
 
 
 def run_evaluation(settings: Settings, version: str) -> RunReport:
     """Evaluate a stored version on the current data in Feast."""
-    with open_world(settings) as world:
-        bundle = load_model(version, world.storage)
-        data = encode_data(world, bundle)
-        evaluation = evaluate_version(world, data, as_evaluated(bundle), version)
-        return report_run(world, "evaluate", find_model(version, world.storage), evaluation, count_data(data))
+    with open_context(settings) as context:
+        bundle = load_model(version, context.storage)
+        data = encode_data(context, bundle)
+        evaluation = evaluate_version(context, data, as_evaluated(bundle), version)
+        return report_run(context, "evaluate", find_model(version, context.storage), evaluation, count_data(data))
 
 
 def run_candidates(settings: Settings, version: str | None = None, *, publish: bool = False) -> RunReport:
@@ -111,14 +113,14 @@ def run_candidates(settings: Settings, version: str | None = None, *, publish: b
 
     publish: also push them and make the version live.
     """
-    with open_world(settings) as world:
-        version = version or newest_version(world.storage)
-        bundle = load_model(version, world.storage)
-        data = encode_data(world, bundle)
-        counts = count_data(data) | count_candidates(recommend_items(world, data, bundle, version))
-        counts |= count_search(encode_search(world, data, version))
-        counts |= count_update(publish_version(world, version)) if publish else {}
-        return report_run(world, "candidates", find_model(version, world.storage), None, counts)
+    with open_context(settings) as context:
+        version = version or newest_version(context.storage)
+        bundle = load_model(version, context.storage)
+        data = encode_data(context, bundle)
+        counts = count_data(data) | count_candidates(recommend_items(context, data, bundle, version))
+        counts |= count_search(encode_search(context, data, version))
+        counts |= count_update(publish_version(context, version)) if publish else {}
+        return report_run(context, "candidates", find_model(version, context.storage), None, counts)
 
 
 def run_increment(settings: Settings, version: str | None, since: str, *, publish: bool = False) -> RunReport:
@@ -127,17 +129,19 @@ def run_increment(settings: Settings, version: str | None, since: str, *, publis
     version: default: the live one. since: see `increments.start_of_increment`. publish: also push them; the version
     must be live, and stays live.
     """
-    with open_world(settings) as world:
-        version = version or world.database.live() or newest_version(world.storage)
-        bundle = load_model(version, world.storage)
-        increment = begin_increment(world.storage, version, since, world.as_of)
-        active = find_active(world, increment.since)
+    with open_context(settings) as context:
+        version = version or context.database.live() or newest_version(context.storage)
+        bundle = load_model(version, context.storage)
+        increment = begin_increment(context.storage, version, since, context.as_of)
+        active = find_active(context, increment.since)
         counts = {"users with events since": active.count}
         if active.count:
-            data = encode_data(world, bundle, active=active, item_ids=increment.item_ids)
-            counts |= count_data(data) | count_candidates(recommend_items(world, data, bundle, version, increment.name))
-            counts |= count_update(publish_increment(world, version, increment.name)) if publish else {}
-        return report_run(world, "candidates", find_model(version, world.storage), None, counts)
+            data = encode_data(context, bundle, active=active, item_ids=increment.item_ids)
+            counts |= count_data(data) | count_candidates(
+                recommend_items(context, data, bundle, version, increment.name)
+            )
+            counts |= count_update(publish_increment(context, version, increment.name)) if publish else {}
+        return report_run(context, "candidates", find_model(version, context.storage), None, counts)
 
 
 def run_publishing(settings: Settings, version: str | None = None, *, increment: str | None = None) -> RunReport:
@@ -145,21 +149,21 @@ def run_publishing(settings: Settings, version: str | None = None, *, increment:
 
     increment: name of an increment of the live version, or `newest`; only that is pushed, and the version stays live.
     """
-    with open_world(settings) as world:
+    with open_context(settings) as context:
         if increment is not None:
-            version = version or world.database.live() or newest_version(world.storage)
-            counts = count_update(publish_increment(world, version, increment))
+            version = version or context.database.live() or newest_version(context.storage)
+            counts = count_update(publish_increment(context, version, increment))
         else:
-            version = version or newest_version(world.storage)
-            counts = count_update(publish_version(world, version))
-        return report_run(world, "publish", find_model(version, world.storage), None, counts)
+            version = version or newest_version(context.storage)
+            counts = count_update(publish_version(context, version))
+        return report_run(context, "publish", find_model(version, context.storage), None, counts)
 
 
 def run_rollback(settings: Settings, version: str) -> RunReport:
     """Push the stored candidates of a previously live version and make it live again, without loading its model."""
-    with open_world(settings) as world:
-        counts = count_update(roll_back(world, version))
-        return report_run(world, "rollback", find_model(version, world.storage), None, counts)
+    with open_context(settings) as context:
+        counts = count_update(roll_back(context, version))
+        return report_run(context, "rollback", find_model(version, context.storage), None, counts)
 
 
 def newest_version(storage: Storage) -> str:
@@ -174,12 +178,14 @@ def newest_version(storage: Storage) -> str:
     return max(versions, key=int)
 
 
-def _learn(world: World, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:
-    version = reserve_version(world)
-    data = run.once("training_data", TrainingData, lambda: prepare_data(world))
-    trained = run.once("train", TrainedModel, lambda: train_model(world, data, version))
+def _learn(context: RunContext, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:
+    version = reserve_version(context)
+    data = run.once("training_data", TrainingData, lambda: prepare_data(context))
+    trained = run.once("train", TrainedModel, lambda: train_model(context, data, version))
     evaluation = run.once(
-        "evaluate", Evaluation, lambda: evaluate_version(world, data, trained.bundle, version, refitted=trained.checked)
+        "evaluate",
+        Evaluation,
+        lambda: evaluate_version(context, data, trained.bundle, version, refitted=trained.checked),
     )
     metadata = {
         **trained.bundle.metadata,
@@ -187,4 +193,4 @@ def _learn(world: World, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, 
         "evaluation": dataclasses.asdict(evaluation.facts),
     }
     bundle = dataclasses.replace(trained.published, metadata=metadata)
-    return data, bundle, evaluation, run.once("model_store", StoredModel, lambda: store_model(world, bundle, version))
+    return data, bundle, evaluation, run.once("model_store", StoredModel, lambda: store_model(context, bundle, version))

@@ -1,7 +1,7 @@
 """Steps of the pipeline, each called with its part of the context of the run, logged and timed.
 
-Every function takes a `World` and the objects of earlier steps and returns the object of its step. `pipeline` has the
-order of the steps; their logic is in modules of their own.
+Every function takes a `RunContext` and the objects of earlier steps and returns the object of its step. The order of
+the steps is in `pipeline`, their logic in modules of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from rec_ray.candidate_store.increments import increments_folder
 from rec_ray.candidates.generate import generate_candidates
-from rec_ray.config import FeatureSettings, deciding_settings, hash_settings, redacted
+from rec_ray.config import FeatureSettings, deciding_settings, hash_settings, redact_settings
 from rec_ray.contracts import (
     ActiveUsers,
     Candidates,
@@ -36,86 +36,86 @@ from rec_ray.errors import DataError, GateError
 from rec_ray.evaluation.evaluate import evaluate_model
 from rec_ray.evaluation.gate import check_gate, find_reasons
 from rec_ray.feature_store.point_in_time import read_items
-from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, unfed_views
+from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.logs import LOGGER
 from rec_ray.publishing.previous_ids import note_replaced
 from rec_ray.publishing.publish import publish_version
 from rec_ray.reports.html import RunFigures, write_report
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
-from rec_ray.runs.context import World
+from rec_ray.runs.context import RunContext
 from rec_ray.runs.metrics import EpochMetrics
 from rec_ray.runs.summary import count_data
-from rec_ray.search_views.vectors import ask_search_dimensions, make_search_vectors
+from rec_ray.search_views.vectors import find_search_dimensions, make_search_vectors
 from rec_ray.step_events import step
 from rec_ray.storage.model_store import candidates_folder, load_model, model_folder, save_model
 from rec_ray.training.trainer import train_two_tower
 
 
-def check_search(world: World) -> None:
+def check_search(context: RunContext) -> None:
     """Check the search views before hours of training and warn of those without an encoder.
 
     Raises:
         ConfigError, SchemaError: a model or a push source is missing, or a view does not fit.
     """
-    search = world.settings.search
-    for note in unfed_views(world.store, search):
+    search = context.settings.search
+    for note in list_unfed_views(context.store, search):
         LOGGER.warning("%s", note)
-    find_search_targets(world.store, search)
-    check_search_targets(world.store, search, ask_search_dimensions(search))
+    find_search_targets(context.store, search)
+    check_search_targets(context.store, search, find_search_dimensions(search))
 
 
-def find_active(world: World, since: datetime) -> ActiveUsers:
+def find_active(context: RunContext, since: datetime) -> ActiveUsers:
     """Find the users with an event since some time."""
-    settings = world.settings
-    with step("active_users", world.seconds, since=f"{since:%Y-%m-%dT%H:%M:%SZ}") as log:
+    settings = context.settings
+    with step("active_users", context.seconds, since=f"{since:%Y-%m-%dT%H:%M:%SZ}") as log:
         active = find_active_users(
-            world.store, settings.feast, settings.features, world.as_of, since, settings.side_tables
+            context.store, settings.feast, settings.features, context.as_of, since, settings.side_tables
         )
         log.add(users=active.count)
     return active
 
 
-def reserve_version(world: World) -> str:
+def reserve_version(context: RunContext) -> str:
     """Reserve the version number of the run; every attempt of a run gets the same one."""
-    with step("reserve", world.seconds) as running:
-        version = world.database.reserve(world.run_id)
+    with step("reserve", context.seconds) as running:
+        version = context.database.reserve(context.run_id)
         running.add(version=version)
     return version
 
 
-def prepare_data(world: World) -> TrainingData:
+def prepare_data(context: RunContext) -> TrainingData:
     """Load the tables from Feast, fit the preprocessor and write the encoded timelines."""
-    settings = world.settings
-    tables, features = _load(world, settings.features.text_encoder)
-    with step("training_data", world.seconds) as running:
+    settings = context.settings
+    tables, features = _load(context, settings.features.text_encoder)
+    with step("training_data", context.seconds) as running:
         data = prepare_training_data(
             tables,
             features,
             settings.evaluation.split,
-            world.storage,
-            f"{world.prefix}/data",
+            context.storage,
+            f"{context.prefix}/data",
             refit=settings.train.refit != "off",
         )
         running.add(users=data.users, items=data.items, events=data.events, positives=data.positives)
     return data
 
 
-def train_model(world: World, data: TrainingData, version: str) -> TrainedModel:
+def train_model(context: RunContext, data: TrainingData, version: str) -> TrainedModel:
     """Train the towers, starting from the live version if `train.warm_start` is live."""
-    settings = world.settings
-    with step("train", world.seconds, version=version) as running:
+    settings = context.settings
+    with step("train", context.seconds, version=version) as running:
         trained = train_two_tower(
             data,
             settings.model,
             settings.train,
             settings.ray,
-            world.storage,
-            run_id=world.run_id,
+            context.storage,
+            run_id=context.run_id,
             validation_users=settings.evaluation.validation_users,
             exclude_seen=settings.candidates.exclude_seen,
-            metadata=_metadata(world, data),
+            metadata=_metadata(context, data),
             callbacks=[EpochMetrics()],
-            live=_live_bundle(world),
+            live=_live_bundle(context),
         )
         running.add(
             epochs=len(trained.epochs),
@@ -127,52 +127,54 @@ def train_model(world: World, data: TrainingData, version: str) -> TrainedModel:
     return trained
 
 
-def store_model(world: World, bundle: TwoTowerBundle, version: str) -> StoredModel:
+def store_model(context: RunContext, bundle: TwoTowerBundle, version: str) -> StoredModel:
     """Store the model under its version."""
-    with step("model_store", world.seconds, version=version) as running:
-        stored = save_model(bundle, version, world.storage)
-        world.database.mark(version, "stored")
+    with step("model_store", context.seconds, version=version) as running:
+        stored = save_model(bundle, version, context.storage)
+        context.database.mark(version, "stored")
         running.add(uri=stored.uri)
     return stored
 
 
-def judge_model(world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, evaluation: Evaluation) -> str:
+def judge_model(
+    context: RunContext, data: TrainingData, bundle: TwoTowerBundle, version: str, evaluation: Evaluation
+) -> str:
     """Run the gate and return its verdict.
 
     Raises:
         GateError: the gate refuses; the report of the version is written nevertheless.
     """
     try:
-        return check_gate(evaluation, world.settings.evaluation)
+        return check_gate(evaluation, context.settings.evaluation)
     except GateError:
-        world.database.mark(version, "refused")
-        write_page(world, data, bundle, evaluation, version, count_data(data), "refused")
+        context.database.mark(version, "refused")
+        write_page(context, data, bundle, evaluation, version, count_data(data), "refused")
         raise
 
 
-def _live_bundle(world: World) -> TwoTowerBundle | None:
+def _live_bundle(context: RunContext) -> TwoTowerBundle | None:
     """Return the bundle of the live version for a warm start; None if that is off or no version is live."""
-    if world.settings.train.warm_start == "off":
+    if context.settings.train.warm_start == "off":
         return None
-    live = world.database.live()
-    return None if live is None else load_model(live, world.storage)
+    live = context.database.live()
+    return None if live is None else load_model(live, context.storage)
 
 
 def _load(
-    world: World, text_encoder: str, active: ActiveUsers | None = None, *, live: bool = False
+    context: RunContext, text_encoder: str, active: ActiveUsers | None = None, *, live: bool = False
 ) -> tuple[FeatureTables, FeatureSettings]:
     """Load the tables from Feast; return them with their feature settings, since a text encoder changes both.
 
     live: for the live version; rows count as read only once, for the new one.
     """
-    settings = world.settings
-    with step("live_features" if live else "load_features", world.seconds) as running:
+    settings = context.settings
+    with step("live_features" if live else "load_features", context.seconds) as running:
         tables = load_features(
-            world.store,
+            context.store,
             settings.feast,
             settings.features,
             settings.evaluation,
-            as_of=world.as_of,
+            as_of=context.as_of,
             side_tables=settings.side_tables,
             candidates=settings.candidates,
             raw_of_items=settings.search.item_fields if active is None else None,
@@ -183,14 +185,14 @@ def _load(
             running.result = tables.rows
     if text_encoder == HASHING:
         return tables, settings.features
-    with step("encode_text", world.seconds, encoder=text_encoder) as running:
-        text = encode_item_text(tables, settings.features, text_encoder, world.storage)
+    with step("encode_text", context.seconds, encoder=text_encoder) as running:
+        text = encode_item_text(tables, settings.features, text_encoder, context.storage)
         running.add(encoded=text.encoded, kept=text.kept)
     return text.tables, text.features
 
 
 def encode_data(
-    world: World,
+    context: RunContext,
     bundle: TwoTowerBundle,
     folder: str = "data",
     *,
@@ -199,16 +201,16 @@ def encode_data(
     live: bool = False,
 ) -> TrainingData:
     """Load and encode the data for a stored model, below the prefix of the run. live: it is the live version."""
-    settings = world.settings
-    tables, features = _load(world, str(bundle.metadata.get("text_encoder") or HASHING), active, live=live)
-    with step("live_data" if live else "training_data", world.seconds) as running:
+    settings = context.settings
+    tables, features = _load(context, str(bundle.metadata.get("text_encoder") or HASHING), active, live=live)
+    with step("live_data" if live else "training_data", context.seconds) as running:
         data = encode_tables(
             tables,
             bundle.preprocessor,
             features,
             settings.evaluation.split,
-            world.storage,
-            f"{world.prefix}/{folder}",
+            context.storage,
+            f"{context.prefix}/{folder}",
             item_ids=item_ids,
         )
         running.add(users=data.users, items=data.items, events=data.events)
@@ -216,17 +218,22 @@ def encode_data(
 
 
 def evaluate_version(
-    world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, *, refitted: TwoTowerBundle | None = None
+    context: RunContext,
+    data: TrainingData,
+    bundle: TwoTowerBundle,
+    version: str,
+    *,
+    refitted: TwoTowerBundle | None = None,
 ) -> Evaluation:
     """Evaluate a model against the baselines and the live version, unless its own `version` is live."""
-    settings = world.settings
-    live = _load_live(world, other_than=version)
-    with step("evaluate", world.seconds) as running:
+    settings = context.settings
+    live = _load_live(context, other_than=version)
+    with step("evaluate", context.seconds) as running:
         evaluation = evaluate_model(
             data,
             bundle,
             settings.evaluation,
-            world.storage,
+            context.storage,
             candidates=settings.candidates,
             live=live,
             refitted=refitted,
@@ -237,14 +244,14 @@ def evaluate_version(
     return evaluation
 
 
-def _load_live(world: World, *, other_than: str) -> LiveVersion | None:
+def _load_live(context: RunContext, *, other_than: str) -> LiveVersion | None:
     """Return the live version with the same events encoded for it; None without another version that is live."""
-    version = world.database.live()
+    version = context.database.live()
     if version is None or version == other_than:
         return None
     try:
-        bundle = as_evaluated(load_model(version, world.storage))
-        data = encode_data(world, bundle, "live", live=True)
+        bundle = as_evaluated(load_model(version, context.storage))
+        data = encode_data(context, bundle, "live", live=True)
         return LiveVersion(version, bundle, data)
     except DataError as error:
         LOGGER.warning("the live version %s is not compared: %s", version, error)
@@ -252,7 +259,7 @@ def _load_live(world: World, *, other_than: str) -> LiveVersion | None:
 
 
 def write_page(
-    world: World,
+    context: RunContext,
     data: TrainingData,
     bundle: TwoTowerBundle,
     evaluation: Evaluation,
@@ -261,17 +268,17 @@ def write_page(
     gate: str,
 ) -> str:
     """Write the report of a version and return its address. gate: its verdict, or empty."""
-    settings = world.settings
+    settings = context.settings
     reasons = tuple(find_reasons(evaluation, settings.evaluation))
-    run = RunFigures(gate, reasons, counts, dict(world.seconds), data.warnings)
-    read_fields = functools.partial(read_items, world.store, settings.feast.item_service, settings.feast.item_key)
-    with step("report", world.seconds, version=version) as running:
+    run = RunFigures(gate, reasons, counts, dict(context.seconds))
+    read_fields = functools.partial(read_items, context.store, settings.feast)
+    with step("report", context.seconds, version=version) as running:
         page = write_report(
             bundle,
             version,
             evaluation,
             data,
-            world.storage,
+            context.storage,
             model_folder(version),
             read_fields,
             item_name=settings.features.item_name,
@@ -282,21 +289,21 @@ def write_page(
 
 
 def recommend_items(
-    world: World, data: TrainingData, bundle: TwoTowerBundle, version: str, increment: str | None = None
+    context: RunContext, data: TrainingData, bundle: TwoTowerBundle, version: str, increment: str | None = None
 ) -> Candidates:
     """Compute and store the candidates of a version, or of an increment of it."""
-    settings = world.settings
+    settings = context.settings
     if increment is None:
-        if version in world.database.pushed_since_live():
-            note_replaced(world.storage, version)
+        if version in context.database.pushed_since_live():
+            note_replaced(context.storage, version)
         # Increments are older than the candidates that replace them.
-        world.storage.delete_prefix(increments_folder(version))
-    with step("candidates", world.seconds, version=version) as running:
+        context.storage.delete_prefix(increments_folder(version))
+    with step("candidates", context.seconds, version=version) as running:
         candidates = generate_candidates(
             data,
             bundle,
             settings.candidates,
-            world.storage,
+            context.storage,
             version=version,
             prefix=f"{increments_folder(version)}/{increment}" if increment else candidates_folder(version),
             items_of=candidates_folder(version) if increment else None,
@@ -306,44 +313,44 @@ def recommend_items(
     return candidates
 
 
-def encode_search(world: World, data: TrainingData, version: str) -> SearchVectors:
+def encode_search(context: RunContext, data: TrainingData, version: str) -> SearchVectors:
     """Store the vectors of search views with the candidates of a version; none without an encoder."""
-    search = world.settings.search
+    search = context.settings.search
     if not search.vectors:
         return SearchVectors(version)
-    with step("search_vectors", world.seconds, version=version) as running:
+    with step("search_vectors", context.seconds, version=version) as running:
         made = make_search_vectors(
             data,
             search,
-            world.storage,
+            context.storage,
             version=version,
             prefix=candidates_folder(version),
-            repo=str(world.store.repo_path),
+            repo=str(context.store.repo_path),
         )
         running.add(**made.rows, encoded=made.encoded, kept=made.kept, unreadable=made.unreadable)
     return made
 
 
-def publish_once(world: World, version: str) -> UpdateReport:
+def publish_once(context: RunContext, version: str) -> UpdateReport:
     """Publish unless an earlier attempt of this run has, because another version may have gone live since."""
-    row = world.database.get(version)
-    if row is not None and row.run_id == world.run_id:
-        LOGGER.info("version %s was made live by an earlier attempt of run %s", version, world.run_id)
+    row = context.database.get(version)
+    if row is not None and row.run_id == context.run_id:
+        LOGGER.info("version %s was made live by an earlier attempt of run %s", version, context.run_id)
         return UpdateReport(version, {})
-    return publish_version(world, version)
+    return publish_version(context, version)
 
 
-def _metadata(world: World, data: TrainingData) -> dict[str, Any]:
+def _metadata(context: RunContext, data: TrainingData) -> dict[str, Any]:
     """Return the metadata of the run for its bundle; equal in every attempt of a run."""
     packages = ("rec_ray", "ray", "torch", "feast", "pyarrow", "numpy")
     return {
-        "run_id": world.run_id,
-        "created_at": world.as_of.isoformat(),
+        "run_id": context.run_id,
+        "created_at": context.as_of.isoformat(),
         "data_to": data.split_times.as_of.isoformat(),
         "test_start": data.split_times.test_start.isoformat(),
-        "text_encoder": world.settings.features.text_encoder,
-        "settings": redacted(world.settings),
-        "settings_hash": hash_settings(deciding_settings(world.settings)),
+        "text_encoder": context.settings.features.text_encoder,
+        "settings": redact_settings(context.settings),
+        "settings_hash": hash_settings(deciding_settings(context.settings)),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "rows": dataclasses.asdict(data.rows),
     }

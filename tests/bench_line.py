@@ -21,13 +21,13 @@ def load_encode_train(project: Path) -> dict[str, Any]:
     """Do the first three steps of the line on a project, one epoch; return the seconds of each."""
     from rec_ray.config.loading import load_settings
     from rec_ray.logs import configure_logging
-    from rec_ray.runs.context import open_world
+    from rec_ray.runs.context import open_context
     from rec_ray.steps import prepare_data, train_model
 
     configure_logging()
     changes = ["train.epochs=1", "train.refit=off", "model.history=mean", "train.batch_size=8192"]
     settings = load_settings(project / "rec_ray.yaml", changes)
-    with open_world(settings) as world:
+    with open_context(settings) as world:
         train_model(world, prepare_data(world), version="bench")
         return {"steps": {name: round(took, 1) for name, took in world.seconds.items()}}
 

@@ -68,11 +68,11 @@ def push_here(folder: Path, *, whole: bool) -> dict[str, float]:
     from rec_ray.config.loading import load_settings
     from rec_ray.feature_store.push_targets import push_frame
     from rec_ray.publishing.push import find_push_targets
-    from rec_ray.runs.context import feature_store_of
-    from rec_ray.runs.stores import storage_of
+    from rec_ray.runs.context import open_feature_store
+    from rec_ray.runs.stores import open_object_store
 
     settings = load_settings(folder / "rec_ray.yaml")
-    store, storage = feature_store_of(settings), storage_of(settings)
+    store, storage = open_feature_store(settings), open_object_store(settings)
     prefix = "two-tower/1/candidates"
     candidates = StoredCandidates(prefix, read_manifest(storage, prefix))
     targets = find_push_targets(store, settings.publish)
@@ -96,12 +96,12 @@ def push_side_by_side(folder: Path) -> dict[str, float]:
     from rec_ray.config.loading import load_settings
     from rec_ray.distributed.runtime import open_ray
     from rec_ray.publishing.push import update_feature_store
-    from rec_ray.runs.context import feature_store_of
-    from rec_ray.runs.stores import storage_of
+    from rec_ray.runs.context import open_feature_store
+    from rec_ray.runs.stores import open_object_store
 
     settings = load_settings(folder / "rec_ray.yaml")
     open_ray(settings.ray)
-    store, storage = feature_store_of(settings), storage_of(settings)
+    store, storage = open_feature_store(settings), open_object_store(settings)
     started = 0.0
     for version in ("2", "1"):
         prefix = f"two-tower/{version}/candidates"

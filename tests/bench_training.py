@@ -58,10 +58,10 @@ def encode(settings: Any, folder: Path) -> tuple[Any, Any]:
 
     from rec_ray.data.load_features import load_features
     from rec_ray.data.training_data import prepare_training_data
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
     from rec_ray.storage.object_store import open_storage
 
-    store = feature_store_of(settings)
+    store = open_feature_store(settings)
     tables = load_features(store, settings.feast, settings.features, settings.evaluation, as_of=datetime.now(UTC))
     storage = open_storage(str(folder))
     return prepare_training_data(tables, settings.features, settings.evaluation.split, storage, "data"), storage

@@ -159,9 +159,12 @@ def image_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def make_repo() -> Callable[..., Any]:
-    """Give `make_repo(folder, objects, offline="duckdb")`: an applied Feast repository as an open `FeatureStore`."""
+    """Give `make_repo(folder, objects, offline="duckdb")`: an applied Feast repository as an open `FeatureStore`.
 
-    def make(folder: Path, objects: Sequence[Any], offline: str = "duckdb") -> Any:
+    offline: the type of the offline store, or its whole section.
+    """
+
+    def make(folder: Path, objects: Sequence[Any], offline: str | Mapping[str, Any] = "duckdb") -> Any:
         from feast import FeatureStore
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +172,7 @@ def make_repo() -> Callable[..., Any]:
             "project": "shop",
             "provider": "local",
             "registry": "registry.db",
-            "offline_store": {"type": offline},
+            "offline_store": {"type": offline} if isinstance(offline, str) else dict(offline),
             "online_store": {"type": "sqlite", "path": "online_store.db"},
             "entity_key_serialization_version": 3,
         }
@@ -449,7 +452,7 @@ def tiny_data(
     from rec_ray.data.training_data import prepare_training_data
     from rec_ray.retrieval.model.bundle import TwoTowerBundle
     from rec_ray.retrieval.model.towers import build_two_tower
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
     from rec_ray.storage.object_store import open_storage
 
     def with_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -496,7 +499,7 @@ def tiny_data(
     )
     settings = load_settings(project / "rec_ray.yaml", environ={})
     loaded = load_features(
-        feature_store_of(settings),
+        open_feature_store(settings),
         settings.feast,
         settings.features,
         settings.evaluation,

@@ -22,6 +22,15 @@ KUBERNETES = ("1.31", "1.32", "1.33", "1.34")
 KUBERAY = ("1.6.2", "1.7.0")
 """Versions whose schemas every manifest must satisfy."""
 
+_NAMED = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "properties": {name: {} for name in ("apiVersion", "kind", "metadata", "spec")},
+    "additionalProperties": False,
+}
+FOREIGN = {"monitoring.coreos.com/v1": _NAMED, "route.openshift.io/v1": _NAMED}
+"""Kinds of other operators, of which only the frame is validated."""
+
 
 @functools.cache
 def rendered(overlay: str) -> str:
@@ -67,6 +76,9 @@ def schema_of(kind: str, kuberay: str) -> dict[str, Any]:
 
 def validate(manifest: dict[str, Any]) -> None:
     """Raise a ValidationError when a version of Kubernetes or KubeRay would refuse it or drop a field of it."""
+    if manifest["apiVersion"] in FOREIGN:
+        jsonschema.Draft7Validator(FOREIGN[manifest["apiVersion"]]).validate(manifest)
+        return
     checked = [manifest]
     if manifest["apiVersion"].startswith("ray.io/"):
         assert manifest["apiVersion"] == "ray.io/v1"

@@ -19,8 +19,8 @@ from nodes import BIN, RayNodes
 
 def manifest_environment() -> dict[str, str]:
     """Return what the manifest sets for every pod, but for the names of users and secrets."""
-    job = the("production", "RayJob")
-    container = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    job = the("production", "RayCronJob")["spec"]["jobTemplate"]
+    container = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     return {
         each["name"]: each["value"] for each in container["env"] if each["name"].startswith("RAY_") and "value" in each
     }
@@ -37,7 +37,7 @@ class Job:
         self.store = project / "store"
         self.folder = self.store / "runs" / run_id
         self.trained = self.store / "training" / run_id
-        entrypoint = the("production", "RayJob")["spec"]["entrypoint"]
+        entrypoint = the("production", "RayCronJob")["spec"]["jobTemplate"]["entrypoint"]
         for there, here in (("/app", ROOT), ("/etc/rec_ray", project)):
             assert f"{there}/" in entrypoint
             entrypoint = entrypoint.replace(f"{there}/", f"{here}/")

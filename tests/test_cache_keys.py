@@ -9,7 +9,7 @@ import pyarrow.fs as pafs
 import pytest
 import ray
 
-from rec_ray.candidates.batch_recommender import Sharing
+from rec_ray.candidates.batch_recommender import CandidateContext
 from rec_ray.candidates.item_shards import ItemShards
 from rec_ray.config import CandidateSettings
 from rec_ray.evaluation.rank_task import RankingPlan
@@ -30,7 +30,7 @@ OTHERS = [
         {"refs": (reference(2),), "counts": (6,), "embedding_size": 9, "probes": 17, "device": "cuda"},
     ),
     (
-        Sharing(reference(1), SHARDS, reference(2), None, SETTINGS, NOW),
+        CandidateContext(reference(1), SHARDS, reference(2), None, SETTINGS, NOW),
         {
             "bundle": reference(3),
             "items": replace(SHARDS, device="cuda"),

@@ -1,7 +1,6 @@
 """The job scripts hand their arguments to one command each, and the submitter reports how a job ended."""
 
 import ast
-import importlib.util
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from ray.job_submission import JobStatus
 
+from rec_ray.cli.job_submission import exit_code, submit_or_join
+
 JOBS = Path(__file__).parents[1] / "jobs"
 COMMANDS = {
     "run_pipeline": "run",
@@ -17,14 +18,6 @@ COMMANDS = {
     "generate_candidates": "candidates",
     "update_features": "publish",
 }
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"jobs_{name}", JOBS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(("script", "command"), COMMANDS.items())
@@ -70,7 +63,7 @@ def test_the_exit_code_is_that_of_the_command(
 ) -> None:
     job = SimpleNamespace(status=status, driver_exit_code=driver_exit_code, message="the node was lost")
 
-    assert load("submit").exit_code(job, signals) == expected
+    assert exit_code(job, signals) == expected
 
 
 class Cluster:
@@ -105,7 +98,7 @@ def test_a_run_has_one_job_at_a_time_and_is_not_repeated_after_success(
 ) -> None:
     cluster = Cluster(**jobs)
 
-    assert load("submit").submit_or_join(cluster, ["rec-ray", "run", "--set", "a.b=c d"], "night") == job_id
+    assert submit_or_join(cluster, ["rec-ray", "run", "--set", "a.b=c d"], "night") == job_id
 
     assert len(cluster.submitted) == submits
     if submits:

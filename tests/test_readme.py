@@ -1,4 +1,4 @@
-"""What README.md says is so: its commands run, its tables are complete, its files exist."""
+"""README.md is true: its commands run, its tables are complete, its files exist."""
 
 import re
 import subprocess

@@ -1,15 +1,16 @@
-"""The pipeline for Kubeflow Pipelines: a component for each step, which submits a Ray job and waits for it.
+"""The pipeline for Kubeflow Pipelines: a component for each step, which submits a Ray job and follows it.
 
     pip install 'rec_ray[kubeflow]'
     python cluster/kubeflow/train_workflow.py train_workflow.yaml
 
-In come the address of a standing cluster, the settings file that its pods mount and settings to override; out go the
-version and the metrics. Secrets of the stores live in the pods of the Ray cluster; a component has but the token of
-Ray, as an environment variable out of the Secret that KubeRay makes. What the steps do is no business of this file.
+In: the address of a standing cluster, the settings file that its pods mount, and settings to override. Out: the version
+and the metrics. The pipeline runs in the namespace of the RayCluster, for three reasons: the token's Secret, the short
+address, and the NetworkPolicy, which admits jobs from that namespace. The secrets of the stores stay in the pods of the
+RayCluster. When a run ends, is cancelled or fails, the exit task stops the Ray jobs that it left running.
 """
 
-# No `from __future__ import annotations`: kfp reads the types of the arguments. And components hold their imports
-# themselves, because kfp sends nothing but their text.
+# No `from __future__ import annotations`: kfp reads the types of the arguments. Components contain their imports,
+# because kfp sends only their text.
 
 import sys
 from pathlib import Path
@@ -91,11 +92,43 @@ def publish(
     return report["version"]
 
 
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def stop(ray_address: str, run_id: str, jobs: str) -> None:
+    """Stop the Ray jobs of the run that still go on; after a run that ended by itself there are none."""
+    import sys
+
+    sys.path.insert(0, jobs)
+    from submit import stop_run
+
+    stop_run(ray_address, run_id)
+
+
 class Outputs(NamedTuple):
-    """What the pipeline gives: the version that is live now, and how good its model is."""
+    """The version that is live now, and the metrics of its model."""
 
     version: str
     metrics: dsl.Metrics
+
+
+def prepare(task: dsl.PipelineTask) -> None:
+    """Give a task the token of Ray, its resources and one retry."""
+    kubernetes.use_secret_as_env(task, CLUSTER["metadata"]["name"], {"auth_token": "RAY_AUTH_TOKEN"})
+    task.set_env_variable("RAY_AUTH_MODE", "token")
+    task.set_caching_options(False)  # a step changes what lies outside of Kubeflow
+    task.set_retry(1)
+    task.set_cpu_request("100m").set_memory_request("512Mi").set_memory_limit("512Mi")
+
+
+@dsl.pipeline(name="rec-ray-steps", description="The steps of rec-ray, one after the other.")
+def steps(ray_address: str, config: str, settings: list, jobs: str, run_id: str) -> Outputs:
+    """Train, recommend, publish; a task that is retried is the same run and continues it."""
+    where = {"ray_address": ray_address, "config": config, "settings": settings, "jobs": jobs, "run_id": run_id}
+    trained = train(**where)
+    recommended = candidates(version=trained.outputs["Output"], **where)
+    published = publish(version=recommended.outputs["Output"], **where)
+    for task in (trained, recommended, published):
+        prepare(task)
+    return Outputs(version=published.outputs["Output"], metrics=trained.outputs["metrics"])
 
 
 @dsl.pipeline(name="rec-ray", description="Two-tower recommendations from Feast to Feast, on a Ray cluster.")
@@ -104,20 +137,14 @@ def train_workflow(
     config: str = CONFIG,
     settings: list = [],  # noqa: B006  kfp takes no None for a list
     jobs: str = JOBS,
-) -> Outputs:
-    """Train, recommend, publish; a task that is tried again is the same run and goes on where it stopped."""
-    where = {"ray_address": ray_address, "config": config, "settings": settings, "jobs": jobs}
-    where["run_id"] = f"kfp-{dsl.PIPELINE_JOB_ID_PLACEHOLDER}"
-    trained = train(**where)
-    recommended = candidates(version=trained.outputs["Output"], **where)
-    published = publish(version=recommended.outputs["Output"], **where)
-    for task in (trained, recommended, published):
-        kubernetes.use_secret_as_env(task, CLUSTER["metadata"]["name"], {"auth_token": "RAY_AUTH_TOKEN"})
-        task.set_env_variable("RAY_AUTH_MODE", "token")
-        task.set_caching_options(False)  # a step changes what lies outside of Kubeflow
-        task.set_retry(1)
-        task.set_cpu_request("100m").set_memory_request("512Mi").set_memory_limit("512Mi")
-    return Outputs(version=published.outputs["Output"], metrics=trained.outputs["metrics"])
+) -> None:
+    """Run the steps; stop their Ray jobs at the end, whatever the end was."""
+    run_id = f"kfp-{dsl.PIPELINE_JOB_ID_PLACEHOLDER}"
+    stopping = stop(ray_address=ray_address, run_id=run_id, jobs=jobs)
+    prepare(stopping)
+    with dsl.ExitHandler(stopping, name="the-run"):
+        ran = steps(ray_address=ray_address, config=config, settings=settings, jobs=jobs, run_id=run_id)
+        ran.set_caching_options(False)
 
 
 if __name__ == "__main__":

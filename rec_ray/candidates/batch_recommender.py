@@ -20,7 +20,7 @@ import torch
 
 from rec_ray.candidates.item_shards import AS_HISTORY, ItemShards
 from rec_ray.config import CandidateSettings
-from rec_ray.distributed.worker_cache import once_a_process, shared_value
+from rec_ray.distributed.worker_cache import get_or_create, get_shared
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines, query_batch
 from rec_ray.retrieval.learning.learner import multiplies_in_half
@@ -71,7 +71,7 @@ _RECOMMENDED = pa.schema(
 
 
 @dataclass(frozen=True)
-class Sharing:
+class CandidateContext:
     """Inputs that all tasks of the step share, small enough to be passed to each: references, settings and the time.
 
     bundle: a `TwoTowerBundle`. items: the shards of the catalogue. filters: evaluated `ItemFilters`. popularity:
@@ -95,11 +95,11 @@ def _bundle(reference: ray.ObjectRef, device: str = "cpu") -> TwoTowerBundle:
     def load() -> TwoTowerBundle:
         # Tasks run side by side; threads within a product would compete for the same cores.
         torch.set_num_threads(1)
-        bundle: TwoTowerBundle = shared_value(reference)
+        bundle: TwoTowerBundle = get_shared(reference)
         bundle.model.to(device)
         return bundle
 
-    return once_a_process(f"bundle {reference.hex()} {device}", load)
+    return get_or_create(f"bundle {reference.hex()} {device}", load)
 
 
 def _products(precision: str, device: str) -> torch.autocast:
@@ -153,7 +153,7 @@ class Recommender:
     seen_since: seconds since 1970 from which events count, or None.
     """
 
-    shared: Sharing
+    shared: CandidateContext
     bundle: TwoTowerBundle
     lists: ListBuilder
     seen_types: Array | None
@@ -161,7 +161,7 @@ class Recommender:
     _popular: dict[str, tuple[SegmentPopularity, ListBuilder]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, shared: Sharing) -> Recommender:
+    def load(cls, shared: CandidateContext) -> Recommender:
         """Load the shared objects into this process."""
         items, settings = shared.items, shared.settings
         bundle = _bundle(shared.bundle, settings.device)
@@ -169,7 +169,7 @@ class Recommender:
             items,
             items.vectors,
             items.vectors,
-            shared_value(shared.filters),
+            get_shared(shared.filters),
             settings.diversity,
             settings.fresh_share,
             bundle.similarity == "cosine",
@@ -225,7 +225,7 @@ class Recommender:
     def _most_popular(self, users: Array, exclude: tuple[Array, Array] | None, raw: dict[str, pa.Array]) -> Any:
         """Return indices and scores of the popular items of the users' segments that pass the filters."""
         if not self._popular:
-            popular: SegmentPopularity = shared_value(self.shared.popularity)
+            popular: SegmentPopularity = get_shared(self.shared.popularity)
             index = ExactTopK(popular.matrix, threads=1)
             rows = popular.matrix.__getitem__
             lists = dataclasses.replace(self.lists, index=index, vectors=rows, scores_are_cosines=False, _subsets={})
@@ -239,11 +239,11 @@ class Recommender:
         return found.indices, found.scores
 
 
-def _recommender(shared: Sharing) -> Recommender:
-    return once_a_process(f"recommender {shared.key}", lambda: Recommender.load(shared))
+def _recommender(shared: CandidateContext) -> Recommender:
+    return get_or_create(f"recommender {shared.key}", lambda: Recommender.load(shared))
 
 
-def recommend_items(rows: pa.Table, shared: Sharing, progress: str) -> Iterator[pa.Table]:
+def recommend_items(rows: pa.Table, shared: CandidateContext, progress: str) -> Iterator[pa.Table]:
     """Yield `Recommender.recommend` of rows in parts; the recommender is loaded once per process."""
     recommender = _recommender(shared)
     size = shared.settings.batch_size
@@ -254,7 +254,7 @@ def recommend_items(rows: pa.Table, shared: Sharing, progress: str) -> Iterator[
 
 
 @torch.inference_mode()
-def measure_recall(batch: pa.Table, shared: Sharing) -> pa.Table:
+def measure_recall(batch: pa.Table, shared: CandidateContext) -> pa.Table:
     """Return per user the share of the exact list, without filters, that the approximate list contains."""
     recommender = _recommender(shared)
     vectors, seen = recommender.embed_users(Timelines.from_table(batch, recommender.bundle.preprocessor.users.shape))
@@ -264,7 +264,7 @@ def measure_recall(batch: pa.Table, shared: Sharing) -> pa.Table:
     return pa.table({"recall": recall_of(approximate, exact)})
 
 
-def list_similar_items(batch: pa.Table, shared: Sharing) -> pa.Table:
+def list_similar_items(batch: pa.Table, shared: CandidateContext) -> pa.Table:
     """Return `item_id`, `indices` and `similar_scores` of the nearest items that may be recommended to some user.
 
     batch: rows of `embed_items`.
@@ -272,7 +272,7 @@ def list_similar_items(batch: pa.Table, shared: Sharing) -> pa.Table:
     item_rows = batch["item_index"].to_numpy().astype(np.int64) - 1
     itself = Exclusions(item_rows, np.arange(len(item_rows) + 1))
     vectors = flat_values(batch[EMBEDDING]).reshape(len(item_rows), -1)
-    allowed = once_a_process(f"allowed {shared.filters.hex()}", lambda: shared_value(shared.filters).allowed)
+    allowed = get_or_create(f"allowed {shared.filters.hex()}", lambda: get_shared(shared.filters).allowed)
     found, scores = shared.items.search(vectors, shared.settings.similar_items, itself, allowed)
     indices, listed = _cut(found, scores)
     return pa.table({ITEM_ID: batch[ITEM_ID], INDICES: indices, SIMILAR_SCORES: listed})

@@ -35,7 +35,7 @@ from rec_ray.candidate_store.writer import PartsSink
 from rec_ray.candidates.batch_recommender import (
     INDICES,
     POPULARITY,
-    Sharing,
+    CandidateContext,
     add_history,
     embed_items,
     list_similar_items,
@@ -57,7 +57,7 @@ from rec_ray.retrieval.features.timelines import Timelines
 from rec_ray.retrieval.lists.item_filters import ItemFilters, evaluate_item_filters, raw_columns
 from rec_ray.retrieval.lists.popularity import SegmentPopularity, add_counts, count_by_segment
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
-from rec_ray.runs.progress import shown_progress
+from rec_ray.runs.progress import show_progress
 from rec_ray.schema import (
     EMPTIED_BY,
     FIRST_SEEN,
@@ -129,7 +129,7 @@ def generate_candidates(
     facts: dict[str, Any] = {"engine": settings.engine, "shards": len(shards.refs)}
     filters = _filters(data, bundle.preprocessor, settings, storage, shards, None if items else blocks[0])
     popularity = _popularity(data, bundle.preprocessor.users.shape, settings, storage) if items else None
-    shared = Sharing(model, shards, filters, popularity, settings, data.split_times.as_of)
+    shared = CandidateContext(model, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
         facts["recall"] = check_recall(data, settings, storage, shared)
     item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
@@ -176,7 +176,7 @@ def _write_block(sink: PartsSink, place: int, block: pa.Table) -> dict[str, Any]
     return sink.write_blocks(place, [block])
 
 
-def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Storage, prefix: str) -> Parts:
+def _write_similar_items(items: ray.data.Dataset, shared: CandidateContext, storage: Storage, prefix: str) -> Parts:
     named = functools.partial(name_items, column=SIMILAR_IDS, items=shared.items)
     sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named)
     shared.items.wait()
@@ -191,14 +191,14 @@ def _write_similar_items(items: ray.data.Dataset, shared: Sharing, storage: Stor
     return sink.parts
 
 
-def _write_users(data: TrainingData, shared: Sharing, storage: Storage, prefix: str) -> PartsSink:
+def _write_users(data: TrainingData, shared: CandidateContext, storage: Storage, prefix: str) -> PartsSink:
     """Write the vector and the list of each user; return what knows the parts."""
     folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
     named = functools.partial(name_items, column=ITEM_IDS, items=shared.items)
     sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY], lists=INDICES, prepare=named)
     timelines = read_rows(storage, data.timelines)
     shared.items.wait()
-    with shown_progress("candidates: users", data.users) as progress:
+    with show_progress("candidates: users", data.users) as progress:
         timelines.map_batches(
             recommend_items,
             fn_kwargs={"shared": shared, "progress": progress},
@@ -255,7 +255,7 @@ def _stored_items(storage: Storage, prefix: str, bundle: list[ray.ObjectRef]) ->
     return add_history(table, bundle[0]), table.num_rows
 
 
-def check_recall(data: TrainingData, settings: CandidateSettings, storage: Storage, shared: Sharing) -> float:
+def check_recall(data: TrainingData, settings: CandidateSettings, storage: Storage, shared: CandidateContext) -> float:
     """Return the mean recall at k of the approximate lists of a sample of users, against exact search.
 
     Raises:

@@ -21,7 +21,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from rec_ray.distributed.worker_cache import once_a_process, shared_value
+from rec_ray.distributed.worker_cache import get_or_create, get_shared
 from rec_ray.retrieval.search import ExactTopK, Exclusions, QuantisedItems, TopKSearch, quantise_items, search_shards
 from rec_ray.retrieval.search.device import DeviceTopK
 from rec_ray.retrieval.search.faiss_ivf import FaissTopK, build_faiss_index
@@ -102,13 +102,13 @@ class ItemShards:
         for place, ref in enumerate(self.refs):
 
             def load(ref: ray.ObjectRef = ref) -> TopKSearch:
-                shard: ItemShard = shared_value(ref)
+                shard: ItemShard = get_shared(ref)
                 if exactly or shard.index is None:
                     return shard.search_exactly() if self.device == "cpu" else DeviceTopK(shard.matrix[1:], self.device)
                 return FaissTopK(shard.matrix[1:], shard.index, probes=self.probes)
 
             # Cache the search only for a single shard, because cached searches stay in memory.
-            yield once_a_process(f"search {self.key} {exactly} {place}", load) if len(self.refs) == 1 else load()
+            yield get_or_create(f"search {self.key} {exactly} {place}", load) if len(self.refs) == 1 else load()
 
     def history_rows(self, item_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return vectors [r, d] that histories read, and the row of each item in them, shaped as `item_index`; both on
@@ -119,15 +119,15 @@ class ItemShards:
         if len(self.refs) == 1:
 
             def load() -> torch.Tensor:
-                return as_tensor(shared_value(self.refs[0]).history).to(self.device)
+                return as_tensor(get_shared(self.refs[0]).history).to(self.device)
 
-            return once_a_process(f"history {self.key}", load), item_index.to(self.device)
+            return get_or_create(f"history {self.key}", load), item_index.to(self.device)
         used, places = np.unique(np.append(0, item_index.numpy()), return_inverse=True)
         vectors = np.zeros((len(used), self.embedding_size), np.float32)
         for ref, start, end in self._ranges():
             begin, stop = np.searchsorted(used, [start + 1, end + 1])
             if begin < stop:
-                vectors[begin:stop] = shared_value(ref).history[used[begin:stop] - start]
+                vectors[begin:stop] = get_shared(ref).history[used[begin:stop] - start]
         rows = torch.from_numpy(places[1:].reshape(item_index.shape))
         return torch.from_numpy(vectors).to(self.device), rows.to(self.device)
 
@@ -137,7 +137,7 @@ class ItemShards:
         for ref, start, end in self._ranges():
             inside = np.flatnonzero((indices >= start) & (indices < end))
             if len(inside):
-                found[inside] = shared_value(ref).matrix[indices[inside] - start + 1]
+                found[inside] = get_shared(ref).matrix[indices[inside] - start + 1]
         return found
 
     def id_lists(self, lists: pa.ListArray) -> pa.ListArray:
@@ -158,7 +158,7 @@ class ItemShards:
         for ref, start, end in self._ranges():
             inside = indices[np.searchsorted(indices, start) : np.searchsorted(indices, end)]
             if len(inside):
-                yield shared_value(ref).item_ids.take(pa.array(inside - start))
+                yield get_shared(ref).item_ids.take(pa.array(inside - start))
 
     def _ranges(self) -> Iterator[tuple[ray.ObjectRef, int, int]]:
         ends = np.cumsum(self.counts)

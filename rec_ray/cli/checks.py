@@ -11,8 +11,8 @@ import json
 import typer
 from rich.console import Console
 
-from rec_ray.cli.options import AsJson, Config, Project, Set, aside, settings_of
-from rec_ray.logs import without_secrets
+from rec_ray.cli.options import AsJson, Config, Project, Set, redirect_stdout, settings_of
+from rec_ray.logs import mask_secrets
 
 checks_app = typer.Typer()
 
@@ -23,14 +23,14 @@ def doctor(project: Project = None, config: Config = None, overrides: Set = None
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.doctor import examine, exit_code_of
 
-    checks = aside(examine, settings)
+    checks = redirect_stdout(examine, settings)
     code = exit_code_of(checks)
     if as_json:
         answer = {"exit_code": code, "checks": [dataclasses.asdict(check) for check in checks]}
-        print(without_secrets(json.dumps(answer)))
+        print(mask_secrets(json.dumps(answer)))
     else:
         for check in checks:
-            print(without_secrets(f"{'ok' if check.ok else 'FAULT':<6}{check.name}: {check.said}"))
+            print(mask_secrets(f"{'ok' if check.ok else 'FAULT':<6}{check.name}: {check.said}"))
     raise typer.Exit(code)
 
 
@@ -40,7 +40,7 @@ def plan(project: Project = None, config: Config = None, overrides: Set = None, 
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.plan import plan_run
 
-    found = aside(plan_run, settings)
+    found = redirect_stdout(plan_run, settings)
     if as_json:
         print(json.dumps(dataclasses.asdict(found) | {"seconds": found.seconds, "memory_bytes": found.memory_bytes}))
         return

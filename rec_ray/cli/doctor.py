@@ -24,21 +24,23 @@ from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER
 from rec_ray.cli.plan import plan_run
 from rec_ray.config import Settings
 from rec_ray.data.event_sample import examine_events
-from rec_ray.data.load_features import entity_sources, event_source
+from rec_ray.data.feature_sample import examine_features
 from rec_ray.data.load_items import ITEMS
 from rec_ray.data.side_tables import find_side_tables
 from rec_ray.distributed.runtime import check_gpus, is_local, open_ray
 from rec_ray.errors import ConfigError, DataError, FeatureStoreError, RecRayError, UnavailableError, listed
 from rec_ray.feature_store.api import FeatureStore, PushMode
-from rec_ray.feature_store.offline_source import read_slice, slice_source
+from rec_ray.feature_store.definitions import find_side, require_fields
+from rec_ray.feature_store.offline_source import entity_sources, event_source, read_slice, slice_source
 from rec_ray.feature_store.pgvector import missing_vector_indexes
-from rec_ray.feature_store.point_in_time import find_service, portable_config, require_fields
+from rec_ray.feature_store.point_in_time import portable_config
 from rec_ray.feature_store.push_targets import PushTarget, push_frame, read_online
-from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, unfed_views
+from rec_ray.feature_store.registry import read_registry
+from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.publishing.push import check_push_targets, find_push_targets
-from rec_ray.runs.context import feature_store_of
-from rec_ray.runs.stores import database_of, storage_of
-from rec_ray.schema import INTERACTIONS, ITEM_ID, ITEM_IDS, SCORES, USER_ID
+from rec_ray.runs.context import open_feature_store
+from rec_ray.runs.stores import open_object_store, open_version_database
+from rec_ray.schema import INTERACTIONS, ITEM_IDS, SCORES, USER_ID
 from rec_ray.search_views.vectors import search_dimensions
 
 CANARY = "__rec_ray_canary__"
@@ -73,7 +75,7 @@ def examine(settings: Settings) -> list[Check]:
         return check(opened[0])
 
     def registry() -> str:
-        store = feature_store_of(settings)
+        store = open_feature_store(settings)
         said = _registry(store, settings)
         opened.append(store)
         return said
@@ -105,13 +107,13 @@ def _try(name: str, check: Callable[[], str]) -> Check:
 
 
 def _object_store(settings: Settings) -> str:
-    storage = storage_of(settings)
+    storage = open_object_store(settings)
     storage.check_writable()
     return f"wrote, read and deleted an object in {storage.uri()}"
 
 
 def _database(settings: Settings) -> str:
-    database = database_of(settings)
+    database = open_version_database(settings)
     migrated, live = database.is_migrated(), database.live()
     tables = "is migrated" if migrated else "gets its tables from the first run"
     return f"{database.url} is reachable and {tables}; live is {f'version {live}' if live else 'no version yet'}"
@@ -127,20 +129,23 @@ def _side_tables(settings: Settings) -> str:
 
 def _registry(store: FeatureStore, settings: Settings) -> str:
     feast, features = settings.feast, settings.features
-    find_service(store, feast.interaction_service)
-    require_fields(find_service(store, feast.user_service), features.user, feast.user_key, INTERACTIONS.names)
+    registry = read_registry(store)
+    event_source(registry, feast, features)
+    require_fields(
+        find_side(registry, feast, "user"), dict.fromkeys(features.user, "features.user"), INTERACTIONS.names
+    )
     items = set(features.item) | ({features.item_name} if features.item_name else set())
-    require_fields(find_service(store, feast.item_service), items, feast.item_key, ITEMS.names)
+    require_fields(find_side(registry, feast, "item"), dict.fromkeys(items, "features.item"), ITEMS.names)
     declared = len(features.user) + len(features.item)
     return f"project {store.project} has the three feature services with all {declared} declared features"
 
 
 def _offline(store: FeatureStore, settings: Settings) -> str:
-    feast = settings.feast
+    feast, registry = settings.feast, read_registry(store)
     sources = [
-        event_source(store, find_service(store, feast.interaction_service), feast, settings.features),
-        *entity_sources(store, find_service(store, feast.user_service), USER_ID, feast.user_key),
-        *entity_sources(store, find_service(store, feast.item_service), ITEM_ID, feast.item_key),
+        event_source(registry, feast, settings.features),
+        *entity_sources(find_side(registry, feast, "user")),
+        *entity_sources(find_side(registry, feast, "item")),
     ]
     for source in sources:
         slices = slice_source(store, source, feast.join_rows)
@@ -149,6 +154,7 @@ def _offline(store: FeatureStore, settings: Settings) -> str:
             read_slice(portable_config(store), slices[-1])
     # Suspicious events stop no run: the notes name the settings.
     read, notes = examine_events(store, feast, settings.features)
+    notes += examine_features(store, feast, settings.features, settings.evaluation)
     said = f"{len(sources)} sources are readable and have the columns needed; {read:,} events looked at"
     return "; ".join([said, *notes])
 
@@ -166,7 +172,7 @@ def _push_sources(store: FeatureStore, settings: Settings) -> str:
     said = [f"{target.source} ({', '.join(target.fields.values())})" for target in targets]
     slow = missing_vector_indexes(store, targets)
     hint = f"; no index over the vectors of {listed(slow)}: `rec-ray vector-index` makes it" if slow else ""
-    unfed = "".join(f"; {note}" for note in unfed_views(store, settings.search))
+    unfed = "".join(f"; {note}" for note in list_unfed_views(store, settings.search))
     return f"found {'; '.join(said)}{hint}{unfed}"
 
 
@@ -263,7 +269,7 @@ def _room(settings: Settings, nodes: int) -> str:
             f"a run needs about {_gb(plan.memory_bytes)} of memory at a time and Ray has {_gb(memory)}; lower "
             "feast.join_rows or ray.num_cpus, or take a larger machine"
         )
-    storage = storage_of(settings)
+    storage = open_object_store(settings)
     if storage.is_folder:
         root = Path(storage.root)
         free = shutil.disk_usage(next(folder for folder in [root, *root.parents] if folder.exists())).free

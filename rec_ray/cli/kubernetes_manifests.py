@@ -35,7 +35,7 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RenderOptions:
     """Options that are no settings.
 
     name: of the objects, and of a RayJob's run; None: a new one for a RayJob, else `rec-ray`.
@@ -51,7 +51,7 @@ class Wishes:
     schedule: str | None = None
 
 
-def render_manifests(kind: str, settings: Settings, wishes: Wishes) -> str:
+def render_manifests(kind: str, settings: Settings, wishes: RenderOptions) -> str:
     """Return the manifests of one way to run, ready for `kubectl apply -f -`.
 
     Raises:
@@ -80,12 +80,12 @@ def render_manifests(kind: str, settings: Settings, wishes: Wishes) -> str:
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
-def _grows(settings: Settings, wishes: Wishes) -> bool:
+def _grows(settings: Settings, wishes: RenderOptions) -> bool:
     """Return True if the number of pods follows the work."""
     return wishes.grow_to is not None or settings.train.least_workers < settings.train.most_workers
 
 
-def _cluster(settings: Settings, wishes: Wishes) -> tuple[Manifest, list[Manifest]]:
+def _cluster(settings: Settings, wishes: RenderOptions) -> tuple[Manifest, list[Manifest]]:
     """Return the RayCluster, and the objects that it needs beside it."""
     train = settings.train
     (cluster,) = _templates("base/raycluster.yaml")
@@ -121,7 +121,7 @@ def _drop_variable(cluster: Manifest, name: str) -> None:
     head["env"] = [entry for entry in head["env"] if entry["name"] != name]
 
 
-def _growing(settings: Settings, wishes: Wishes) -> Settings:
+def _growing(settings: Settings, wishes: RenderOptions) -> Settings:
     """Return settings under which training uses the workers that `grow_to` allows."""
     train = settings.train
     if wishes.grow_to is None or wishes.grow_to == train.most_workers:
@@ -133,7 +133,7 @@ def _growing(settings: Settings, wishes: Wishes) -> Settings:
     return grown
 
 
-def _job(kind: str, cluster: Manifest, wishes: Wishes) -> list[Manifest]:
+def _job(kind: str, cluster: Manifest, wishes: RenderOptions) -> list[Manifest]:
     """Return the RayJob that has the cluster, or the objects that create one every night."""
     (job,) = _templates("components/rayjob/rayjob.yaml")
     image = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
@@ -247,7 +247,7 @@ def _templates(name: str) -> list[Any]:
     # An install below a prefix of its own has its data beside its lib/python3.x/site-packages.
     folders = (
         package,
-        package.parents[2] / "share" / "rec_ray",
+        *(prefix / "share" / "rec_ray" for prefix in package.parents[2:3]),
         Path(sysconfig.get_path("data")) / "share" / "rec_ray",
     )
     file = next(path for folder in folders if (path := folder / "cluster" / name).is_file())

@@ -19,8 +19,8 @@ from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import read_items
 from rec_ray.feature_store.push_targets import find_push_target, read_online
 from rec_ray.retrieval.search import ExactTopK, Exclusions
-from rec_ray.runs.context import feature_store_of
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.context import open_feature_store
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES, USER_ID
 from rec_ray.storage.model_store import candidates_folder
 from rec_ray.storage.object_store import Storage
@@ -43,7 +43,7 @@ def recommendations_of(settings: Settings, user_id: str | None, count: int) -> A
     Raises:
         DataError: the user is unknown, or no version is live.
     """
-    store = feature_store_of(settings)
+    store = open_feature_store(settings)
     if user_id is None:
         user_id = _any_user(settings)
     target = find_push_target(store, settings.publish.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES])
@@ -62,7 +62,7 @@ def recommendations_of(settings: Settings, user_id: str | None, count: int) -> A
 
 
 def _any_user(settings: Settings) -> str:
-    storage, version = storage_of(settings), _live(settings)
+    storage, version = open_object_store(settings), _live(settings)
     folder = candidates_folder(version)
     part = read_manifest(storage, folder)["parts"][RECOMMENDATION_FOLDER][0]["name"]
     path = storage.path(folder, RECOMMENDATION_FOLDER, part)
@@ -72,7 +72,7 @@ def _any_user(settings: Settings) -> str:
 
 
 def _live(settings: Settings) -> str:
-    version = database_of(settings).live()
+    version = open_version_database(settings).live()
     if version is None:
         raise DataError("no version is live yet; run: rec-ray run")
     return version
@@ -89,7 +89,7 @@ def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
         answer = _published_similar_items(settings, settings.publish.similar_push_source, item_id, count)
         if answer is not None:
             return answer
-    storage = storage_of(settings)
+    storage = open_object_store(settings)
     item_ids, vectors = _item_vectors(storage, candidates_folder(version))
     places = np.flatnonzero(item_ids == item_id)
     if not len(places):
@@ -98,14 +98,14 @@ def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
     found, scores = ExactTopK(vectors).search(vectors[places[:1]], count, exclude)
     kept = found[0] >= 0
     ids = [str(item_ids[place]) for place in found[0][kept]]
-    names = _names(feature_store_of(settings), settings, [item_id, *ids])
+    names = _names(open_feature_store(settings), settings, [item_id, *ids])
     title = f"Items like {names.get(item_id, item_id)}, version {version}"
     return Answer(title, version, ids, [float(score) for score in scores[0][kept]], names)
 
 
 def _published_similar_items(settings: Settings, source: str, item_id: str, count: int) -> Answer | None:
     """Return the similar items of an item in the online store; None if it has no row for the item."""
-    store = feature_store_of(settings)
+    store = open_feature_store(settings)
     target = find_push_target(store, source, ITEM_ID, [SIMILAR_IDS, SIMILAR_SCORES])
     found = {column: values[0] for column, values in read_online(store, target, [item_id]).items()}
     if found[target.fields[SIMILAR_IDS]] is None:
@@ -129,8 +129,8 @@ def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
 
 def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
     """Read the current names of items from Feast's offline store; empty unless `features.item_name` is set."""
-    name, key = settings.features.item_name, settings.feast.item_key
+    name = settings.features.item_name
     if name is None or not item_ids:
         return {}
-    found = read_items(store, settings.feast.item_service, key, item_ids, [name])
+    found = read_items(store, settings.feast, item_ids, [name])
     return {item_id: str(text) for item_id, text in found[name].items() if text is not None}

@@ -22,10 +22,12 @@ from rich.console import Console
 
 from rec_ray import __version__
 from rec_ray.cli.checks import checks_app
-from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, aside, settings_of
+from rec_ray.cli.init import init_app
+from rec_ray.cli.kubernetes import kubernetes_app
+from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, redirect_stdout, settings_of
 from rec_ray.cli.versions import versions_app
-from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, foreseen_cause
-from rec_ray.logs import LOGGER, configure_logging, without_secrets
+from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
+from rec_ray.logs import LOGGER, configure_logging, mask_secrets
 from rec_ray.step_events import StepEvent, StepFinished, subscribe, unsubscribe
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -48,6 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.add_typer(init_app)
 
 Version = Annotated[str | None, typer.Argument(help="Version of the model.", show_default="newest stored")]
 
@@ -73,33 +77,6 @@ def _print_report(report: Any, as_json: bool) -> None:
 
 
 @app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(help="Folder of the new project.")],
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", help="Folder with interactions.parquet, optionally users.parquet and items.parquet."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the generated shop.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Create a project: settings, a Feast repository and data, generated or your own."""
-    from rec_ray.sample.project import init_project
-
-    summary = init_project(folder, source, seed=seed)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(summary), default=str))
-        return
-    from rec_ray.reports.terminal import print_rows
-
-    console = Console()
-    rows = {"users": summary.users, "items": summary.items, "interactions": summary.interactions}
-    print_rows(console, f"Project from {summary.source}", rows)
-    for note in summary.notes:
-        console.print(f"- {note}", markup=False, highlight=False)
-    console.print(f"Settings to review: {summary.settings}\nNext: rec-ray run -C {folder}", markup=False)
-
-
-@app.command()
 def run(
     project: Project = None,
     config: Config = None,
@@ -116,10 +93,10 @@ def run(
 
     if again and run_id:
         from rec_ray.runs.run_names import next_run_id
-        from rec_ray.runs.stores import storage_of
+        from rec_ray.runs.stores import open_object_store
 
-        run_id = next_run_id(storage_of(settings), settings, "run", run_id)
-    _print_report(aside(run_pipeline, settings, run_id=run_id), as_json)
+        run_id = next_run_id(open_object_store(settings), settings, "run", run_id)
+    _print_report(redirect_stdout(run_pipeline, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -130,7 +107,7 @@ def train(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_training
 
-    _print_report(aside(run_training, settings, run_id=run_id), as_json)
+    _print_report(redirect_stdout(run_training, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -145,7 +122,7 @@ def evaluate(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_evaluation
 
-    _print_report(aside(run_evaluation, settings, version), as_json)
+    _print_report(redirect_stdout(run_evaluation, settings, version), as_json)
 
 
 @app.command()
@@ -166,9 +143,9 @@ def candidates(
     from rec_ray.pipeline import run_candidates, run_increment
 
     if since is None:
-        report = aside(run_candidates, settings, version, publish=publish)
+        report = redirect_stdout(run_candidates, settings, version, publish=publish)
     else:
-        report = aside(run_increment, settings, version, since, publish=publish)
+        report = redirect_stdout(run_increment, settings, version, since, publish=publish)
     _print_report(report, as_json)
 
 
@@ -187,7 +164,7 @@ def publish(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_publishing
 
-    _print_report(aside(run_publishing, settings, version, increment=increment), as_json)
+    _print_report(redirect_stdout(run_publishing, settings, version, increment=increment), as_json)
 
 
 @app.command()
@@ -206,7 +183,7 @@ def report(
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.maintenance import make_report
 
-    uri, page = aside(make_report, settings, version)
+    uri, page = redirect_stdout(make_report, settings, version)
     if output is not None:
         _write_text(output, page)
     where = {"report": uri} | ({"file": str(output)} if output is not None else {})
@@ -226,6 +203,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 app.add_typer(checks_app)
+app.add_typer(kubernetes_app)
 app.add_typer(versions_app, name="versions")
 
 
@@ -244,7 +222,7 @@ def vector_index(
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.maintenance import run_indexing
 
-    done = aside(run_indexing, settings, kind.value, drop=drop)
+    done = redirect_stdout(run_indexing, settings, kind.value, drop=drop)
     if as_json:
         print(json.dumps(done))
         return
@@ -297,27 +275,6 @@ def _print_answer(answer: Any, as_json: bool) -> None:
     print_items(Console(), answer.title, answer.item_ids, answer.scores, answer.names)
 
 
-@app.command()
-def render(
-    kind: Annotated[str, typer.Argument(help="rayjob, raycluster, cronjob or raycronjob.")],
-    project: Project = None,
-    config: Config = None,
-    overrides: Set = None,
-    name: Annotated[str | None, typer.Option(help="Name of the object; a RayJob uses it as run id.")] = None,
-    namespace: Annotated[str, typer.Option(help="Namespace of all objects.")] = "rec-ray",
-    image: Annotated[str | None, typer.Option(help="Container image.")] = None,
-    grow_to: Annotated[int | None, typer.Option(help="Maximum number of workers; turns autoscaling on.")] = None,
-    queue: Annotated[str | None, typer.Option(help="Kueue LocalQueue that admits the RayJob.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="Cron schedule of a cronjob, such as '0 3 * * *'.")] = None,
-) -> None:
-    """Print Kubernetes manifests for the settings: one run, a permanent cluster, or scheduled runs."""
-    from rec_ray.cli.kubernetes_manifests import Wishes, render_manifests
-
-    settings = settings_of(project, config, overrides)
-    wishes = Wishes(name, namespace, image, grow_to, queue, schedule)
-    print(render_manifests(kind, settings, wishes), end="")
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version of the program.")] = False,
@@ -365,16 +322,16 @@ def _invoke(command: Callable[[], Any]) -> int:
     except RecRayError as error:
         return _report_error(error)
     except Exception as error:
-        if isinstance(foreseen_cause(error), RecRayError):
+        if isinstance(find_known_cause(error), RecRayError):
             return _report_error(error)
         LOGGER.exception("unexpected fault")
-        print(without_secrets(f"rec-ray: unexpected {type(error).__name__}: {error}"), file=sys.stderr)
+        print(mask_secrets(f"rec-ray: unexpected {type(error).__name__}: {error}"), file=sys.stderr)
         return 1
 
 
 def _report_error(error: Exception) -> int:
-    cause: Any = foreseen_cause(error)
-    print(without_secrets(f"rec-ray: {cause}"), file=sys.stderr)
+    cause: Any = find_known_cause(error)
+    print(mask_secrets(f"rec-ray: {cause}"), file=sys.stderr)
     return int(cause.exit_code)
 
 

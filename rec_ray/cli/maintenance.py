@@ -12,21 +12,21 @@ from rec_ray.feature_store.search_targets import find_search_targets
 from rec_ray.publishing.prune import Pruned, prune_versions
 from rec_ray.publishing.push import find_push_targets
 from rec_ray.reports.html import read_report, store_page
-from rec_ray.runs.context import feature_store_of, owner_of
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.context import describe_owner, open_feature_store
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.storage.model_store import load_model, model_folder
 
 
 def run_pruning(settings: Settings, keep: int) -> Pruned:
     """Remove the files of all versions but the newest `keep`, the live one and its parent."""
-    database, publish = database_of(settings), settings.publish
-    lock = database.publishing_lock(owner_of("prune"), publish.lock_seconds, publish.wait_seconds)
-    return prune_versions(storage_of(settings), database, lock, keep)
+    database, publish = open_version_database(settings), settings.publish
+    lock = database.publishing_lock(describe_owner("prune"), publish.lock_seconds, publish.wait_seconds)
+    return prune_versions(open_object_store(settings), database, lock, keep)
 
 
 def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[str, str]:
     """Make the indexes over vectors that Feast leaves out of PostgreSQL, or drop them; say what became of each view."""
-    store = feature_store_of(settings)
+    store = open_feature_store(settings)
     done = {}
     searched = find_search_targets(store, settings.search)
     for folder, target in {**find_push_targets(store, settings.publish), **searched}.items():
@@ -48,6 +48,6 @@ def make_report(settings: Settings, version: str) -> tuple[str, str]:
     Raises:
         DataError: there is no such version, or what is stored is of another format.
     """
-    storage = storage_of(settings)
+    storage = open_object_store(settings)
     facts = read_report(load_model(version, storage), version, storage, model_folder(version))
     return store_page(facts, storage, model_folder(version))

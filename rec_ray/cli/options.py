@@ -1,6 +1,6 @@
 """Options shared by most commands, as annotated types, and the settings that they select.
 
-`settings_of` loads the settings of a command; `aside` keeps standard output free for its report.
+`settings_of` loads the settings of a command; `redirect_stdout` keeps standard output free for its report.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def settings_of(project: Path | None, config: Path | None, overrides: list[str] 
     return settings
 
 
-def aside(command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def redirect_stdout(command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Call a function with standard output redirected to standard error, which leaves the former to the report."""
     with contextlib.redirect_stdout(sys.stderr):
         return command(*arguments, **named)

@@ -7,20 +7,21 @@ rates measured on two cores. It starts no Ray, reads no row, reserves no version
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rec_ray.config import Settings
-from rec_ray.data.load_features import entity_sources, event_source
+from rec_ray.data.feature_sample import late_views
+from rec_ray.data.source_times import span_in_footers
 from rec_ray.distributed.machine import PROCESS_BYTES
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.offline_source import FeatureSource, slice_source
-from rec_ray.feature_store.point_in_time import find_service
-from rec_ray.feature_store.search_targets import find_search_targets, unfed_views
+from rec_ray.feature_store.definitions import find_side
+from rec_ray.feature_store.offline_source import SourceSlice, entity_sources, event_source, slice_source
+from rec_ray.feature_store.registry import read_registry
+from rec_ray.feature_store.search_targets import find_search_targets, list_unfed_views
 from rec_ray.publishing.push import SINGLE_WRITERS, find_push_targets
-from rec_ray.runs.context import feature_store_of
-from rec_ray.runs.stores import database_of, storage_of
-from rec_ray.schema import ITEM_ID, USER_ID
+from rec_ray.runs.context import open_feature_store
+from rec_ray.runs.stores import open_object_store, open_version_database
 
 START_SECONDS = 15.0
 TRAIN_START_SECONDS = 20.0
@@ -80,28 +81,33 @@ def plan_run(settings: Settings) -> Plan:
         ConfigError, SchemaError: a service, a push source or a field is not as the settings say.
         UnavailableError: the registry, a file or the database cannot be read.
     """
-    store = feature_store_of(settings)
-    feast = settings.feast
+    store = open_feature_store(settings)
+    feast, registry = settings.feast, read_registry(store)
     sources = {
-        "interactions": [event_source(store, find_service(store, feast.interaction_service), feast, settings.features)],
-        "users": entity_sources(store, find_service(store, feast.user_service), USER_ID, feast.user_key),
-        "items": entity_sources(store, find_service(store, feast.item_service), ITEM_ID, feast.item_key),
+        "interactions": [event_source(registry, feast, settings.features)],
+        "users": entity_sources(find_side(registry, feast, "user")),
+        "items": entity_sources(find_side(registry, feast, "item")),
     }
-    rows = {name: _rows(store, found, feast.join_rows) for name, found in sources.items()}
+    slices = {
+        name: [part for source in found for part in slice_source(store, source, feast.join_rows)]
+        for name, found in sources.items()
+    }
+    rows = {name: _rows(found) for name, found in slices.items()}
     notes = [
         f"the {name} lie in a source that only reading counts: they are taken as {_or_guess(count):,} rows"
         for name, count in rows.items()
         if count is None
     ]
+    notes += _late_views(settings, slices)
     if settings.side_tables.url:
         notes.append("the rows of the side tables are not counted")
     cores = settings.ray.num_cpus or os.cpu_count() or 1
     if settings.ray.address:
         notes.append(f"the cluster at {settings.ray.address} is not asked: estimates are for {cores} cores")
     events, users, items = (_or_guess(count) for count in rows.values())
-    database = database_of(settings)
+    database = open_version_database(settings)
     numbers = [int(row.version) for row in database.list_versions() if row.version.isdecimal()]
-    stored = [int(name) for name in storage_of(settings).folders("two-tower") if name.isdecimal()]
+    stored = [int(name) for name in open_object_store(settings).folders("two-tower") if name.isdecimal()]
     lists = users * (settings.candidates.k * 16 + settings.model.embedding_size * 4)
     return Plan(
         version=str(max([*numbers, *stored], default=0) + 1),
@@ -110,17 +116,31 @@ def plan_run(settings: Settings) -> Plan:
         steps=_steps(settings, events, users, items, cores, _writers(store, cores)),
         disk_bytes=events * EVENT_BYTES + lists + 4 * items * settings.model.embedding_size * 4,
         publishes=_publishes(store, settings),
-        where={"store": storage_of(settings).uri(), "versions": database.url, "feature repository": feast.repo},
+        where={"store": open_object_store(settings).uri(), "versions": database.url, "feature repository": feast.repo},
         notes=[
             *notes,
-            *unfed_views(store, settings.search),
+            *list_unfed_views(store, settings.search),
             "the version may be a later one: other runs may have reserved numbers",
         ],
     )
 
 
-def _rows(store: FeatureStore, sources: Sequence[FeatureSource], join_rows: int) -> int | None:
-    counts = [part.rows for source in sources for part in slice_source(store, source, join_rows)]
+def _late_views(settings: Settings, slices: Mapping[str, Sequence[SourceSlice]]) -> list[str]:
+    """Return sentences on views whose rows begin after the middle of the events, as far as footers tell."""
+    events, features = span_in_footers(slices["interactions"]), settings.features
+    if events is None:
+        return []
+    dated: list[SourceSlice] = []
+    if features.user and features.user_history == "as_of_event":
+        dated += slices["users"]
+    if features.item and features.item_history == "as_of_event":
+        dated += slices["items"]
+    remedy = "date its rows when they became true, or set features.user_history or item_history: as_of_now"
+    return [f"{said}: {remedy}" for said in late_views(dated, events.middle)]
+
+
+def _rows(slices: Sequence[SourceSlice]) -> int | None:
+    counts = [part.rows for part in slices]
     return None if None in counts else sum(count or 0 for count in counts)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.storage.model_store import find_model, model_folder, read_metadata, stored_versions
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.registry import Reservation
@@ -18,7 +18,7 @@ from rec_ray.versions.registry import Reservation
 
 def list_versions(settings: Settings) -> list[dict[str, Any]]:
     """Return every version that is stored or was published, the live one first."""
-    database, storage = database_of(settings), storage_of(settings)
+    database, storage = open_version_database(settings), open_object_store(settings)
     rows = database.list_versions()
     reserved = {each.version: each for each in database.reservations()}
     published = [
@@ -59,7 +59,7 @@ def show_version(settings: Settings, version: str) -> dict[str, Any]:
     Raises:
         DataError: nothing is known of it.
     """
-    database, storage = database_of(settings), storage_of(settings)
+    database, storage = open_version_database(settings), open_object_store(settings)
     rows = database.list_versions()
     mine = [row for row in rows if row.version == version]
     reservation = next((each for each in database.reservations() if each.version == version), None)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rec_ray.cli.options import AsJson, Config, Project, Set, aside, settings_of
+from rec_ray.cli.options import AsJson, Config, Project, Set, redirect_stdout, settings_of
 from rec_ray.errors import ConfigError
 
 versions_app = typer.Typer(help="List versions, show one, roll back to one, prune old ones.")
@@ -87,7 +87,7 @@ def rollback(
     settings = settings_of(project, config, overrides)
     from rec_ray.pipeline import run_rollback
 
-    report = aside(run_rollback, settings, version)
+    report = redirect_stdout(run_rollback, settings, version)
     if as_json:
         print(json.dumps(dataclasses.asdict(report), default=str))
         return

@@ -109,7 +109,7 @@ def deciding_settings(settings: Settings) -> dict[str, Any]:
 
     Left out is where it runs and where things are kept: a run may go on elsewhere, with other workers.
     """
-    plain = {name: value for name, value in redacted(settings).items() if name not in PLACES}
+    plain = {name: value for name, value in redact_settings(settings).items() if name not in PLACES}
     for section, address in (("feast", "repo"), ("side_tables", "url")):
         plain[section] = {name: value for name, value in plain[section].items() if name != address}
     return plain
@@ -120,6 +120,6 @@ def hash_settings(deciding: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def redacted(settings: Settings) -> dict[str, Any]:
+def redact_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain values with every secret masked, for logs and stored records."""
     return settings.model_dump(mode="json")

@@ -18,12 +18,28 @@ _PASSWORD_IN_URL = re.compile(r"://[^@]*:[^@]*@|[?&]\w*(password|passwd|pwd)=", 
 class FeastSettings(Section):
     """Where the feature repository is and what it calls things."""
 
-    repo: str = Field("feature_repo", description="Folder with feature_store.yaml.")
+    repo: str = Field("feature_repo", description="Folder with feature_store.yaml, or that file by another name.")
+    user_views: list[str] = Field(
+        default_factory=list,
+        description="Views with the features of users, a field of one as view:field; empty: those of user_service.",
+    )
+    item_views: list[str] = Field(
+        default_factory=list, description="Views with the features of items; empty: those of item_service."
+    )
+    events_view: str | None = Field(
+        None, description="View whose rows are the events; null: the one of interaction_service that has both ids."
+    )
     user_service: str = Field("user_service", description="Feature service with the features of users.")
     item_service: str = Field("item_service", description="Feature service with the features of items.")
     interaction_service: str = Field("interaction_service", description="Feature service with the events.")
     user_key: str = Field("user_id", description="Join key of the entity user.")
     item_key: str = Field("item_id", description="Join key of the entity item.")
+    events_user_field: str | None = Field(
+        None, description="Join key or field of the events with the id of the user; null: user_key."
+    )
+    events_item_field: str | None = Field(
+        None, description="Join key or field of the events with the id of the item; null: item_key."
+    )
     join_rows: Positive = Field(250_000, description="Rows of one point-in-time join; bounds the memory of a worker.")
 
 

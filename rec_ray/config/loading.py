@@ -87,6 +87,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         # The line itself stays out of the message: it may contain a secret.
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{file} is not YAML: {error.problem}{line}") from None
+    except RecursionError:
+        raise ConfigError(f"{file} cannot be read as YAML: it is nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{file} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict | None):
@@ -121,7 +123,7 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[list[str], Any]]
 def _parse(text: str, name: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"the value of {name} is not YAML; quote text with special characters") from None
 
 

@@ -20,7 +20,7 @@ class ModelSettings(Section):
     embedding_size: Positive = Field(64, description="Dimensions of user and item vectors.")
     history: Literal["none", "mean", "transformer"] = Field("transformer", description="How past events are read.")
     history_length: Positive = Field(50, description="Events of a user that are read at most, the newest.")
-    layers: Positive = Field(2, description="Layers of the history transformer.")
+    layers: int = Field(2, ge=1, le=64, description="Layers of the history transformer.")
     heads: Positive = Field(2, description="Attention heads of a layer.")
     norm: Literal["pre", "post"] = Field("post", description="Where a transformer layer normalises.")
     dropout: Fraction = Field(0.2, description="Dropout in both towers.")

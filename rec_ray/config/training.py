@@ -24,7 +24,7 @@ WarmStart = Annotated[Literal["live", "off"], BeforeValidator(lambda start: "off
 History = Literal["as_of_event", "as_of_now"]
 
 
-def _said_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+def _validate_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Refuse with one message what is neither of two kinds; pydantic has one for each."""
     try:
         return check(value)
@@ -32,7 +32,7 @@ def _said_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         raise ValueError("expected a number from 1 on, or [least, most]") from None
 
 
-Workers = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_said_once)]
+Workers = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_validate_once)]
 
 
 # YAML reads unquoted ids as numbers.

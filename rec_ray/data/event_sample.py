@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 
 from rec_ray.config import FeastSettings, FeatureSettings
 from rec_ray.data.event_notes import EventFacts, event_notes
-from rec_ray.data.events import as_events, whole
-from rec_ray.data.load_features import event_source
+from rec_ray.data.events import as_events, combine_chunks
 from rec_ray.data.user_events import count_users
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.offline_source import SourceSlice, read_slice, slice_source
-from rec_ray.feature_store.point_in_time import find_service, portable_config
+from rec_ray.feature_store.offline_source import SourceSlice, event_source, read_slice, slice_source
+from rec_ray.feature_store.point_in_time import portable_config
+from rec_ray.feature_store.registry import read_registry
 from rec_ray.retrieval.features.dislikes import is_disliked
 from rec_ray.retrieval.features.user_share import usual_bound
 from rec_ray.schema import EVENT_TYPE, EVENT_VALUE, USER_ID
@@ -35,7 +35,7 @@ def examine_events(store: FeatureStore, feast: FeastSettings, features: FeatureS
     Raises:
         As `load_features`, for what concerns events.
     """
-    source = event_source(store, find_service(store, feast.interaction_service), feast, features)
+    source = event_source(read_registry(store), feast, features)
     config, now = portable_config(store), datetime.now(UTC)
     exclude = features.interaction.exclude_users
     parts = choose_slices(slice_source(store, source, feast.join_rows))
@@ -73,5 +73,5 @@ def count_events(events: pa.Table, min_positive_value: float | None) -> EventFac
 
 
 def _counted(column: pa.ChunkedArray) -> dict[str, int]:
-    counted = pc.value_counts(whole(column.drop_null()))
+    counted = pc.value_counts(combine_chunks(column.drop_null()))
     return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 
 from rec_ray.contracts import RowCounts
-from rec_ray.data.events import EventSurvey, active_users, count_rows, survey_events, whole
+from rec_ray.data.events import EventSurvey, active_users, combine_chunks, count_rows, survey_events
 from rec_ray.data.side_tables import SideTable, read_chunks
 from rec_ray.errors import EmptyDataError
 from rec_ray.feature_store.api import RepoConfig
@@ -52,13 +52,13 @@ def active_in_side_table(
         for chunk in read_chunks(table)
     ]
     ids = pa.chunked_array([ids for ids, _ in chunks], pa.string())
-    return whole(pc.unique(ids)), [survey for _, survey in chunks]
+    return combine_chunks(pc.unique(ids)), [survey for _, survey in chunks]
 
 
 @ray.remote(num_cpus=1, num_returns=2)
 def distinct_ids(*parts: pa.Array) -> tuple[pa.Array, int]:
     """Return the distinct ids of all parts, and their number."""
-    ids = whole(pc.unique(pa.chunked_array(list(parts), pa.string())))
+    ids = combine_chunks(pc.unique(pa.chunked_array(list(parts), pa.string())))
     return ids, len(ids)
 
 

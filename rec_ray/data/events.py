@@ -70,35 +70,23 @@ def as_events(table: pa.Table, first_row: int, as_of: datetime, exclude: Sequenc
         nothing = pa.array([""] * len(order), pa.string())
         joined = pc.binary_join_element_wise(nothing, *keys, "\n", null_handling="replace")
         events = events.append_column(REVISIONS.field(EVENT_KEY), joined)
-    return events.filter(fates(events, as_of, exclude) == "kept")
-
-
-def revision_columns(view: Any, user_key: str) -> dict[str, str]:
-    """Return the columns by which a row of a view corrects another: none without a `created_timestamp_column`.
-
-    view: of Feast. user_key: the join key or field with the user's id.
-    """
-    created = view.batch_source.created_timestamp_column
-    if not created:
-        return {}
-    keys = [key for key in view.join_keys if key != user_key]
-    return {EVENT_CREATED: created, **{f"{EVENT_KEY}_{number}": key for number, key in enumerate(keys)}}
+    return events.filter(row_status(events, as_of, exclude) == "kept")
 
 
 def active_users(table: pa.Table, as_of: datetime, since: datetime, exclude: Sequence[str] = ()) -> pa.Array:
     """Return the ids of the users with a usable event from `since` up to `as_of` in a slice, each once."""
     events = as_events(table, 0, as_of, exclude)
     late = events.filter(pc.greater_equal(events[EVENT_TIMESTAMP], pa.scalar(since, TIMESTAMP)))
-    return whole(pc.unique(late[USER_ID]))
+    return combine_chunks(pc.unique(late[USER_ID]))
 
 
-def fates(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ()) -> npt.NDArray[np.str_]:
+def row_status(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ()) -> npt.NDArray[np.str_]:
     """Return for each row `kept` or the name of the counter in `RowCounts` that it falls under, as [n] strings."""
     excluded = _is_one_of(table[USER_ID], exclude)
     late = pc.fill_null(pc.greater(table[EVENT_TIMESTAMP], pa.scalar(as_of, TIMESTAMP)), False)
     null_key = pc.or_(is_blank(table[USER_ID]), is_blank(table[ITEM_ID]))
     null_time = pc.is_null(table[EVENT_TIMESTAMP])
-    masks = [mask.to_numpy(zero_copy_only=False) for mask in map(whole, (null_key, null_time, late, excluded))]
+    masks = [mask.to_numpy(zero_copy_only=False) for mask in map(combine_chunks, (null_key, null_time, late, excluded))]
     names = ["null_keys", "null_timestamps", "in_the_future", "of_excluded_users"]
     return np.select(masks, names, default="kept")
 
@@ -112,7 +100,7 @@ def is_blank(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.or_kleene(pc.is_null(ids), pc.fill_null(pc.equal(ids, ""), True))
 
 
-def whole(column: Any) -> pa.Array:
+def combine_chunks(column: Any) -> pa.Array:
     """Return a column as one array."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
@@ -139,12 +127,12 @@ def _as_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 @dataclass(frozen=True)
 class EventSurvey:
-    """What a slice says before anything is joined.
+    """Counts and times of the events of a slice, before any join.
 
-    fates: rows by what becomes of them, see `fates`. quantiles: [QUANTILES] microseconds of the kept rows, or none.
+    fates: rows by their status, see `row_status`. quantiles: [QUANTILES] microseconds of the kept rows, or none.
     """
 
-    fates: dict[str, int]
+    row_status: dict[str, int]
     quantiles: npt.NDArray[np.int64]
 
 
@@ -154,7 +142,7 @@ def survey_events(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ())
     Raises:
         SchemaError: the rating is no number.
     """
-    counts = Counter(fates(table, as_of, exclude).tolist())
+    counts = Counter(row_status(table, as_of, exclude).tolist())
     kept = as_events(table, 0, as_of, exclude)
     times = pc.cast(kept[EVENT_TIMESTAMP], pa.int64()).to_numpy(zero_copy_only=False)
     if not len(times):
@@ -168,7 +156,7 @@ def count_rows(surveys: Sequence[EventSurvey]) -> RowCounts:
     """Add up what becomes of all rows."""
     total: Counter[str] = Counter()
     for survey in surveys:
-        total.update(survey.fates)
+        total.update(survey.row_status)
     return RowCounts(
         read=sum(total.values()),
         kept=total["kept"],
@@ -188,10 +176,10 @@ def split_times(surveys: Sequence[EventSurvey], evaluation: EvaluationSettings, 
         return SplitTimes(as_of, as_of, as_of)
     sketches = [survey for survey in surveys if len(survey.quantiles)]
     points = np.concatenate([survey.quantiles for survey in sketches])
-    weights = np.concatenate([np.full(QUANTILES, survey.fates["kept"] / QUANTILES) for survey in sketches])
+    weights = np.concatenate([np.full(QUANTILES, survey.row_status["kept"] / QUANTILES) for survey in sketches])
     order = np.argsort(points, kind="stable")
     points, cumulated = points[order], np.cumsum(weights[order])
-    kept = sum(survey.fates["kept"] for survey in sketches)
+    kept = sum(survey.row_status["kept"] for survey in sketches)
     shares = (1 - evaluation.test_fraction - evaluation.validation_fraction, 1 - evaluation.test_fraction)
     places = np.minimum(np.searchsorted(cumulated, np.array(shares) * kept), len(points) - 1)
     validation, test = (pd.Timestamp(int(start), unit="us", tz="UTC").to_pydatetime() for start in points[places])
@@ -235,12 +223,12 @@ def fill_from_sign_ups(rows: pa.Table, sign_ups: pa.Table, fields: Sequence[str]
     if not sign_ups.num_rows:
         return rows
     # Later ones first, and `index_in` finds the first.
-    place = pc.index_in(whole(rows[USER_ID]), value_set=whole(sign_ups[USER_ID]))
-    since = whole(sign_ups[EVENT_TIMESTAMP]).take(place)
-    from_then_on = pc.fill_null(pc.greater_equal(whole(rows[EVENT_TIMESTAMP]), since), False)
+    place = pc.index_in(combine_chunks(rows[USER_ID]), value_set=combine_chunks(sign_ups[USER_ID]))
+    since = combine_chunks(sign_ups[EVENT_TIMESTAMP]).take(place)
+    from_then_on = pc.fill_null(pc.greater_equal(combine_chunks(rows[EVENT_TIMESTAMP]), since), False)
     told = [json.loads(text) for text in sign_ups[SIGN_UP].to_pylist()]
     for name in fields:
-        column = whole(rows[name])
+        column = combine_chunks(rows[name])
         values = _as_type([values.get(name) for values in told], column.type, name).take(place)
         filled = pc.if_else(pc.and_(from_then_on, pc.is_null(column)), values, column)
         rows = rows.set_column(rows.schema.get_field_index(name), name, filled)
@@ -267,7 +255,7 @@ def with_query_rows(block: pa.Table, instants: Sequence[datetime]) -> pa.Table:
     the order of the source.
     """
     events = block.filter(pc.is_valid(block[ITEM_ID]))
-    users = whole(pc.unique(block[USER_ID]))
+    users = combine_chunks(pc.unique(block[USER_ID]))
     n = len(users) * len(instants)
     moments = np.array([pd.Timestamp(instant).value // 1000 for instant in instants], np.int64)
     query = pa.table(

@@ -50,6 +50,11 @@ class Coverage:
         self.idle_id = _smaller(self.idle_id, other.idle_id)
         return self
 
+    def add(self, name: str, then: npt.NDArray[np.bool_], now: npt.NDArray[np.bool_]) -> None:
+        """Count the rows in which a feature is known. then, now: [n] bool."""
+        self.known_now[name] += int(now.sum())
+        self.unknown_then[name] += int((now & ~then).sum())
+
     def late(self) -> dict[str, float]:
         """Return the late features: name -> share of the rows with a value now in which it was unknown then."""
         shares = {name: self.unknown_then[name] / known for name, known in self.known_now.items() if known}
@@ -73,9 +78,7 @@ def compare_features(then: pa.Table, now: pa.Table, fields: Iterable[str]) -> Co
     """Count where features are known now and were unknown then. then, now: [n] rows of the same entities, aligned."""
     coverage = Coverage(rows=then.num_rows)
     for name in fields:
-        known = known_values(now[name])
-        coverage.known_now[name] = int(known.sum())
-        coverage.unknown_then[name] = int((known & ~known_values(then[name])).sum())
+        coverage.add(name, known_values(then[name]), known_values(now[name]))
     return coverage
 
 
@@ -92,14 +95,16 @@ def cover_users(
     rows: a block. events: [E] places in it. user: [E] place of each event's user in `user_ids`. now: [u] place in
     `rows` of each user as of now.
     """
-    rows = rows.select(list(fields))
-    then, today = rows.take(pa.array(events)), rows.take(pa.array(now))
-    coverage = compare_features(then, today.take(pa.array(user)), fields)
+    coverage = Coverage(rows=len(events))
+    known = np.zeros(len(user_ids), bool)
+    for name in fields:
+        # Masks, not values: lists and texts are slow to take.
+        known_in_row = known_values(rows[name])
+        then, today = known_in_row[events], known_in_row[now]
+        coverage.add(name, then, today[user])
+        known |= today
+        known[user[then]] = True
     if fields:
-        known = np.zeros(len(user_ids), bool)
-        for name in fields:
-            known |= known_values(today[name])
-            known[user[known_values(then[name])]] = True
         in_events = np.zeros(len(user_ids), bool)
         in_events[user] = True
         coverage.match_ids(user_ids.filter(pa.array(in_events)), user_ids.filter(pa.array(known)))
@@ -130,7 +135,7 @@ def describe_late(side: str, late: Mapping[str, float], views: Sequence[str] = (
     return (
         f"{side} features known today were unknown at the time of most events{because}: {names}; date their rows when "
         f"they became true, or set features.{side}_history: as_of_now, which takes today's values for the past too "
-        "(values that changed since then leak into training)"
+        f"(values that changed since then leak into training), or take them out of features.{side}"
     )
 
 

@@ -32,33 +32,25 @@ from rec_ray.data.events import (
     as_events,
     as_query_markers,
     as_sign_ups,
+    combine_chunks,
     fill_from_sign_ups,
-    revision_columns,
     split_times,
-    whole,
     with_query_rows,
 )
 from rec_ray.data.load_items import ITEMS, keep_blocks_whole, load_items
 from rec_ray.data.side_tables import SideTable, find_side_tables, read_chunks
 from rec_ray.data.source_times import note_times
-from rec_ray.distributed.worker_cache import shared_value
-from rec_ray.errors import ConfigError, SchemaError, listed
-from rec_ray.feature_store.api import FeatureService, FeatureStore, RepoConfig
-from rec_ray.feature_store.offline_source import FeatureSource, SourceSlice, read_slice, slice_source
-from rec_ray.feature_store.point_in_time import (
-    find_service,
-    point_in_time,
-    portable_config,
-    raw_fields,
-    require_fields,
-    views_of,
-)
+from rec_ray.distributed.worker_cache import get_shared
+from rec_ray.feature_store.api import FeatureStore, RepoConfig
+from rec_ray.feature_store.definitions import find_side, raw_fields, require_fields
+from rec_ray.feature_store.feature_join import FeatureJoin
+from rec_ray.feature_store.offline_source import SourceSlice, entity_sources, event_source, read_slice, slice_source
+from rec_ray.feature_store.point_in_time import point_in_time, portable_config
+from rec_ray.feature_store.registry import read_registry
 from rec_ray.retrieval.lists.item_filters import try_filters
 from rec_ray.schema import (
     EVENT_CREATED,
     EVENT_TIMESTAMP,
-    EVENT_TYPE,
-    EVENT_VALUE,
     FIRST_SEEN,
     INTERACTIONS,
     ITEM_ID,
@@ -91,27 +83,26 @@ def load_features(
     raw_of_items: so are these of items -> the setting that names each. active: only these users, and nothing held out.
 
     Raises:
-        ConfigError: a feature service does not exist, or a setting names a field that there is not.
-        SchemaError: a service lacks a declared feature, or a source lacks a column or has it with a wrong type.
+        ConfigError: a view does not exist, or a setting names a field that there is not.
+        SchemaError: a source lacks a column or has it with a wrong type.
         DataError: a file is damaged.
         EmptyDataError: no usable event, or no item, is there.
         FeatureStoreError: the registry or the offline store does not answer.
     """
-    interaction_service = find_service(store, feast.interaction_service)
-    user_service = find_service(store, feast.user_service)
-    item_service = find_service(store, feast.item_service)
-    require_fields(user_service, features.user, feast.user_key, INTERACTIONS.names)
+    registry = read_registry(store)
+    user_side, item_side = find_side(registry, feast, "user"), find_side(registry, feast, "item")
+    require_fields(user_side, dict.fromkeys(features.user, "features.user"), INTERACTIONS.names)
     item_fields = set(features.item) | ({features.item_name} if features.item_name else set())
-    require_fields(item_service, item_fields, feast.item_key, ITEMS.names)
+    require_fields(item_side, dict.fromkeys(item_fields, "features.item"), ITEMS.names)
     candidates = candidates or CandidateSettings()
-    raw_items = raw_fields(item_service, {**(raw_of_items or {}), **candidates.item_fields}, ITEMS.names)
-    raw_users = raw_fields(user_service, candidates.user_fields, INTERACTIONS.names)
+    raw_items = raw_fields(item_side, {**(raw_of_items or {}), **candidates.item_fields}, ITEMS.names)
+    raw_users = raw_fields(user_side, candidates.user_fields, INTERACTIONS.names)
     try_filters(candidates.filters, raw_items, raw_users, features.item, features.user)
     item_fields |= set(raw_items.names)
     raw_items = raw_items.append(ITEMS.field(FIRST_SEEN)) if candidates.fresh_share else raw_items
 
     config = portable_config(store)
-    events = event_source(store, interaction_service, feast, features)
+    events = event_source(registry, feast, features)
     event_slices = slice_source(store, events, feast.join_rows)
     exclude = features.interaction.exclude_users
     side = find_side_tables(side_tables or SideTableSettings(), features)
@@ -126,7 +117,7 @@ def load_features(
 
     shape = functools.partial(as_events, as_of=as_of, exclude=exclude)
     parts = [_read(config, event_slices, shape)]
-    users = entity_sources(store, user_service, USER_ID, feast.user_key) if active is None else []
+    users = entity_sources(user_side) if active is None else []
     user_slices = [part for source in users for part in slice_source(store, source, feast.join_rows)]
     if user_slices:
         parts.append(_read(config, user_slices, functools.partial(as_query_markers, exclude=exclude)))
@@ -152,17 +143,23 @@ def load_features(
         batch_format="pyarrow",
         fn_kwargs={
             "config": config,
-            "service": feast.user_service,
-            "user_key": feast.user_key,
-            "fields": list(dict.fromkeys([*features.user, *raw_users.names])),
+            "join": user_side.join([*features.user, *raw_users.names]),
             "instants": [times.validation_start, times.test_start, times.as_of],
             "join_rows": feast.join_rows,
             "as_of_now": features.user_history == "as_of_now",
         },
     )
-    item_slices = _item_slices(store, item_service, feast)
+    item_slices = [
+        part for source in entity_sources(item_side) for part in slice_source(store, source, feast.join_rows)
+    ]
     items = load_items(
-        item_slices, config, feast, sorted(item_fields), times, as_of_now=features.item_history == "as_of_now"
+        item_slices,
+        config,
+        item_side,
+        sorted(item_fields),
+        feast.join_rows,
+        times,
+        features.item_history == "as_of_now",
     )
     notes: tuple[str, ...] = ()
     if active is None:
@@ -184,8 +181,8 @@ def find_active_users(
     Raises:
         As `load_features`, for what concerns events.
     """
-    service, config = find_service(store, feast.interaction_service), portable_config(store)
-    slices = slice_source(store, event_source(store, service, feast, features), feast.join_rows)
+    config = portable_config(store)
+    slices = slice_source(store, event_source(read_registry(store), feast, features), feast.join_rows)
     side = find_side_tables(side_tables or SideTableSettings(), features)
     exclude = features.interaction.exclude_users
     found = [active_in_slice.remote(config, part, as_of, since, exclude) for part in slices]
@@ -196,52 +193,13 @@ def find_active_users(
     return ActiveUsers(ids, ray.get(count), counted_rows(surveys, slices))
 
 
-def event_source(
-    store: FeatureStore, service: FeatureService, feast: FeastSettings, features: FeatureSettings
-) -> FeatureSource:
-    """Return the source of the view that has both entities: its rows are the events."""
-    views = views_of(store, service)
-    for view in views:
-        if {feast.user_key, feast.item_key} <= set(view.join_keys):
-            interaction = features.interaction
-            optional = {EVENT_TYPE: interaction.type_field, EVENT_VALUE: interaction.value_field}
-            have = [feature.name for feature in view.features]
-            missing = [field for field in optional.values() if field and field not in have]
-            if missing:
-                raise SchemaError(
-                    f"feature view {view.name!r} has no field {listed(missing)}; it has {listed(have, 30)}. Correct "
-                    "features.interaction.type_field and value_field, or set them to null"
-                )
-            columns = {USER_ID: feast.user_key, ITEM_ID: feast.item_key}
-            columns |= {name: field for name, field in optional.items() if field}
-            columns |= revision_columns(view, feast.user_key)
-            return FeatureSource.of(view.batch_source, columns, what=f"the events of view {view.name!r}")
-    raise ConfigError(
-        f"feature service {service.name!r} has no view with the join keys {feast.user_key!r} and {feast.item_key!r}; "
-        f"its views are {listed(f'{view.name}{view.join_keys}' for view in views)}"
-    )
-
-
-def entity_sources(store: FeatureStore, service: FeatureService, name: str, key: str) -> list[FeatureSource]:
-    """Return the sources that tell which entities there are: those of the views keyed by `key` alone."""
-    views = [view for view in views_of(store, service) if list(view.join_keys) == [key]]
-    return [FeatureSource.of(view.batch_source, {name: key}, what=f"view {view.name!r}") for view in views]
-
-
-def _item_slices(store: FeatureStore, service: FeatureService, feast: FeastSettings) -> list[SourceSlice]:
-    sources = entity_sources(store, service, ITEM_ID, feast.item_key)
-    if not sources:
-        raise ConfigError(f"feature service {service.name!r} has no view with the join key {feast.item_key!r} alone")
-    return [part for source in sources for part in slice_source(store, source, feast.join_rows)]
-
-
 def _read(config: RepoConfig, slices: Sequence[SourceSlice], shape: Any) -> ray.data.Dataset:
     """Return a dataset of the slices, one task each, brought into the shape of `schema.INTERACTIONS`."""
 
     shared = ray.put(list(slices))
 
     def read(batch: dict[str, Any]) -> pa.Table:
-        parts = [shared_value(shared)[number] for number in batch["id"]]
+        parts = [get_shared(shared)[number] for number in batch["id"]]
         return pa.concat_tables([shape(read_slice(config, part), part.first_row) for part in parts])
 
     slots = keep_blocks_whole(ray.data.range(len(slices), override_num_blocks=max(1, len(slices))))
@@ -271,15 +229,13 @@ def _with_columns(rows: pa.Table, more: pa.Schema) -> pa.Table:
 
 
 def _of_users(block: pa.Table, users: ray.ObjectRef) -> pa.Table:
-    return block.filter(pc.is_in(block[USER_ID], value_set=shared_value(users))) if block.num_rows else block
+    return block.filter(pc.is_in(block[USER_ID], value_set=get_shared(users))) if block.num_rows else block
 
 
 def _join_users(
     block: pa.Table,
     config: RepoConfig,
-    service: str,
-    user_key: str,
-    fields: Sequence[str],
+    join: FeatureJoin,
     instants: Sequence[datetime],
     join_rows: int,
     as_of_now: bool,
@@ -287,15 +243,15 @@ def _join_users(
     """Add the query rows, put the rows in order, and join the features of users as of each row, or all as of now."""
     sign_ups = block.filter(pc.is_null(block[ITEM_ID])) if SIGN_UP in block.column_names else None
     rows = with_query_rows(block.drop_columns([SIGN_UP]) if sign_ups is not None else block, instants)
-    if not fields or not rows.num_rows:
+    if not join.columns or not rows.num_rows:
         return rows
-    times = pa.array([instants[-1]] * rows.num_rows, TIMESTAMP) if as_of_now else whole(rows[EVENT_TIMESTAMP])
-    ids = whole(rows[USER_ID])
+    times = pa.array([instants[-1]] * rows.num_rows, TIMESTAMP) if as_of_now else combine_chunks(rows[EVENT_TIMESTAMP])
+    ids = combine_chunks(rows[USER_ID])
     parts = [
-        point_in_time(config, service, user_key, ids.slice(start, join_rows), times.slice(start, join_rows), fields)
+        point_in_time(config, join, ids.slice(start, join_rows), times.slice(start, join_rows))
         for start in range(0, rows.num_rows, join_rows)
     ]
     joined = pa.concat_tables(parts).combine_chunks()
-    for name in fields:
+    for name in join.columns:
         rows = rows.append_column(name, joined[name])
-    return rows if sign_ups is None else fill_from_sign_ups(rows, sign_ups, fields)
+    return rows if sign_ups is None else fill_from_sign_ups(rows, sign_ups, join.columns)

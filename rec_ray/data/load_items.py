@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from rec_ray.config import FeastSettings
 from rec_ray.contracts import SplitTimes
-from rec_ray.data.events import is_blank, whole
+from rec_ray.data.events import combine_chunks, is_blank
 from rec_ray.errors import EmptyDataError
 from rec_ray.feature_store.api import RepoConfig
+from rec_ray.feature_store.definitions import Side
+from rec_ray.feature_store.feature_join import FeatureJoin
 from rec_ray.feature_store.offline_source import SourceSlice, read_slice
 from rec_ray.feature_store.point_in_time import point_in_time
 from rec_ray.logs import LOGGER
@@ -30,10 +31,10 @@ ITEMS = pa.schema([(ITEM_ID, pa.string()), (FIRST_SEEN, TIMESTAMP), (AS_OF, TIME
 def load_items(
     slices: Sequence[SourceSlice],
     config: RepoConfig,
-    feast: FeastSettings,
+    side: Side,
     fields: Sequence[str],
+    join_rows: int,
     times: SplitTimes,
-    *,
     as_of_now: bool,
 ) -> ray.data.Dataset:
     """Return the catalogue with its features as of `test_start` and as of `as_of`; all as of `as_of` with as_of_now.
@@ -48,9 +49,9 @@ def load_items(
             LOGGER.warning("%s items with %s are left out", f"{count:,}", what)
     count = ray.get(rows) if parts else 0
     if not count:
-        raise EmptyDataError(f"feature service {feast.item_service!r} knows no item as of {times.as_of:%Y-%m-%d %H:%M}")
+        raise EmptyDataError(f"{side.what} has no item as of {times.as_of:%Y-%m-%d %H:%M}")
     instants = [times.test_start, times.as_of]
-    blocks = -(-len(instants) * count // feast.join_rows)
+    blocks = -(-len(instants) * count // join_rows)
     return (
         keep_blocks_whole(ray.data.from_arrow_refs([catalogue]))
         .repartition(min(blocks, count))
@@ -60,9 +61,7 @@ def load_items(
             batch_format="pyarrow",
             fn_kwargs={
                 "config": config,
-                "service": feast.item_service,
-                "item_key": feast.item_key,
-                "fields": list(fields),
+                "join": side.join(fields),
                 "instants": instants,
                 "as_of_now": as_of_now,
             },
@@ -95,9 +94,7 @@ def _catalogue(as_of: datetime, *parts: pa.Table) -> tuple[pa.Table, int, dict[s
 def _join_items(
     block: pa.Table,
     config: RepoConfig,
-    service: str,
-    item_key: str,
-    fields: Sequence[str],
+    join: FeatureJoin,
     instants: Sequence[datetime],
     as_of_now: bool,
 ) -> pa.Table:
@@ -112,11 +109,13 @@ def _join_items(
     if as_of_now:
         moments = pa.array([instants[-1]] * rows.num_rows, TIMESTAMP)
         first = pa.scalar(instants[0], TIMESTAMP)
-        first_seen = pc.if_else(pc.greater(whole(rows[FIRST_SEEN]), first), first, whole(rows[FIRST_SEEN]))
+        first_seen = pc.if_else(
+            pc.greater(combine_chunks(rows[FIRST_SEEN]), first), first, combine_chunks(rows[FIRST_SEEN])
+        )
         rows = rows.set_column(rows.schema.get_field_index(FIRST_SEEN), FIRST_SEEN, first_seen)
-    if fields and n:
-        joined = point_in_time(config, service, item_key, whole(rows[ITEM_ID]), moments, fields)
-        for name in fields:
+    if join.columns and n:
+        joined = point_in_time(config, join, combine_chunks(rows[ITEM_ID]), moments)
+        for name in join.columns:
             rows = rows.append_column(name, joined[name])
     require_columns(rows, ITEMS, what="the items")
     return rows

@@ -24,6 +24,7 @@ from rec_ray.config import FeatureSettings, SideTableSettings
 from rec_ray.errors import ConfigError, SchemaError, UnavailableError, listed
 from rec_ray.logs import LOGGER
 from rec_ray.schema import EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, SIGN_UP, TIMESTAMP, USER_ID
+from rec_ray.storage.sql_errors import cause_of
 
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 USER_COLUMNS: Mapping[str, str | None] = {USER_ID: "user_id", EVENT_TIMESTAMP: "signup_date"}
@@ -198,11 +199,8 @@ def _answering(url: str, table: str, password: str | None) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        cause = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-        if password:
-            cause = cause.replace(password, "***")
         # From None: the traceback of the original would print its text unredacted.
         raise UnavailableError(
-            f"the side table {table!r} in {url} cannot be read: {cause.splitlines()[0]}; check side_tables.url, its "
-            "password, and that this user may read the table"
+            f"the side table {table!r} in {url} cannot be read: {cause_of(error, [password])}; check "
+            "side_tables.url, its password, and that this user may read the table"
         ) from None

@@ -43,7 +43,7 @@ def span_in_footers(slices: Sequence[SourceSlice]) -> TimeSpan | None:
     """Return the span from the statistics of Parquet footers; None where a part has none."""
     found: list[TimeSpan] = []
     for path, parts in _by_path(slices).items():
-        filesystem, time = parts[0].filesystem, parts[0].source.source.timestamp_field
+        filesystem, time = parts[0].filesystem, parts[0].source.time
         if path is None or filesystem is None:
             return None
         with filesystem.open_input_file(path) as handle:

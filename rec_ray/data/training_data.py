@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from rec_ray.data.feature_coverage import Coverage, cover_users
 from rec_ray.data.late_features import describe_ids, drop_late_features
 from rec_ray.data.user_events import events_per_user
 from rec_ray.distributed.parquet_source import ROW_GROUP
-from rec_ray.distributed.worker_cache import shared_value
+from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.errors import DataError, EmptyDataError
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.catalogue import CATALOGUE, catalogue_rows
@@ -66,6 +66,7 @@ class _Survey:
     value_maximum: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
     unknown_items: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
     largest_user: tuple[str, int] = ("", 0)
 
     @property
@@ -110,19 +111,19 @@ def prepare_training_data(
     most = events_per_user(interactions, features.interaction.events_per_user)
     labelling = Labelling.of(features.interaction, split, tables.split_times).with_events_per_user(most)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, features)
-    notes = log_events(survey.facts, survey.event_facts, features.interaction, most)
+    survey.notes += log_events(survey.facts, survey.event_facts, features.interaction, most)
     known_items = {*survey.items_before_test, *survey.items_held_out}
-    warnings = describe_ids(survey.coverage, {*survey.unknown_items, *known_items}, item_ids)
+    unmatched = describe_ids(survey.coverage, {*survey.unknown_items, *known_items}, item_ids)
     if not survey.item_positives:
         low = survey.facts["disliked"]
         raise EmptyDataError(
             f"no positive event before {tables.split_times.test_start:%Y-%m-%d %H:%M} is left to learn from; event "
             f"types are {dict(survey.types)}, of which {features.interaction.negative_types} are declared negative"
             + (f", and {low:,} events are negative by features.interaction.min_positive_value" if low else "")
-            + "".join(f". {said}" for said in warnings)
+            + "".join(f". {said}" for said in unmatched)
         )
     features, late = drop_late_features(features, survey.coverage, items, survey.items_before_test, tables.notes)
-    for said in (warnings := [*warnings, *late]):
+    for said in (*unmatched, *late):
         LOGGER.warning("%s", said)
     fit = functools.partial(fit_features, text_buckets=features.text_buckets, max_vocabulary=features.max_vocabulary)
     preprocessor = Preprocessor(
@@ -132,10 +133,10 @@ def prepare_training_data(
         event_types=tuple(sorted(survey.types)),
     )
     labelling = labelling.with_value_maximum(survey.value_maximum)
-    data = _write(
+    survey.notes += [*tables.notes, *unmatched, *late]
+    return _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
     )
-    return replace(data, warnings=(*tables.notes, *notes, *warnings))
 
 
 def encode_tables(
@@ -167,12 +168,11 @@ def encode_tables(
     most = events_per_user(interactions, features.interaction.events_per_user)
     labelling = Labelling.of(features.interaction, split, tables.split_times).with_events_per_user(most)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, None)
-    notes = log_events(survey.facts, survey.event_facts, features.interaction, most)
+    survey.notes += log_events(survey.facts, survey.event_facts, features.interaction, most)
     labelling = labelling.with_value_maximum(survey.value_maximum)
-    data = _write(
+    return _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
     )
-    return replace(data, warnings=tuple(notes))
 
 
 def _write(
@@ -243,6 +243,7 @@ def _write(
         split_times=times,
         rows=tables.rows,
         facts=dict(survey.facts),
+        notes=tuple(survey.notes),
     )
 
 
@@ -341,7 +342,7 @@ def _with_raw(encoded: pa.Table, beginning: str, raw: pa.Schema, rows: pa.Table,
 
 
 def _of_items(block: pa.Table, item_ids: ray.ObjectRef) -> pa.Table:
-    return block.filter(pc.is_in(block[ITEM_ID], value_set=shared_value(item_ids))) if block.num_rows else block
+    return block.filter(pc.is_in(block[ITEM_ID], value_set=get_shared(item_ids))) if block.num_rows else block
 
 
 def _encode_items(
@@ -371,4 +372,4 @@ def _encode_items(
 
 
 def _get(value: Any) -> Any:
-    return shared_value(value) if isinstance(value, ray.ObjectRef) else value
+    return get_shared(value) if isinstance(value, ray.ObjectRef) else value

@@ -22,7 +22,7 @@ KEPT = 6
 _VALUES: OrderedDict[str, Any] = OrderedDict()
 
 
-def once_a_process(key: str, make: Callable[[], Value]) -> Value:
+def get_or_create(key: str, make: Callable[[], Value]) -> Value:
     """Return the value kept under a key, making it when this process has none.
 
     key: must change with the content, as a reference's `hex()` or a checksum does.
@@ -36,7 +36,7 @@ def once_a_process(key: str, make: Callable[[], Value]) -> Value:
     return value
 
 
-def shared_value(reference: ray.ObjectRef) -> Any:
+def get_shared(reference: ray.ObjectRef) -> Any:
     """Return, in a task, the value of a reference.
 
     A task blocked on an object that was lost with its node keeps its CPU (Ray 2.60). If such tasks hold every CPU,

@@ -76,7 +76,7 @@ def evaluate_model(
         now, exclude_seen = data.split_times.test_start, candidates.exclude_seen
         return RankingPlan(name, model, baselines, catalogue, storage, ks, counted.bounds, exclude_seen, wanted, now)
 
-    found = _Found(SegmentSums(settings.ks, counted.bounds, data.items))
+    found = EvaluationAccumulator(SegmentSums(settings.ks, counted.bounds, data.items))
     for row in _rank(timelines, plan(MODEL, bundle, data.catalogue, counted.baselines)):
         found.add(row)
     facts = EvaluationFacts(
@@ -122,8 +122,8 @@ def _rank(timelines: ray.data.Dataset, plan: RankingPlan) -> Iterator[dict[str, 
 
 
 @dataclass
-class _Found:
-    """What the tasks of the model and the baselines gave back so far."""
+class EvaluationAccumulator:
+    """Sums of the results of all tasks, of the model and of the baselines."""
 
     sums: SegmentSums
     counts: Counter[str] = field(default_factory=Counter)
@@ -133,6 +133,7 @@ class _Found:
     lists: dict[str, ListFigures] = field(default_factory=dict)
 
     def add(self, row: dict[str, Any]) -> None:
+        """Add the result of one task. row: as `rank_task` returns it."""
         self.sums.add_table(read_sums(row["sums"]))
         said = json.loads(row["said"])
         for name, count in said["counts"].items():
@@ -168,7 +169,7 @@ class _Found:
         )
 
 
-def _summarise(found: _Found, facts: EvaluationFacts, learned: Any) -> Evaluation:
+def _summarise(found: EvaluationAccumulator, facts: EvaluationFacts, learned: Any) -> Evaluation:
     sums = found.sums
     # Beside the model comes what is live, then what only counts.
     first = [MODEL, RECOMMENDED, REFITTED, LIVE]

@@ -21,10 +21,10 @@ import ray
 import torch
 
 from rec_ray.config import CandidateSettings
-from rec_ray.distributed.worker_cache import once_a_process, shared_value
+from rec_ray.distributed.worker_cache import get_or_create, get_shared
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines
-from rec_ray.retrieval.metrics.holdout import Questions, ask, users_with_targets
+from rec_ray.retrieval.metrics.holdout import Questions, collect_held_out, users_with_targets
 from rec_ray.retrieval.metrics.list_ranker import AsRecommended
 from rec_ray.retrieval.metrics.metrics import bootstrap_weights
 from rec_ray.retrieval.metrics.rankers import CountingMethod, Method, Ranking, TowerMethod
@@ -98,7 +98,7 @@ def sums_of(values: Mapping[str, Array]) -> dict[str, tuple[float, int]]:
 
 def rank_targets(batch: pa.Table, plan: RankingPlan) -> pa.Table:
     """Return `TargetRanker.rank` of a batch; the ranker is loaded once per process."""
-    return once_a_process(f"ranker {plan.key}", lambda: TargetRanker(plan)).rank(batch)
+    return get_or_create(f"ranker {plan.key}", lambda: TargetRanker(plan)).rank(batch)
 
 
 class TargetRanker:
@@ -107,13 +107,13 @@ class TargetRanker:
     def __init__(self, plan: RankingPlan) -> None:
         torch.set_num_threads(1)
         self.plan = plan
-        bundle: TwoTowerBundle = shared_value(plan.bundle)
+        bundle: TwoTowerBundle = get_shared(plan.bundle)
         table = pq.read_table(plan.catalogue, filesystem=plan.storage.filesystem)
         self.user_shape = bundle.preprocessor.users.shape
         self.catalogue = Catalogue.from_table(table, bundle.preprocessor.items.shape)
         self.methods: dict[str, Method] = {plan.name: TowerMethod(bundle, self.catalogue)}
         if plan.baselines is not None:
-            counted = shared_value(plan.baselines)
+            counted = get_shared(plan.baselines)
             self.methods |= {name: CountingMethod(baseline, self.catalogue) for name, baseline in counted.items()}
         self.recommended: AsRecommended | None = None
         if plan.candidates is not None and plan.now is not None:
@@ -129,7 +129,7 @@ class TargetRanker:
         figures: dict[str, ListFigures] = {}
         step = max(1, CELLS // (len(self.catalogue) + 1))
         for start in range(0, len(users), step):
-            questions, held_out = ask(
+            questions, held_out = collect_held_out(
                 timelines, users[start : start + step], self.catalogue, exclude_seen=self.plan.exclude_seen
             )
             for name, count in asdict(held_out).items():

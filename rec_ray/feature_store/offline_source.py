@@ -7,7 +7,6 @@ numbered row by row; every other source is asked through Feast's offline store, 
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,14 +16,23 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 import pyarrow.fs
-import pyarrow.parquet as pq
 
-from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, listed
-from rec_ray.feature_store.api import DeltaFormat, FileSource, PassthroughProvider, RepoConfig
-from rec_ray.schema import EVENT_TIMESTAMP, TIMESTAMP
-from rec_ray.storage.object_store import s3_filesystem
+from rec_ray.config import FeastSettings, FeatureSettings
+from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
+from rec_ray.feature_store.api import PassthroughProvider, RepoConfig
+from rec_ray.feature_store.definitions import EventsView, Side, find_events
+from rec_ray.feature_store.registry import Registry
+from rec_ray.feature_store.source_files import (
+    as_utc,
+    check_columns,
+    column_in_file,
+    find_files,
+    is_parquet,
+    read_footer,
+    read_row_groups,
+)
+from rec_ray.schema import EVENT_CREATED, EVENT_KEY, EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, USER_ID
 
 FIRST_TIME = datetime(1990, 1, 1, tzinfo=UTC)
 """Where the yearly stretches of a source without files begin; one stretch holds all that is older."""
@@ -45,8 +53,12 @@ class FeatureSource:
     @classmethod
     def of(cls, source: Any, columns: Mapping[str, str], *, what: str) -> FeatureSource:
         """Make one from a view's batch source."""
-        back = {new: old for old, new in dict(source.field_mapping or {}).items()}
-        return cls(source, {name: back.get(column, column) for name, column in columns.items()}, what)
+        return cls(source, {name: column_in_file(source, column) for name, column in columns.items()}, what)
+
+    @property
+    def time(self) -> str:
+        """Column of the source with the time of its rows."""
+        return column_in_file(self.source, self.source.timestamp_field)
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,43 @@ class SourceSlice:
     naive_time: bool = False
 
 
+def event_source(registry: Registry, feast: FeastSettings, features: FeatureSettings) -> FeatureSource:
+    """Return the source of the view whose rows are the events.
+
+    Raises:
+        ConfigError: there is no such view, or it lacks a field that the settings name.
+    """
+    events = find_events(registry, feast)
+    optional = {EVENT_TYPE: features.interaction.type_field, EVENT_VALUE: features.interaction.value_field}
+    for name, field in optional.items():
+        if field and field not in events.field_names:
+            raise ConfigError(
+                f"features.interaction.{name.removeprefix('event_')}_field: view {events.view.name!r} has no field "
+                f"{field!r}; it has {listed(events.field_names, 30)}. Correct the setting or set it to null"
+            )
+    columns = {USER_ID: events.user, ITEM_ID: events.item} | {name: field for name, field in optional.items() if field}
+    columns |= _revision_columns(events)
+    return FeatureSource.of(events.view.batch_source, columns, what=f"the events of view {events.view.name!r}")
+
+
+def _revision_columns(events: EventsView) -> dict[str, str]:
+    """Return the columns by which an event corrects another; none without a `created_timestamp_column`."""
+    created = events.view.batch_source.created_timestamp_column
+    if not created:
+        return {}
+    keys = [key for key in events.view.join_keys if key != events.user]
+    return {EVENT_CREATED: created, **{f"{EVENT_KEY}_{number}": key for number, key in enumerate(keys)}}
+
+
+def entity_sources(side: Side) -> list[FeatureSource]:
+    """Return the sources that tell which users, or which items, there are."""
+    name = USER_ID if side.side == "user" else ITEM_ID
+    return [
+        FeatureSource.of(each.view.batch_source, {name: each.view.join_keys[0]}, what=f"view {each.view.name!r}")
+        for each in side.views
+    ]
+
+
 def slice_source(store: Any, source: FeatureSource, rows: int) -> list[SourceSlice]:
     """Cut a source into slices of about `rows` rows (files) or into stretches of time (anything else).
 
@@ -77,9 +126,7 @@ def slice_source(store: Any, source: FeatureSource, rows: int) -> list[SourceSli
         DataError: a file is no Parquet file.
         SchemaError: a wanted column is missing, or the time is no timestamp.
     """
-    files = isinstance(source.source, FileSource)
-    # The files of a Delta table hold deleted rows too: only its log tells, and the offline store reads that.
-    if files and not isinstance(source.source.file_format, DeltaFormat):
+    if is_parquet(source.source):
         return _slice_files(source, Path(str(store.repo_path)), rows)
     return slice_time(source, datetime.now(UTC))
 
@@ -102,15 +149,11 @@ def slice_time(source: FeatureSource, now: datetime) -> list[SourceSlice]:
 def _slice_files(source: FeatureSource, repo: Path, rows: int) -> list[SourceSlice]:
     slices: list[SourceSlice] = []
     first_row = 0
-    filesystem, paths = _files(source, repo)
+    filesystem, paths = find_files(source.source, repo, source.what)
     for path in paths:
-        try:
-            with filesystem.open_input_file(path) as handle:
-                metadata = pq.read_metadata(handle)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise _unreadable(source, filesystem, path, error) from None
+        metadata = read_footer(filesystem, path, source.what)
         schema = metadata.schema.to_arrow_schema()
-        naive = _check_columns(source, schema, path)
+        naive = check_columns(schema, source.columns.values(), source.time, path, source.what)
         part = SourceSlice(source, first_row, path, filesystem, naive_time=naive)
         chosen: list[int] = []
         held = 0
@@ -124,63 +167,6 @@ def _slice_files(source: FeatureSource, repo: Path, rows: int) -> list[SourceSli
     return slices
 
 
-def _files(source: FeatureSource, repo: Path) -> tuple[pyarrow.fs.FileSystem, list[str]]:
-    """Return the Parquet files of a file source (a file, a folder or a pattern), in the order of their names."""
-    uri = source.source.path
-    try:
-        if "://" in uri and not uri.startswith("file://"):
-            endpoint = source.source.s3_endpoint_override
-            if uri.startswith("s3://") and endpoint:
-                # Keys and region from the environment (AWS_...), as for Feast itself.
-                filesystem: Any = s3_filesystem(endpoint)[0]
-                path = uri.removeprefix("s3://")
-            else:
-                filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-        else:
-            filesystem = pyarrow.fs.LocalFileSystem()
-            path = str((repo / uri.removeprefix("file://")).resolve())
-        folder = path[: path.index("*")].rpartition("/")[0] if "*" in path else path
-        info = filesystem.get_file_info(folder)
-        if info.type == pyarrow.fs.FileType.NotFound:
-            raise FeatureStoreError(f"{source.what}: there is no file {uri!r} (looked for {path})")
-        if info.type == pyarrow.fs.FileType.File:
-            return filesystem, [path]
-        found = filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True))
-    except OSError as error:
-        raise FeatureStoreError(f"{source.what}: {uri!r} cannot be reached: {error}") from None
-    pattern = path if "*" in path else "*.parquet"
-    files = sorted(entry.path for entry in found if entry.is_file and fnmatch.fnmatchcase(entry.path, pattern))
-    if not files:
-        raise FeatureStoreError(f"{source.what}: {uri!r} holds no Parquet file")
-    return filesystem, files
-
-
-def _check_columns(source: FeatureSource, schema: pa.Schema, where: str) -> bool:
-    """Check names and types of the wanted columns; return whether the time has no zone."""
-    time = source.source.timestamp_field
-    missing = [column for column in [*source.columns.values(), time] if column not in schema.names]
-    if missing:
-        raise SchemaError(
-            f"{source.what}: {where} lacks the columns {listed(missing)}; it has {listed(schema.names, 30)}"
-        )
-    kind = schema.field(time).type
-    if not pa.types.is_timestamp(kind):
-        raise SchemaError(f"{source.what}: column {time!r} of {where} is {kind}; expected a timestamp")
-    return kind.tz is None
-
-
-def _unreadable(source: FeatureSource, filesystem: Any, path: str, error: Exception) -> RecRayError:
-    """Tell a damaged file from one that is gone or out of reach."""
-    try:
-        there = filesystem.get_file_info(path).type == pyarrow.fs.FileType.File
-        filesystem.open_input_file(path).close()
-    except OSError:
-        there = False
-    if there:
-        return DataError(f"{source.what}: {path} is damaged or no Parquet file: {error}")
-    return FeatureStoreError(f"{source.what}: {path} cannot be reached: {error}")
-
-
 def read_slice(config: RepoConfig, part: SourceSlice) -> pa.Table:
     """Read a slice: the wanted columns by their new names, ids as strings, `event_timestamp` in UTC microseconds.
 
@@ -190,21 +176,17 @@ def read_slice(config: RepoConfig, part: SourceSlice) -> pa.Table:
         FeatureStoreError: a file cannot be reached, or the offline store does not answer.
     """
     source = part.source
-    time = source.source.timestamp_field
+    time = source.time
     columns = list(dict.fromkeys([*source.columns.values(), time]))
     if part.path is not None and part.filesystem is not None:
-        try:
-            with part.filesystem.open_input_file(part.path) as handle:
-                table = pq.ParquetFile(handle).read_row_groups(list(part.row_groups), columns=columns)
-        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise _unreadable(source, part.filesystem, part.path, error) from None
+        table = read_row_groups(part.filesystem, part.path, columns, source.what, list(part.row_groups))
     else:
         table = _pull(config, part, [column for column in source.columns.values() if column != time])
     renamed = {name: table[column] for name, column in source.columns.items()}
     for name in renamed:
         if name.endswith("_id"):
-            renamed[name] = _as_ids(renamed[name], name, source.what)
-    renamed[EVENT_TIMESTAMP] = _as_utc(table[time], time, source.what)
+            renamed[name] = as_ids(renamed[name], name, source.what)
+    renamed[EVENT_TIMESTAMP] = as_utc(table[time], time, source.what)
     return pa.table(renamed)
 
 
@@ -216,7 +198,7 @@ def _pull(config: RepoConfig, part: SourceSlice, columns: list[str]) -> pa.Table
             data_source=source,
             join_key_columns=[],
             feature_name_columns=columns,
-            timestamp_field=source.timestamp_field,
+            timestamp_field=part.source.time,
             created_timestamp_column=None,
             start_date=part.start,
             # Feast's bounds are both inclusive.
@@ -229,18 +211,14 @@ def _pull(config: RepoConfig, part: SourceSlice, columns: list[str]) -> pa.Table
         ) from error
 
 
-def _as_ids(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
+def as_ids(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
+    """Return ids as strings.
+
+    Raises:
+        SchemaError: they are neither texts nor whole numbers.
+    """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not (text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise SchemaError(f"{what}: {name} is {kind}; an id must be text or a whole number")
     return pc.cast(column, pa.string())
-
-
-def _as_utc(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
-    """Return a time in UTC microseconds; nanoseconds are cut, anything coarser must fit."""
-    try:
-        micros = pc.cast(column, pa.timestamp("us", column.type.tz), safe=column.type.unit != "ns")
-    except pa.ArrowInvalid as error:
-        raise SchemaError(f"{what}: column {name!r} has a time out of range: {error}") from None
-    return pc.cast(micros, TIMESTAMP) if column.type.tz else pc.assume_timezone(micros, "UTC")

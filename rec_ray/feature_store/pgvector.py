@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from rec_ray.errors import DataError, FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore, compute_table_id
 from rec_ray.feature_store.push_targets import PushTarget
+from rec_ray.storage.sql_errors import cause_of
 
 Kind = Literal["hnsw", "ivfflat"]
 OPERATORS = {"cosine": "vector_cosine_ops", "dot": "vector_ip_ops"}
@@ -143,9 +144,5 @@ def _connected(store: FeatureStore) -> Iterator[Connection]:
         with engine.connect() as connection:
             yield connection
     except SQLAlchemyError as error:
-        cause = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-        if online.password:
-            cause = cause.replace(online.password, "***")
-        raise FeatureStoreError(
-            f"the online store at {online.host}:{online.port} did not do as asked: {cause.splitlines()[0]}"
-        ) from None
+        cause = cause_of(error, [online.password])
+        raise FeatureStoreError(f"the online store at {online.host}:{online.port} refused: {cause}") from None

@@ -1,113 +1,37 @@
-"""Feast inside Ray tasks: what a store declares, one store a process, and a point-in-time join that loses no row.
+"""Feast inside Ray tasks: a configuration that travels, one store a process, a point-in-time join that loses no row.
 
 The configuration of the driver's store comes in (`portable_config`), features of entities as of given times go out, a
-row for each row and in the same order. It knows neither which features mean what nor how rows are cut into tasks.
+row for each row and in the same order. Which features mean what, and how rows are cut into tasks, others decide.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import SecretStr
 
-from rec_ray.distributed.worker_cache import once_a_process
-from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
-from rec_ray.feature_store.api import FeatureService, FeatureStore, FeatureView, RepoConfig, from_feast_to_pyarrow_type
+from rec_ray.config import FeastSettings
+from rec_ray.distributed.worker_cache import get_or_create
+from rec_ray.errors import FeatureStoreError, SchemaError, listed
+from rec_ray.feature_store.api import FeatureStore, RepoConfig
+from rec_ray.feature_store.definitions import find_side
+from rec_ray.feature_store.feature_join import FeatureJoin, JoinedView, as_key, join_files
+from rec_ray.feature_store.registry import first_line, read_registry
+from rec_ray.feature_store.source_files import as_utc
 from rec_ray.schema import EVENT_TIMESTAMP
 
 _ROW = "rec_ray_row"
 _SECRET_NAME = re.compile(r"password|passwd|secret|token|access_key|api_key", re.IGNORECASE)
 _SECRET_IN_TEXT = re.compile(r"://[^:/@\s]*:([^@\s]+)@|(?:password|passwd|pwd)=([^,;&\s]+)", re.IGNORECASE)
 """Names of settings that are secrets, and what stands for a password in an address or a Redis connection string."""
-
-
-def find_service(store: FeatureStore, name: str) -> FeatureService:
-    """Return a feature service.
-
-    Raises:
-        ConfigError: there is none of that name.
-        FeatureStoreError: the registry cannot be read.
-    """
-    try:
-        services = {service.name: service for service in store.list_feature_services()}
-    except Exception as error:
-        raise FeatureStoreError(
-            f"the Feast registry of project {store.project!r} cannot be read: {error}; was `feast apply` run?"
-        ) from error
-    if name not in services:
-        raise ConfigError(
-            f"there is no feature service {name!r} in Feast project {store.project!r}; it has {listed(services)}. "
-            "Set the name in section `feast` or run `feast apply`"
-        )
-    return services[name]
-
-
-def require_fields(service: FeatureService, wanted: Iterable[str], key: str, taken: Sequence[str]) -> None:
-    """Check that a service has the wanted fields and that none is called like one of the columns `taken`.
-
-    Raises:
-        SchemaError: names the fields.
-    """
-    wanted = set(wanted)
-    have = [feature.name for projection in service.feature_view_projections for feature in projection.features]
-    missing = sorted(wanted - set(have))
-    if missing:
-        raise SchemaError(
-            f"feature service {service.name!r} has no field {listed(missing)}; it returns {listed([key, *have], 30)}. "
-            "Was `feast apply` run?"
-        )
-    clashing = sorted(wanted & set(taken))
-    if clashing:
-        raise SchemaError(
-            f"feature {listed(clashing)} of service {service.name!r} has a name that rec_ray uses itself; rename it in "
-            "the feature view (field_mapping of its source) or leave it undeclared"
-        )
-
-
-def raw_fields(service: FeatureService, wanted: Mapping[str, str], taken: Sequence[str]) -> pa.Schema:
-    """Return the wanted fields of a service with their types.
-
-    wanted: field -> the setting that names it. taken: columns that no field may be called like.
-
-    Raises:
-        ConfigError: the service has no such field, or it has the name of another column.
-    """
-    features = [feature for projection in service.feature_view_projections for feature in projection.features]
-    kinds = {feature.name: from_feast_to_pyarrow_type(feature.dtype) for feature in features}
-    for name, setting in wanted.items():
-        if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {listed(kinds, 30)}"
-            raise ConfigError(f"{setting} names the field {name!r}, which service {service.name!r} has not; {hint}")
-        if name in taken:
-            raise ConfigError(f"{setting}: rec_ray uses the name {name!r} itself; rename the field in its feature view")
-    return pa.schema([(name, kinds[name]) for name in wanted])
-
-
-def views_of(store: FeatureStore, service: FeatureService) -> list[FeatureView]:
-    """Return the views of a service that have rows of their own; on-demand views compute theirs.
-
-    Raises:
-        FeatureStoreError: the service reads a view that is not registered.
-    """
-    views = {view.name: view for view in store.list_all_feature_views()}
-    names = [projection.name for projection in service.feature_view_projections]
-    missing = [name for name in names if name not in views]
-    if missing:
-        raise FeatureStoreError(
-            f"feature service {service.name!r} reads the views {listed(missing)}, which are not in the registry of "
-            f"project {store.project!r}; run `feast apply`"
-        )
-    return [views[name] for name in names if getattr(views[name], "batch_source", None) is not None]
+_SQLITE_FILE = re.compile(r"^(?P<driver>sqlite(?:\+\w+)?://)/(?P<file>[^?]+)(?P<rest>.*)$")
 
 
 def portable_config(store: FeatureStore) -> RepoConfig:
@@ -118,11 +42,22 @@ def portable_config(store: FeatureStore) -> RepoConfig:
     repo = Path(store.repo_path).resolve()
     config = store.config.model_copy(update={"repo_path": repo})
     registry = config.registry
-    path = getattr(registry, "path", None)
-    if registry.registry_type == "file" and path and "://" not in path and not Path(path).is_absolute():
-        config.registry_config = registry.model_copy(update={"path": str(repo / path)})
+    places = {name: getattr(registry, name, None) for name in ("path", "read_path")}
+    absolute = {name: _absolute(path, repo, registry.registry_type) for name, path in places.items() if path}
+    if absolute != {name: path for name, path in places.items() if path}:
+        config.registry_config = registry.model_copy(update=absolute)
         config._registry = None
     return config
+
+
+def _absolute(path: str, repo: Path, kind: str) -> str:
+    """Return where a registry lies, relative to no folder: a file, or a SQLite database."""
+    if kind == "file" and "://" not in path and not Path(path).is_absolute():
+        return str(repo / path)
+    address = _SQLITE_FILE.match(path)
+    if kind == "sql" and address and not Path(address["file"]).is_absolute() and address["file"] != ":memory:":
+        return f"{address['driver']}/{repo / address['file']}{address['rest']}"
+    return path
 
 
 def secrets_in(config: RepoConfig) -> list[str]:
@@ -158,69 +93,87 @@ def in_repo(config: RepoConfig) -> Iterator[None]:
 
 def store_in_task(config: RepoConfig) -> FeatureStore:
     """Return this process's store; it is opened once, as that costs seconds."""
-    return once_a_process(f"feast {config.project} {config.repo_path}", lambda: FeatureStore(config=config))
+    return get_or_create(f"feast {config.project} {config.repo_path}", lambda: FeatureStore(config=config))
 
 
-def point_in_time(
-    config: RepoConfig, service: str, key: str, ids: pa.Array, times: pa.Array, fields: Sequence[str]
-) -> pa.Table:
-    """Return `fields` of entities as of given times: a row for each row, in the same order.
+def point_in_time(config: RepoConfig, join: FeatureJoin, ids: pa.Array, times: pa.Array) -> pa.Table:
+    """Return the columns of a join for entities as of given times: a row for each row, in the same order.
 
-    ids: [n] strings of the join key `key`, n at least 1; times: [n] UTC.
+    ids: [n] strings, n at least 1; times: [n] UTC.
 
     Raises:
-        FeatureStoreError: the offline store fails, or does not return each row exactly once.
-        SchemaError: the service does not return a field, or has whole numbers as ids where `ids` are none.
+        FeatureStoreError: a file or the offline store fails, or it does not return each row exactly once.
+        SchemaError: a view has whole numbers as ids where `ids` are none, or a file has another type than it declares.
     """
+    if not join.is_on_files:
+        return _ask_offline_store(config, join, ids, times)
+
+    def transform(name: str, inputs: pa.Table) -> pa.Table:
+        view = store_in_task(config).get_on_demand_feature_view(name)
+        try:
+            return view.transform_arrow(inputs)
+        except Exception as error:
+            raise SchemaError(f"on-demand view {name!r} cannot be computed: {first_line(error)}") from error
+
+    return join_files(Path(config.repo_path or "."), join, ids, times, transform)
+
+
+def _ask_offline_store(config: RepoConfig, join: FeatureJoin, ids: pa.Array, times: pa.Array) -> pa.Table:
+    """Return the columns of a join from Feast's offline store, whichever it is."""
     store = store_in_task(config)
-    features = store.get_feature_service(service)
-    ids = _as_key(ids, store, features, key)
-    entity = pa.table({key: ids, EVENT_TIMESTAMP: times, _ROW: np.arange(len(ids))}).to_pandas()
+    keys = {view.key: as_key(ids, _key_type(view), view) for view in join.sources}
+    entity = pa.table({**keys, EVENT_TIMESTAMP: times, _ROW: np.arange(len(ids))}).to_pandas()
+    asked: list[tuple[str, Mapping[str, str]]] = [(view.name, view.fields) for view in join.views]
+    asked += [(view.name, view.fields) for view in join.computed]
+    wanted = [(view, name, field) for view, fields in asked for name, field in fields.items()]
+    short = [field for _, _, field in wanted]
+    # References, not a service: a service would join every view that it has. Long names only where short ones clash:
+    # some databases cut names of more than 63 characters.
+    long = len(set(short)) < len(short) or not set(short).isdisjoint(entity.columns)
+    references = [f"{view}:{field}" for view, _, field in wanted]
     try:
         with in_repo(config):
-            joined = store.get_historical_features(entity_df=entity, features=features).to_arrow()
+            job = store.get_historical_features(entity_df=entity, features=references, full_feature_names=long)
+            joined = job.to_arrow()
     except Exception as error:
         raise FeatureStoreError(
-            f"feature service {service!r} could not be joined for {len(entity):,} rows: {type(error).__name__}: {error}"
+            f"{join.what} could not be joined for {len(entity):,} rows: {first_line(error)}"
         ) from error
-    missing = [field for field in [_ROW, *fields] if field not in joined.column_names]
+    names = {name: f"{view}__{field}" if long else field for view, name, field in wanted}
+    missing = [name for name in [_ROW, *names.values()] if name not in joined.column_names]
     if missing:
         have = listed(joined.column_names, 30)
-        raise SchemaError(f"feature service {service!r} returned no {listed(missing)}; it returned {have}")
+        raise SchemaError(f"the offline store returned no {listed(missing)} for {join.what}; it returned {have}")
     rows = joined[_ROW].to_numpy()
     if len(rows) != len(entity) or not np.array_equal(np.sort(rows), np.arange(len(entity))):
         raise FeatureStoreError(
-            f"the offline store returned {len(rows):,} rows for {len(entity):,} of service {service!r}: it drops or "
-            "repeats rows that share an entity and a time (Feast's default Dask store does). Use `type: duckdb`"
+            f"the offline store {config.offline_store.type!r} returned {len(rows):,} rows for {len(entity):,} of "
+            f"{join.what}: it drops or repeats rows that share an entity and a time, so its answers cannot be used"
         )
-    return joined.select(list(fields)).take(pa.array(np.argsort(rows)))
+    order = pa.array(np.argsort(rows))
+    columns = {name: joined[names[name]].take(order) for name in join.columns}
+    # PostgreSQL gives times without their zone.
+    times_in = {name for name, column in columns.items() if pa.types.is_timestamp(column.type)}
+    return pa.table({name: as_utc(c, name, join.what) if name in times_in else c for name, c in columns.items()})
 
 
 def read_items(
-    store: FeatureStore, service: str, key: str, item_ids: Sequence[str], fields: Sequence[str]
+    store: FeatureStore, feast: FeastSettings, item_ids: Sequence[str], fields: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Return fields of a few items as of now: field -> item id -> value.
 
     Raises:
+        ConfigError: there is no such field.
         FeatureStoreError: the offline store fails.
-        SchemaError: the service does not return a field.
     """
+    if not fields or not item_ids:
+        return {field: {} for field in fields}
     now = pa.array([datetime.now(UTC)] * len(item_ids), pa.timestamp("us", "UTC"))
-    found = point_in_time(portable_config(store), service, key, pa.array(item_ids, pa.string()), now, fields)
+    join = find_side(read_registry(store), feast, "item").join(fields)
+    found = point_in_time(portable_config(store), join, pa.array(item_ids, pa.string()), now)
     return {field: dict(zip(item_ids, found[field].to_pylist(), strict=True)) for field in fields}
 
 
-def _as_key(ids: pa.Array, store: FeatureStore, service: FeatureService, key: str) -> pa.Array:
-    """Return the ids with the type that the views know them by: an offline store does not join text to numbers."""
-    kinds = {field.dtype for view in views_of(store, service) for field in view.entity_columns if field.name == key}
-    if len(kinds) != 1:
-        return ids
-    kind = from_feast_to_pyarrow_type(kinds.pop())
-    if not pa.types.is_integer(kind):
-        return ids
-    try:
-        return pc.cast(ids, kind)
-    except pa.ArrowInvalid as error:
-        raise SchemaError(
-            f"feature service {service.name!r} has {key} as {kind}, but it is asked for others: {error}"
-        ) from None
+def _key_type(view: JoinedView) -> pa.DataType:
+    """Return the type that the offline store knows the ids of a view by: it does not join text to numbers."""
+    return view.key_kind if view.key_kind is not None and pa.types.is_integer(view.key_kind) else pa.string()

@@ -85,7 +85,7 @@ def check_search_targets(store: FeatureStore, settings: SearchSettings, dimensio
         require_fitting(targets[search_folder(source)], fields)
 
 
-def unfed_views(store: FeatureStore, settings: SearchSettings) -> list[str]:
+def list_unfed_views(store: FeatureStore, settings: SearchSettings) -> list[str]:
     """Say of each view that the repository has and no encoder feeds which setting would."""
     there = push_sources(store)
     return [

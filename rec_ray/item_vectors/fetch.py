@@ -48,7 +48,7 @@ class ImageFiles:
         scheme = address.partition("://")[0].lower() if "://" in address else "file"
         readers = {"file": self._read_path, "s3": self._read_bucket, "http": self._read_web, "https": self._read_web}
         if scheme not in readers:
-            raise DataError(f"begins with {scheme}://; known are paths, file://, s3://, http:// and https://")
+            raise DataError(f"unsupported address {scheme}://; use a path, file://, s3://, http:// or https://")
         try:
             return readers[scheme](address)
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -69,7 +69,7 @@ class ImageFiles:
         path = Path(self.repo) / (unquote(urlsplit(address).path) if "://" in address else address)
         # Only regular files: reading a device or a pipe would never end.
         if not path.is_file():
-            raise DataError("there is no such file")
+            raise DataError("no such file")
         self._check_size(path.stat().st_size)
         return path.read_bytes()
 
@@ -88,7 +88,7 @@ class ImageFiles:
                 data += chunk
                 self._check_size(len(data))
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"did not come within {self.seconds:g} s")
+                    raise TimeoutError(f"not received within {self.seconds:g} s")
         return bytes(data)
 
     def _check_size(self, size: int) -> None:

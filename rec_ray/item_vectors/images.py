@@ -17,7 +17,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from rec_ray.distributed.worker_cache import shared_value
+from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.errors import DataError
 from rec_ray.item_vectors.fetch import ImageFiles, shown
 from rec_ray.item_vectors.texts import joined_texts, known_hashes, room_for_actors
@@ -87,7 +87,7 @@ def encode_images(
     read, encoded, unreadable, examples = ray.get(summary)
     if unreadable:
         LOGGER.warning(
-            "%s of %s images cannot be read, and their items go without: %s%s",
+            "%s of %s images cannot be read, so their items have no image vector: %s%s",
             f"{unreadable:,}",
             f"{read + unreadable:,}",
             "; ".join(examples),
@@ -142,7 +142,7 @@ class _ImageActor:
     def __init__(self, model: str, cache: VectorCache, files: ImageFiles, known: list[ray.ObjectRef]) -> None:
         torch.set_num_threads(1)
         self.encoder, self.cache, self.files = ImageEncoder(model), cache, files
-        self.known, self.encoded = shared_value(known[0]), set[str]()
+        self.known, self.encoded = get_shared(known[0]), set[str]()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         addresses = batch[_ADDRESS].to_pylist()

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 
-from rec_ray.distributed.worker_cache import shared_value
+from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.errors import SchemaError, listed
 from rec_ray.logs import LOGGER
 from rec_ray.storage.vector_cache import HASH, VectorCache, hashes_of
@@ -124,7 +124,7 @@ def _missing_texts(items: pa.Table, fields: Sequence[str], known: ray.ObjectRef)
     texts = joined_texts(items, fields) if items.num_rows else pa.array([], pa.string())
     table = _distinct(pa.table({HASH: hashes_of(texts), _TEXT: texts}).filter(pc.is_valid(texts)))
     hashes = table[HASH].combine_chunks()
-    cached = pc.is_in(hashes, value_set=shared_value(known))
+    cached = pc.is_in(hashes, value_set=get_shared(known))
     text = pc.if_else(cached, pa.scalar(None, pa.string()), table[_TEXT].combine_chunks())
     return pa.table({HASH: hashes, _TEXT: text})
 

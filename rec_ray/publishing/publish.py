@@ -19,7 +19,7 @@ from rec_ray.contracts import UpdateReport
 from rec_ray.errors import ConfigError, DataError, StorageError, listed
 from rec_ray.publishing.previous_ids import pushed_candidates, replaced_folder
 from rec_ray.publishing.push import update_feature_store
-from rec_ray.runs.context import World, owner_of
+from rec_ray.runs.context import RunContext, describe_owner
 from rec_ray.step_events import step
 from rec_ray.storage.model_store import candidates_folder, find_model, read_metadata
 from rec_ray.storage.object_store import Storage
@@ -27,7 +27,7 @@ from rec_ray.versions.lock import PublishingLock
 from rec_ray.versions.registry import VersionDatabase, VersionRow
 
 
-def publish_version(world: World, version: str) -> UpdateReport:
+def publish_version(context: RunContext, version: str) -> UpdateReport:
     """Push the stored candidates of a version and make it live; return the rows by push source.
 
     Raises:
@@ -35,16 +35,16 @@ def publish_version(world: World, version: str) -> UpdateReport:
         PartlyPublishedError: not everything reached the feature store; the live version is as before.
         BundleError, DataError: the version is not stored, incomplete or damaged.
     """
-    settings, storage, database = world.settings, world.storage, world.database
+    settings, storage, database = context.settings, context.storage, context.database
     stored = find_model(version, storage)
     metadata = read_metadata(version, storage)
     candidates = _stored_candidates(version, storage)
     if candidates.version != version:
         raise DataError(f"the candidates in {storage.uri(candidates.prefix)} are those of version {candidates.version}")
-    with step("update_features", world.seconds, publishes=True, version=version) as log, _lock(world) as lock:
+    with step("update_features", context.seconds, publishes=True, version=version) as log, _lock(context) as lock:
         before = _known_before(database, storage)
         report = update_feature_store(
-            world.store,
+            context.store,
             storage,
             candidates,
             settings.publish,
@@ -57,7 +57,7 @@ def publish_version(world: World, version: str) -> UpdateReport:
         log.result = report
         row = VersionRow(
             version=version,
-            run_id=str(metadata.get("run_id", world.run_id)),
+            run_id=str(metadata.get("run_id", context.run_id)),
             artifact_uri=stored.uri,
             sha256=stored.sha256,
             metrics=metadata.get("metrics"),
@@ -72,29 +72,29 @@ def publish_version(world: World, version: str) -> UpdateReport:
     return report
 
 
-def publish_increment(world: World, version: str, name: str) -> UpdateReport:
+def publish_increment(context: RunContext, version: str, name: str) -> UpdateReport:
     """Push an increment of the live version, which stays the live one; `model_version` is only read. name: or `newest`.
 
     Raises:
         DataError: there is no such increment, a newer one was published, or another version is live.
         LockedError, PartlyPublishedError: as `publish_version`.
     """
-    storage, database = world.storage, world.database
+    storage, database = context.storage, context.database
     name = find_increment(storage, increments_folder(version), name)
     prefix = f"{increments_folder(version)}/{name}"
     increment = StoredCandidates(prefix, read_manifest(storage, prefix))
     with (
-        step("update_features", world.seconds, publishes=True, version=version, increment=name) as log,
-        _lock(world) as lock,
+        step("update_features", context.seconds, publishes=True, version=version, increment=name) as log,
+        _lock(context) as lock,
     ):
         live = database.live()
         if live != version:
             raise DataError(f"increment {name} is of version {version}, but version {live} is live: nothing was pushed")
         report = update_feature_store(
-            world.store,
+            context.store,
             storage,
             increment,
-            world.settings.publish,
+            context.settings.publish,
             published_at=database.begin_push(version, lock),
             check=lock.check,
         )
@@ -104,26 +104,26 @@ def publish_increment(world: World, version: str, name: str) -> UpdateReport:
     return report
 
 
-def roll_back(world: World, version: str) -> UpdateReport:
+def roll_back(context: RunContext, version: str) -> UpdateReport:
     """Publish a version once more that was live before; the row that makes it live again is a new one.
 
     Raises:
         ConfigError: it was never live.
         Otherwise as `publish_version`.
     """
-    known = list(dict.fromkeys(row.version for row in world.database.list_versions()))
+    known = list(dict.fromkeys(row.version for row in context.database.list_versions()))
     if version not in known:
         raise ConfigError(
             f"version {version} was never live, so there is nothing to go back to; live were {listed(known)}. "
             f"To make it live for the first time: rec-ray publish {version}"
         )
-    return publish_version(world, version)
+    return publish_version(context, version)
 
 
-def _lock(world: World) -> AbstractContextManager[PublishingLock]:
-    publish = world.settings.publish
-    owner = owner_of(world.run_id)
-    return world.database.publishing_lock(owner, publish.lock_seconds, publish.wait_seconds)
+def _lock(context: RunContext) -> AbstractContextManager[PublishingLock]:
+    publish = context.settings.publish
+    owner = describe_owner(context.run_id)
+    return context.database.publishing_lock(owner, publish.lock_seconds, publish.wait_seconds)
 
 
 def _stored_candidates(version: str, storage: Storage) -> StoredCandidates:

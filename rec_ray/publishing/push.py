@@ -27,7 +27,7 @@ from rec_ray.candidate_store.parts import PartSlice, StoredCandidates, check_par
 from rec_ray.config import PublishSettings, SearchSettings
 from rec_ray.contracts import UpdateReport
 from rec_ray.distributed.parquet_source import submit_at_once
-from rec_ray.distributed.worker_cache import once_a_process
+from rec_ray.distributed.worker_cache import get_or_create
 from rec_ray.errors import DataError, PartlyPublishedError, RecRayError
 from rec_ray.feature_store.api import FeatureStore, PushMode, RepoConfig
 from rec_ray.feature_store.point_in_time import portable_config, store_in_task
@@ -345,7 +345,7 @@ def _push_in_task(
 ) -> dict[str, Any]:
     (piece,) = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     answer = _push_piece(store_in_task(config), storage, push, frames(storage, push, **piece))
-    once_a_process("modules for pushing", _keep_out_of_collections)
+    get_or_create("modules for pushing", _keep_out_of_collections)
     return {name: [value] for name, value in answer.items()}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from rec_ray.contracts import Evaluation, TrainingData
 from rec_ray.errors import DataError
 from rec_ray.logs import LOGGER
 from rec_ray.reports.item_map import map_vectors
-from rec_ray.reports.page.facts import ReportFacts, facts_of_bundle
+from rec_ray.reports.page.facts import ItemMap, ReportFacts, facts_of_bundle
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
@@ -39,13 +39,12 @@ ReadFields = Callable[[Sequence[str], Sequence[str]], Mapping[str, Mapping[str, 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds per step, data warnings."""
+    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds per step."""
 
     gate: str
     gate_reasons: tuple[str, ...]
     counts: Mapping[str, int]
     seconds: Mapping[str, float]
-    warnings: tuple[str, ...] = ()
 
 
 def write_report(
@@ -89,8 +88,8 @@ def collect_facts(
 
     item_name: item field with a readable name, if there is one.
     """
-    item_map: dict[str, Any] = ray.get(_map_items.remote(bundle.without_evaluated(), data.catalogue_now, storage))
-    item_ids = dict.fromkeys(item_map["item_ids"])
+    item_map: ItemMap = ray.get(_map_items.remote(bundle.without_evaluated(), data.catalogue_now, storage))
+    item_ids = dict.fromkeys(item_map.item_ids)
     for example in evaluation.examples:
         item_ids |= dict.fromkeys((*example.history, *example.recommended, *example.taken))
     category = category_field(bundle.preprocessor.items)
@@ -98,10 +97,10 @@ def collect_facts(
     values = read_fields(list(item_ids), fields) if fields and item_ids else {}
     declared = bundle.preprocessor.items.declarations.get(category or "")
     return ReportFacts(
-        **facts_of_bundle(bundle, version) | {"evaluation": asdict(evaluation)},
+        **facts_of_bundle(bundle, version) | {"evaluation": evaluation},
         gate=run.gate,
         gate_reasons=list(run.gate_reasons),
-        warnings=list(run.warnings),
+        notes=list(data.notes),
         item_map=item_map,
         names=_texts(values.get(item_name or "", {})),
         categories=_categories(values.get(category or "", {}), declared) if declared else {},
@@ -153,8 +152,8 @@ def category_field(items: FeaturePreprocessor) -> str | None:
 
 
 @ray.remote(num_cpus=1)
-def _map_items(bundle: TwoTowerBundle, catalogue: str, storage: Storage) -> dict[str, Any]:
-    """Return the map of a sample of the catalogue: item ids, two coordinates each, and a caption."""
+def _map_items(bundle: TwoTowerBundle, catalogue: str, storage: Storage) -> ItemMap:
+    """Return the map of a sample of the catalogue."""
     torch.set_num_threads(1)
     table = pq.read_table(catalogue, filesystem=storage.filesystem)
     total = table.num_rows
@@ -167,13 +166,13 @@ def _map_items(bundle: TwoTowerBundle, catalogue: str, storage: Storage) -> dict
     with torch.inference_mode():
         vectors = items.embed(bundle.model, torch.arange(1, len(chosen) + 1)).numpy()
     places = map_vectors(vectors)
-    return {
-        "item_ids": items.item_ids.to_pylist(),
-        "x": places[:, 0].round(4).tolist(),
-        "y": places[:, 1].round(4).tolist(),
-        "total": total,
-        "said": "near points are similar items for the model; large distances carry no meaning (t-SNE)",
-    }
+    return ItemMap(
+        item_ids=items.item_ids.to_pylist(),
+        x=places[:, 0].round(4).tolist(),
+        y=places[:, 1].round(4).tolist(),
+        total=total,
+        said="near points are similar items for the model; large distances carry no meaning (t-SNE)",
+    )
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

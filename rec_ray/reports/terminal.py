@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rec_ray.contracts import Evaluation
-from rec_ray.reports.comparison import name_method, verdict
+from rec_ray.logs import printable
+from rec_ray.reports.comparison import compare_model, find_difference, find_interval, name_method
 
 METRICS, WIDE_METRICS = ("recall@10", "ndcg@10", "mrr"), ("recall@10", "ndcg@10", "recall@100", "mrr", "coverage@10")
 WIDE = 120
@@ -53,11 +54,11 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
             text = f"{values[name]:.4f}"
             cells.append(f"[bold]{text}[/]" if values[name] == best[name] else text)
             if name in with_interval:
-                low, high = evaluation.intervals.get(method, {}).get(name, (None, None))
-                cells.append("" if low is None or high is None else f"[dim]{_short(low)} {_short(high)}[/]")
+                interval = find_interval(evaluation, method, name)
+                cells.append(f"[dim]{_short(interval[0])} {_short(interval[1])}[/]" if interval else "")
         table.add_row(Text(name_method(method)), *cells, _compare(evaluation, method))
     console.print(table)
-    for sentence in verdict(vars(evaluation)):
+    for sentence in compare_model(evaluation):
         console.print(sentence, markup=False, highlight=False)
     for method, figures in evaluation.facts.lists.items():
         text = ", ".join(f"{_heading(name)} {value:.3f}" for name, value in figures.items())
@@ -71,10 +72,15 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 
 def _compare(evaluation: Evaluation, method: str) -> str:
     """Compare the model's Recall@10 with that of a method over the same users."""
-    low, high = evaluation.differences.get(method, {}).get("recall@10", (None, None))
-    if low is None or high is None:
+    difference = find_difference(evaluation, method, "recall@10")
+    if difference is None:
         return ""
-    return "better" if low > 0 else "[bold]worse[/]" if high < 0 else "no different"
+    return "better" if difference[0] > 0 else "[bold]worse[/]" if difference[1] < 0 else "no different"
+
+
+def _text(value: object) -> Text:
+    """Return a cell as it is: neither markup nor control characters in ids and names act on the terminal."""
+    return Text(printable(str(value)))
 
 
 def _short(share: float) -> str:
@@ -89,12 +95,12 @@ def _heading(metric: str) -> str:
 
 def print_rows(console: Console, title: str, rows: Mapping[str, object], *, unit: str = "") -> None:
     """Print names and values in two columns."""
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table = Table(title=_text(title), title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", justify="right" if all(isinstance(v, int | float) for v in rows.values()) else "left")
     for name, value in rows.items():
         text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        table.add_row(Text(name.replace("_", " ")), Text(text + unit))
+        table.add_row(_text(name.replace("_", " ")), _text(text + unit))
     console.print(table)
 
 
@@ -102,7 +108,7 @@ def print_items(
     console: Console, title: str, item_ids: Sequence[str], scores: Sequence[float], names: Mapping[str, str]
 ) -> None:
     """Print a ranked list of items with names and scores; markup in ids and names stays plain text."""
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=_text(title), title_justify="left")
     table.add_column("", justify="right")
     table.add_column("Item", no_wrap=True)
     if names:
@@ -113,7 +119,7 @@ def print_items(
         cells = [str(rank + 1), item_id]
         cells += [names.get(item_id, "")] if names else []
         cells += [f"{scores[rank]:.3f}"] if scores else []
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(_text, cells))
     console.print(table)
 
 
@@ -143,7 +149,7 @@ def print_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> N
         figures = [f"{model[name]:.4f}" if model.get(name) is not None else "" for name in ("recall@10", "ndcg@10")]
         since = str(version.get("updated_at") or "")[:19].replace("T", " ")
         cells = [version["version"], version["state"], since, *figures, version.get("run_id") or ""]
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(_text, cells))
     console.print(table)
 
 
@@ -158,7 +164,7 @@ def print_plan(console: Console, plan: Any) -> None:
     table.add_column("GB of memory", justify="right")
     for step in plan.steps:
         cells = [step.name, step.does, f"{step.seconds:,.0f}", f"{step.memory_bytes / 1e9:.1f}"]
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(_text, cells))
     table.add_row("total", "", f"{plan.seconds:,.0f}", f"{plan.memory_bytes / 1e9:.1f}")
     console.print(table)
     print_rows(console, "Rows to publish", plan.publishes)

@@ -1,4 +1,7 @@
-"""Values that JSON can hold: NaN and infinity become null, because JSON has no such numbers."""
+"""Values that JSON can hold: NaN and infinity become null, because JSON has no such numbers.
+
+Input: nested mappings, lists and numbers. Output: the same values for `json.dumps` with `allow_nan=False`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The outside world of a run, opened once: object store, version database, Feast and Ray.
+"""The context of a run, opened once: object store, version database, Feast and Ray.
 
-Settings come in, a `World` goes out that `pipeline` hands to the steps part by part; Ray is stopped behind it. It knows
-how each thing is opened and what to say when it cannot be, and no step.
+Settings come in, a `RunContext` goes out whose parts `pipeline` hands to the steps; Ray is stopped afterwards. Errors
+name the part that cannot be opened. It does not know the steps.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rec_ray.distributed.killed_workers import explained_kills
 from rec_ray.distributed.runtime import check_gpus, import_in_worker, is_local, open_ray
 from rec_ray.errors import ConfigError, FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.point_in_time import secrets_in
+from rec_ray.feature_store.point_in_time import portable_config, secrets_in
 from rec_ray.logs import about, hide
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.step_events import step
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.registry import VersionDatabase
@@ -36,7 +36,7 @@ SLOW_IMPORTS = ("torch", "rec_ray.feature_store.api")
 
 
 @dataclass(frozen=True)
-class World:
+class RunContext:
     """The outside world of a run, opened once."""
 
     settings: Settings
@@ -59,7 +59,7 @@ class World:
 
 
 @contextlib.contextmanager
-def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[World]:
+def open_context(settings: Settings, run: RunLedger | None = None) -> Iterator[RunContext]:
     """Open everything a run needs, cheapest first.
 
     run: gives the run id and the instant up to which is read; without it both are new, and nobody goes on with what
@@ -72,10 +72,10 @@ def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[Wor
     seconds: dict[str, float] = {}
     run_id, as_of = (run.run_id, run.as_of) if run else (new_run_id(), datetime.now(UTC))
     with about(run_id=run_id), step("start", seconds):
-        storage = storage_of(settings)
+        storage = open_object_store(settings)
         if run is None:
             storage.check_writable()
-        database = database_of(settings)
+        database = open_version_database(settings)
         database.migrate()
         stop_ray = open_ray(settings.ray)
     try:
@@ -85,12 +85,12 @@ def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[Wor
                 # A run that goes on has read Feast already, and its steps differ in what they need.
                 workers = 0 if run is not None and run.done else int(ray.cluster_resources().get("CPU", 1))
                 warming = [import_in_worker.remote(SLOW_IMPORTS) for _ in range(workers)]
-                store = feature_store_of(settings)
+                store = open_feature_store(settings)
                 if warming:
                     ray.wait(warming, num_returns=len(warming), timeout=30)
-            world = World(settings, storage, database, store, run_id, as_of, seconds)
+            context = RunContext(settings, storage, database, store, run_id, as_of, seconds)
             try:
-                yield world
+                yield context
             finally:
                 if run is None:
                     delete_work(storage, run_id)
@@ -99,7 +99,7 @@ def open_world(settings: Settings, run: RunLedger | None = None) -> Iterator[Wor
             ray.shutdown()
 
 
-def feature_store_of(settings: Settings) -> FeatureStore:
+def open_feature_store(settings: Settings) -> FeatureStore:
     """Open the feature repository of the settings.
 
     Raises:
@@ -107,18 +107,20 @@ def feature_store_of(settings: Settings) -> FeatureStore:
         FeatureStoreError: the registry cannot be reached.
     """
     repo = settings.feast.repo
-    if not (Path(repo) / "feature_store.yaml").is_file():
+    path = Path(repo)
+    file = path if path.is_file() else path / "feature_store.yaml"
+    if not file.is_file():
         raise ConfigError(f"feast.repo {repo} has no feature_store.yaml; correct the setting or run `rec-ray init`")
     try:
-        store = FeatureStore(repo_path=repo)
+        store = FeatureStore(repo_path=str(file.parent), fs_yaml_file=file)
         hide(secrets_in(store.config))
-        return store
+        return FeatureStore(repo_path=str(file.parent), config=portable_config(store))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
     except Exception as error:
         raise FeatureStoreError(f"the feature repository {repo} cannot be opened: {error}") from error
 
 
-def owner_of(run_id: str) -> str:
+def describe_owner(run_id: str) -> str:
     """Return who publishes, in words for the one who has to wait."""
     return f"run {run_id} on {platform.node()}, process {os.getpid()}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -64,6 +65,21 @@ def delete_work(storage: Storage, run_id: str) -> None:
             LOGGER.warning("what only run %s needed is left behind: %s", run_id, error)
 
 
+def is_unfinished(storage: Storage, run_id: str) -> bool:
+    """Return whether a run has a ledger and did not end well; a damaged ledger counts as unfinished.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    try:
+        found = _read(storage, run_id)
+    except ConfigError:
+        return False
+    except DataError:
+        return True
+    return found is not None and found["report"] is None
+
+
 class RunLedger:
     """A run and how far it is.
 
@@ -103,15 +119,30 @@ class RunLedger:
         folder = f"{work_folder(self.run_id)}/steps/{step}"
         if step in self._entries["steps"]:
             LOGGER.info("%s was finished by an earlier attempt of run %s", step, self.run_id)
-            files = {name: self.storage.read_bytes(f"{folder}/{name}") for name in self._entries["steps"][step]}
-            return from_files(kind, files)
+            return from_files(kind, self._read_files(step, folder))
         files = to_files(do())
         self.require_mine()
         for name, data in files.items():
             self.storage.write_bytes(f"{folder}/{name}", data)
         self._entries["steps"][step] = sorted(files)
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        self._entries.setdefault("sums", {})[step] = sums
         self._write()
         return from_files(kind, files)
+
+    def _read_files(self, step: str, folder: str) -> dict[str, bytes]:
+        """Return the files of a finished step after comparing them with their sums; an earlier program kept none."""
+        sums, files = self._entries.get("sums", {}).get(step, {}), {}
+        for name in self._entries["steps"][step]:
+            key = f"{folder}/{name}"
+            found = self.storage.read_bytes(key) if self.storage.exists(key) else None
+            if found is None or (name in sums and hashlib.sha256(found).hexdigest() != sums[name]):
+                how = "is missing" if found is None else "does not have the SHA-256 sum of the ledger"
+                raise DataError(
+                    f"{self.storage.uri(key)} {how}: run {self.run_id} cannot go on; start again with a new run id"
+                )
+            files[name] = found
+        return files
 
     def finish(self, report: Any) -> None:
         """Record what the run reports, a dataclass; from now on the run id is a no-op."""
@@ -252,7 +283,7 @@ def _read(storage: Storage, run_id: str) -> dict[str, Any] | None:
         datetime.fromisoformat(entries["as_of"])
         for name in ("command", "settings", "steps", "report", "attempt", "owner"):
             entries[name]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{storage.uri(key)} is damaged; take a new run id") from None
     return entries
 

@@ -37,7 +37,7 @@ _DONE: dict[str, tuple[int, float]] = {}
 def report_rows(name: str, rows: int, *, more: bool = False) -> None:
     """Report, in a task, rows done since the last call.
 
-    name: of the progress, from `shown_progress`. more: the task continues, so frequent reports are put together.
+    name: of the progress, from `show_progress`. more: the task continues, so frequent reports are put together.
     """
     key = f"{name}/{ray.get_runtime_context().get_task_id()}"
     done, said = _DONE.get(key, (0, -math.inf))
@@ -50,7 +50,7 @@ def report_rows(name: str, rows: int, *, more: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def shown_progress(
+def show_progress(
     what: str,
     total: int,
     *,

@@ -13,8 +13,8 @@ import platform
 from datetime import UTC, datetime
 from typing import Any
 
-from rec_ray.errors import RecRayError, foreseen_cause
-from rec_ray.logs import LOGGER, JsonFormatter, without_secrets
+from rec_ray.errors import RecRayError, find_known_cause
+from rec_ray.logs import LOGGER, JsonFormatter, mask_secrets
 from rec_ray.step_events import StepEvent, StepFailed, StepStarted
 from rec_ray.storage.object_store import Storage
 
@@ -33,7 +33,7 @@ class RunStatus(logging.Handler):
         self.setFormatter(JsonFormatter())
         self._storage, self._folder = storage, folder
         self._lines = self._read(LOG).splitlines()
-        earlier = json.loads(self._read(STATUS) or "{}")
+        earlier = self._read_status()
         self._values: dict[str, Any] = {
             "run_id": run_id,
             "command": command,
@@ -74,9 +74,9 @@ class RunStatus(logging.Handler):
         """Say how the attempt ended; the step that it ended in stays named."""
         self._values["state"] = state
         if error is not None:
-            cause = foreseen_cause(error)
+            cause = find_known_cause(error)
             said = str(cause) if isinstance(cause, RecRayError) else f"{type(cause).__name__}: {cause}".rstrip(": ")
-            self._values["error"] = without_secrets(said)
+            self._values["error"] = mask_secrets(said)
             self._values["exit_code"] = getattr(cause, "exit_code", 1) if isinstance(cause, Exception) else None
         self._reachable = True
         self._write()
@@ -89,7 +89,7 @@ class RunStatus(logging.Handler):
             log = "".join(f"{line}\n" for line in self._lines)
             self._storage.write_bytes(f"{self._folder}/{LOG}", log.encode())
             status = json.dumps(self._values, indent=1, default=str, ensure_ascii=False) + "\n"
-            self._storage.write_bytes(f"{self._folder}/{STATUS}", without_secrets(status).encode())
+            self._storage.write_bytes(f"{self._folder}/{STATUS}", mask_secrets(status).encode())
         except RecRayError as error:
             # Once, and not again before the end: each try on a store that is away takes as long as its retries.
             self._reachable = False
@@ -97,7 +97,20 @@ class RunStatus(logging.Handler):
 
     def _read(self, name: str) -> str:
         key = f"{self._folder}/{name}"
-        return self._storage.read_bytes(key).decode() if self._storage.exists(key) else ""
+        return self._storage.read_bytes(key).decode(errors="replace") if self._storage.exists(key) else ""
+
+    def _read_status(self) -> dict[str, Any]:
+        """Return the status of the attempt before; a damaged one is replaced, as nothing depends on it."""
+        text = self._read(STATUS)
+        try:
+            found = json.loads(text) if text else {}
+            if isinstance(found, dict) and isinstance(found.get("attempts", 0), int):
+                maps = {name: found[name] for name in ("seconds", "counts") if isinstance(found.get(name), dict)}
+                return {"version": found.get("version"), "attempts": found.get("attempts", 0), **maps}
+        except (ValueError, RecursionError):
+            pass
+        LOGGER.warning("%s is damaged; it is written anew", self._storage.uri(f"{self._folder}/{STATUS}"))
+        return {}
 
 
 def _now() -> str:

@@ -59,10 +59,10 @@ def from_files(kind: type[Result], files: Mapping[str, bytes]) -> Result:
             values["preprocessor"] = Preprocessor.from_dict(values["preprocessor"])
             values["split_times"] = TypeAdapter(SplitTimes).validate_python(values["split_times"])
             values["rows"] = RowCounts(**values["rows"])
-            values["warnings"] = tuple(values.get("warnings", ()))
+            values["notes"] = tuple(values.get("notes", ()))
             return cast(Result, TrainingData(**values))
         return TypeAdapter(kind).validate_python(values)
-    except (KeyError, TypeError, ValueError, BundleError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, BundleError, ValidationError) as error:
         raise DataError(f"the record is no {kind.__name__}: {error}") from error
 
 

@@ -11,7 +11,7 @@ from rec_ray.storage.object_store import Storage, open_storage
 from rec_ray.versions.registry import VersionDatabase
 
 
-def storage_of(settings: Settings) -> Storage:
+def open_object_store(settings: Settings) -> Storage:
     """Open the object store of the settings."""
     given = settings.storage
     return open_storage(
@@ -24,7 +24,7 @@ def storage_of(settings: Settings) -> Storage:
     )
 
 
-def database_of(settings: Settings) -> VersionDatabase:
+def open_version_database(settings: Settings) -> VersionDatabase:
     """Open the version database of the settings."""
     password = settings.database.password
     return VersionDatabase(settings.database.url, password.get_secret_value() if password else None)

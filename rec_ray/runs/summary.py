@@ -1,6 +1,6 @@
 """Report of a command: metrics, counts, seconds of each step, and locations of the results.
 
-`report_run` builds a `RunReport` from the context of a run and the objects of its steps; `report_again` restores that
+`report_run` builds a `RunReport` from the context of a run and the objects of its steps; `restore_report` restores that
 of a finished run from its ledger. `cli` prints it.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pydantic import TypeAdapter
 
 from rec_ray.contracts import Candidates, Evaluation, SearchVectors, StoredModel, TrainingData, UpdateReport
-from rec_ray.runs.context import World
+from rec_ray.runs.context import RunContext
 from rec_ray.runs.ledger import RunLedger
 from rec_ray.storage.model_store import candidates_folder
 
@@ -69,7 +69,7 @@ def count_update(update: UpdateReport) -> dict[str, int]:
     return counts | {f"departed, emptied in {source}": rows for source, rows in update.departed.items() if rows}
 
 
-def report_again(run: RunLedger) -> RunReport:
+def restore_report(run: RunLedger) -> RunReport:
     """Return the report of a finished run from its ledger."""
     values = {**(run.report or {}), "finished_before": True}
     if values["evaluation"] is not None:
@@ -78,7 +78,7 @@ def report_again(run: RunLedger) -> RunReport:
 
 
 def report_run(
-    world: World,
+    context: RunContext,
     command: str,
     stored: StoredModel,
     evaluation: Evaluation | None,
@@ -90,9 +90,9 @@ def report_run(
     where = {
         **({"report": page} if page else {}),
         "model": stored.uri,
-        "candidates": world.storage.uri(candidates_folder(stored.version)),
-        "versions": world.database.url,
-        "feature repository": str(world.store.repo_path),
+        "candidates": context.storage.uri(candidates_folder(stored.version)),
+        "versions": context.database.url,
+        "feature repository": str(context.store.repo_path),
     }
-    seconds = {name: round(took, 1) for name, took in world.seconds.items()}
-    return RunReport(command, world.run_id, stored.version, evaluation, counts, seconds, where, gate)
+    seconds = {name: round(took, 1) for name, took in context.seconds.items()}
+    return RunReport(command, context.run_id, stored.version, evaluation, counts, seconds, where, gate)

@@ -7,14 +7,18 @@ values, but nothing of Feast.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+from rec_ray.data.event_notes import NEGATIVE_WORDS, sounds_negative
+from rec_ray.sample.event_values import propose_values
+from rec_ray.sample.own_tables import LEFT_OUT, PLACEHOLDER, TYPE, VALUE, Decision
 from rec_ray.sample.survey import fetch_one, query_table, quoted
-from rec_ray.sample.tables import PLACEHOLDER, WrittenTable
+from rec_ray.sample.tables import WrittenTable
 from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID, FeatureDeclaration
 
 SEPARATOR = "|"
@@ -23,12 +27,16 @@ SEPARATED_SHARE = 0.1
 FEW = 0.2
 """A string with fewer distinct values than this share of its rows is categorical, spaces or not."""
 UNIQUE = 0.9
+VALUES = 100_000
+"""Distinct values of events that are looked at, the most frequent."""
 SMALL = 20
 """Below so many values nothing is said to be unique."""
 SENTENCE = 60
 """Mean characters from which a string with spaces is a text even if it holds separators."""
 PATH_NAMES = ("categor", "path", "taxonom", "breadcrumb", "hierarch", "department")
 ITEM_NAMES = ("product_name", "item_name", "name", "title")
+CODE = re.compile(r"(^|_)(id|code|ean|gtin|isbn|upc|barcode|zip|zipcode|postcode|plz|sku|phone)$")
+"""Ends of names of whole numbers that count nothing."""
 LINK = r"^((https?:)?//|www\.|/)\S*$|^\S+\.(png|jpe?g|gif|webp|svg)$"
 _IGNORED = {USER_ID, ITEM_ID, EVENT_TIMESTAMP, PLACEHOLDER}
 
@@ -39,6 +47,7 @@ class Declared:
 
     features: dict[str, FeatureDeclaration] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
 
 def declare_features(table: WrittenTable) -> Declared:
@@ -51,12 +60,10 @@ def declare_features(table: WrittenTable) -> Declared:
             kind, why = _decide(connection, column)
             if kind is not None:
                 declared.features[column.name] = kind
-            declared.notes.append(f"{column.name}: {_said(kind)}{why}")
+            decision = Decision(table.name, column.name, LEFT_OUT if kind is None else kind.kind, why)
+            declared.decisions.append(decision)
+            declared.notes.append(str(decision))
     return declared
-
-
-def _said(kind: FeatureDeclaration | None) -> str:
-    return "left out, " if kind is None else f"{kind.kind}, "
 
 
 def _decide(connection: duckdb.DuckDBPyConnection, column: pa.Field) -> tuple[FeatureDeclaration | None, str]:
@@ -70,8 +77,8 @@ def _decide(connection: duckdb.DuckDBPyConnection, column: pa.Field) -> tuple[Fe
         return FeatureDeclaration("categorical"), "true or false"
     if pa.types.is_timestamp(kind):
         return FeatureDeclaration("timestamp"), "a timestamp"
-    if pa.types.is_integer(kind) and (column.name.lower() == "id" or column.name.lower().endswith("_id")):
-        distinct = fetch_one(connection, f"SELECT approx_count_distinct({name}) FROM t")[0]
+    if pa.types.is_integer(kind) and CODE.search(column.name.lower()):
+        distinct = fetch_one(connection, f"SELECT count(DISTINCT {name}) FROM t")[0]
         if distinct > UNIQUE * present and present >= SMALL:
             return None, "a number that is an id, another one in nearly every row"
         return FeatureDeclaration("categorical"), "a number that is an id by its name"
@@ -99,7 +106,7 @@ def _decide_string(
     name = quoted(column)
     distinct, links, spaced, separated, length = fetch_one(
         connection,
-        f"SELECT approx_count_distinct({name}), avg(regexp_matches(lower({name}), '{LINK}')::INT), "
+        f"SELECT count(DISTINCT {name}), avg(regexp_matches(lower({name}), '{LINK}')::INT), "
         f"avg(contains({name}, ' ')::INT), avg(contains({name}, '{SEPARATOR}')::INT), avg(length({name})) FROM t",
     )
     if links > 0.5:
@@ -108,25 +115,27 @@ def _decide_string(
     if separated >= SEPARATED_SHARE and not sentences:
         return _decide_separated(connection, column, separated)
     if distinct <= FEW * present:
-        return FeatureDeclaration("categorical"), f"about {distinct:,} values in {present:,} rows"
+        return FeatureDeclaration("categorical"), f"{distinct:,} values in {present:,} rows"
     if spaced > 0.5:
         return FeatureDeclaration("text"), "words with spaces between them"
     if distinct > UNIQUE * present and present >= SMALL:
         return None, "another value in nearly every row, as an id has"
-    return FeatureDeclaration("categorical"), f"about {distinct:,} values in {present:,} rows"
+    return FeatureDeclaration("categorical"), f"{distinct:,} values in {present:,} rows"
 
 
 def _decide_separated(
     connection: duckdb.DuckDBPyConnection, column: str, separated: float
-) -> tuple[FeatureDeclaration, str]:
+) -> tuple[FeatureDeclaration | None, str]:
     """A path begins with one of few words and goes on with many; a set may begin with any of its values."""
     name = quoted(column)
-    first, parts = fetch_one(
+    first, parts, total = fetch_one(
         connection,
-        f"SELECT approx_count_distinct(p[1]), approx_count_distinct(e) FROM "
+        f"SELECT count(DISTINCT p[1]), count(DISTINCT e), count(e) FROM "
         f"(SELECT p, unnest(p) AS e FROM (SELECT string_split({name}, '{SEPARATOR}') AS p FROM t))",
     )
     why = f"{separated:.0%} of the values hold {SEPARATOR!r}"
+    if parts > UNIQUE * total and total >= SMALL:
+        return None, f"{why}, and nearly every part is another one"
     if any(hint in column.lower() for hint in PATH_NAMES):
         return FeatureDeclaration("category_path", separator=SEPARATOR), f"{why}, and the name suggests a path"
     if first <= 0.5 * parts:
@@ -134,30 +143,45 @@ def _decide_separated(
     return FeatureDeclaration("categories", separator=SEPARATOR), f"{why}, in no order from general to special"
 
 
-def declare_interactions(table: WrittenTable) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the settings of `features.interaction` and notes by their keys."""
+def declare_interactions(
+    table: WrittenTable, type_column: str | None = TYPE, value_column: str | None = VALUE, *, use_value: bool = False
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the settings of `features.interaction` and notes by their keys; columns that are not there are ignored.
+
+    use_value: a person named the column with the values, so it is used whatever they look like.
+    """
     settings: dict[str, Any] = {"type_field": None, "value_field": None, "negative_types": []}
     notes: dict[str, str] = {}
-    types = table.schema.field("interaction_type").type if "interaction_type" in table.schema.names else None
-    if types is not None and pa.types.is_string(types):
-        with query_table(table.path) as connection:
-            counts = connection.execute(
-                "SELECT interaction_type, count(*) AS n FROM t WHERE interaction_type IS NOT NULL "
-                "GROUP BY interaction_type ORDER BY n DESC, interaction_type LIMIT 1000"
-            ).fetchall()
-        settings["type_field"] = "interaction_type"
+    kinds = {column.name: column.type for column in table.schema}
+    if type_column is not None and pa.types.is_string(kinds.get(type_column, pa.null())):
+        counts = _most_frequent(table, type_column, 1000)
+        settings["type_field"] = type_column
         shown = ", ".join(f"{name} {count:,}" for name, count in counts[:20])
         notes["type_field"] = f"Found: {shown}" + (" and more." if len(counts) > 20 else ".")
-        settings["negative_types"] = [name for name, _ in counts if name.lower().startswith("negative")]
+        settings["negative_types"] = [name for name, _ in counts if sounds_negative(name)]
         some = "Every" if settings["negative_types"] else "There is no"
-        notes["negative_types"] = f"{some} type whose name begins with 'negative'."
-    if "rating" in table.schema.names:
-        kind = table.schema.field("rating").type
-        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-            settings["value_field"] = "rating"
+        notes["negative_types"] = f"{some} type whose name sounds negative ({', '.join(NEGATIVE_WORDS)})."
+    kind = kinds.get(value_column or "", pa.null())
+    if value_column is not None and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        proposal = propose_values(value_column, dict(_most_frequent(table, value_column, VALUES)))
+        if proposal.use or use_value:
+            settings["value_field"] = value_column
+            settings["min_positive_value"] = proposal.min_positive_value
+        notes["value_field"] = f"{proposal.said}." + (" It is used all the same." if use_value > proposal.use else "")
     if table.notes:
         notes["type_field"] = "\n".join([*table.notes, *([notes["type_field"]] if "type_field" in notes else [])])
     return settings, notes
+
+
+def _most_frequent(table: WrittenTable, column: str, limit: int) -> list[tuple[Any, int]]:
+    """Return the values of a column with their counts, the most frequent first; null and NaN are none."""
+    name = quoted(column)
+    with query_table(table.path) as connection:
+        rows = connection.execute(
+            f"SELECT {name}, count(*) AS n FROM t WHERE {name} IS NOT NULL AND {name}::VARCHAR <> 'nan' "
+            f"GROUP BY {name} ORDER BY n DESC, {name} LIMIT {limit}"
+        ).fetchall()
+    return [(value, int(count)) for value, count in rows]
 
 
 def name_of_items(table: WrittenTable) -> str | None:

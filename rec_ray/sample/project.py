@@ -7,6 +7,7 @@ own tables the data is the sample shop. It opens no Ray and no object store, and
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +19,18 @@ from rec_ray.errors import ConfigError, listed
 from rec_ray.sample import shop
 from rec_ray.sample.declarations import declare_features, declare_interactions, name_of_items
 from rec_ray.sample.feature_repo import apply_feature_repo, write_feature_repo
-from rec_ray.sample.survey import count_distinct, earliest_time, query_table, share_of_newcomers, share_of_repeats
-from rec_ray.sample.tables import OwnTables, WrittenTable, read_own_tables, write_batches, write_ids, write_own_table
+from rec_ray.sample.own_tables import Decision, OwnTables, read_own_tables
+from rec_ray.sample.roles import Ask, ColumnNames
+from rec_ray.sample.row_dates import check_event_times, describe_ids, write_dated
+from rec_ray.sample.survey import (
+    count_distinct,
+    earliest_time,
+    query_table,
+    quoted,
+    share_of_newcomers,
+    share_of_repeats,
+)
+from rec_ray.sample.tables import WrittenTable, write_batches, write_ids, write_own_table
 from rec_ray.schema import ITEM_ID, USER_ID, FeatureDeclaration
 
 REPO = "feature_repo"
@@ -35,7 +46,8 @@ class ProjectSummary:
     """What `init_project` made.
 
     source: where the data is from, in words. users, items: different ids. interactions: rows.
-    features: names of the declared features. notes: what was decided and why.
+    features: names of the declared features. decisions: the role of each column of the user's files.
+    notes: further decisions and warnings, a sentence each.
     """
 
     folder: Path
@@ -47,26 +59,40 @@ class ProjectSummary:
     interactions: int
     features: dict[str, tuple[str, ...]]
     notes: tuple[str, ...]
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Made:
+    """Tables, settings, comments by the key of a setting, and what a person is told."""
+
     tables: dict[str, WrittenTable]
     values: dict[str, Any]
-    notes: dict[str, str]
+    comments: dict[str, str]
+    notes: tuple[str, ...]
+    decisions: tuple[Decision, ...] = ()
 
 
-def init_project(folder: str | Path, source: str | Path | None = None, *, seed: int = 0) -> ProjectSummary:
+def init_project(
+    folder: str | Path,
+    source: str | Path | None = None,
+    *,
+    seed: int = 0,
+    names: ColumnNames | None = None,
+    ask: Ask | None = None,
+) -> ProjectSummary:
     """Write a project into a folder, which is made when missing.
 
     Args:
         folder: gets `rec_ray.yaml` and `feature_repo/`.
-        source: folder with the user's own Parquet tables (see `tables.read_own_tables`); without it a generated shop.
+        source: folder or address with the user's own tables (see `read_own_tables`); without it a generated shop.
         seed: of the generated shop.
+        names: columns of the user's tables. ask: called where only a person knows a column; None makes it a fault.
 
     Raises:
         ConfigError: the folder holds a project already or cannot be written, or `source` is no such folder.
         DataError: the tables cannot be used.
+        UnavailableError: the address of `source` does not answer.
         FeatureStoreError: Feast refuses the definitions.
     """
     folder = Path(folder).resolve()
@@ -76,16 +102,38 @@ def init_project(folder: str | Path, source: str | Path | None = None, *, seed: 
         raise ConfigError(
             f"{folder} already holds {listed(there)}; name another folder, or remove them to make the project anew"
         )
-    own = None if source is None else read_own_tables(source)
+    with tempfile.TemporaryDirectory(prefix="rec_ray_init_") as scratch:
+        own = None if source is None else read_own_tables(source, Path(scratch), names, ask)
+        made = _write_project(folder, own, names, seed)
+    features = {name: tuple(made.values["features"][name]) for name in ("user", "item")}
+    return ProjectSummary(
+        folder=folder,
+        settings=settings,
+        repo=repo,
+        source=f"a generated shop, seed {seed}" if source is None else _shown(source),
+        users=count_distinct(made.tables["users"].path, USER_ID),
+        items=count_distinct(made.tables["items"].path, ITEM_ID),
+        interactions=made.tables["interactions"].rows,
+        features=features,
+        notes=made.notes,
+        decisions=made.decisions,
+    )
+
+
+def _shown(source: str | Path) -> str:
+    return str(source) if "://" in str(source) else str(Path(source).resolve())
+
+
+def _write_project(folder: Path, own: OwnTables | None, names: ColumnNames | None, seed: int) -> _Made:
+    settings, repo = folder / SETTINGS_FILE, folder / REPO
     try:
         (repo / "data").mkdir(parents=True)
-        if own is None:
-            made = _make_shop(repo / "data", seed)
-        else:
-            made = _make_own(repo / "data", own)
+        made = _make_shop(repo / "data", seed) if own is None else _make_own(repo / "data", own, names or ColumnNames())
         write_feature_repo(repo, folder.name, {name: table.schema for name, table in made.tables.items()})
         apply_feature_repo(repo)
-        settings.write_text(render_settings(made.values, made.notes), encoding="utf-8")
+        comments = {key: _printable(comment) for key, comment in made.comments.items()}
+        settings.write_text(render_settings(made.values, comments), encoding="utf-8")
+        return made
     except OSError as error:
         shutil.rmtree(repo, ignore_errors=True)
         raise ConfigError(f"cannot write the project in {folder}: {error.strerror or error}") from error
@@ -94,18 +142,11 @@ def init_project(folder: str | Path, source: str | Path | None = None, *, seed: 
         shutil.rmtree(repo, ignore_errors=True)
         settings.unlink(missing_ok=True)
         raise
-    features = {name: tuple(made.values["features"][name]) for name in ("user", "item")}
-    return ProjectSummary(
-        folder=folder,
-        settings=settings,
-        repo=repo,
-        source=f"a generated shop, seed {seed}" if source is None else str(Path(source).resolve()),
-        users=count_distinct(made.tables["users"].path, USER_ID),
-        items=count_distinct(made.tables["items"].path, ITEM_ID),
-        interactions=made.tables["interactions"].rows,
-        features=features,
-        notes=tuple(line for note in made.notes.values() for line in note.splitlines()),
-    )
+
+
+def _printable(text: str) -> str:
+    """Return a text without characters that a YAML comment cannot hold; type names and notes come from users' files."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def _make_shop(data: Path, seed: int) -> _Made:
@@ -133,34 +174,43 @@ def _make_shop(data: Path, seed: int) -> _Made:
         "train.epochs": "Fewer than the default of 8, for the same reason.",
         "train.refit_check": "Not the default, true: one training less, so that the shop is quick.",
     }
-    return _Made(written, values, notes)
+    return _Made(written, values, notes, tuple(notes.values()))
 
 
-def _make_own(data: Path, own: OwnTables) -> _Made:
+def _make_own(data: Path, own: OwnTables, names: ColumnNames) -> _Made:
     interactions = write_own_table(own.interactions, data / "interactions.parquet")
     earliest = earliest_time(interactions.path)
+    notes = check_event_times(own.interactions, interactions, named=names.time is not None)
     written = {"interactions": interactions}
+    history: dict[str, str] = {}
+    dates: dict[str, str] = {}
     for name, table in (("users", own.users), ("items", own.items)):
         path = data / f"{name}.parquet"
         if table is None:
             written[name] = write_ids(name, interactions, path, earliest)
-        else:
-            written[name] = write_own_table(table, path, earliest)
+            continue
+        dated = write_dated(table, path, interactions, earliest)
+        written[name] = dated.table
+        history |= dated.settings
+        dates[name] = dated.why
+        notes += [f"{name}: {dated.why}", *describe_ids(interactions, dated.table)]
     users, items = declare_features(written["users"]), declare_features(written["items"])
-    interaction, notes = declare_interactions(interactions)
+    interaction, said = declare_interactions(
+        interactions, own.interactions.type, own.interactions.value, use_value=names.value is not None
+    )
     features = {
         "user": _plain(users.features),
         "item": _plain(items.features),
         "item_name": name_of_items(written["items"]),
         "interaction": interaction,
+        **history,
     }
     values: dict[str, Any] = {"features": features}
-    decided = {f"features.interaction.{key}": note for key, note in notes.items()}
-    for key, table, declared in (("features.user", own.users, users), ("features.item", own.items, items)):
+    decided = {f"features.interaction.{key}": note for key, note in said.items()}
+    for key, name, declared in (("features.user", "users", users), ("features.item", "items", items)):
         decided[key] = "\n".join(["Decided from the columns when the project was made:", *declared.notes])
-        if table is not None:
-            time = f"the column {table.time_column}" if table.time_column else "the earliest event, as it has no time"
-            decided[key] += f"\nevent_timestamp: {time}"
+        if name in dates:
+            decided[key] += f"\nevent_timestamp: {dates[name]}"
     share = share_of_newcomers(interactions.path)
     if share >= NEWCOMERS:
         values["evaluation"] = {"split": "leave_one_out"}
@@ -169,20 +219,29 @@ def _make_own(data: Path, own: OwnTables) -> _Made:
             "would\nleave almost nobody to test with a history: the last event of each user is held out instead."
         )
     repeats = share_of_repeats(interactions.path)
-    if repeats >= REPEATS and len(_event_types(interactions)) <= 1:
+    if repeats >= REPEATS and len(_event_types(interactions, interaction["type_field"])) <= 1:
         values["candidates"] = {"exclude_seen": False}
         decided["candidates.exclude_seen"] = (
             f"{repeats:.0%} of the users end with an item that they had before, and all events are of one type: items "
             "already\nseen are recommended and evaluated too."
         )
-    return _Made(written, values, decided)
+    split = [decided[key] for key in ("evaluation.split", "candidates.exclude_seen") if key in decided]
+    # The decisions on columns are shown as a table.
+    notes += [line for note in said.values() for line in note.splitlines() if line not in interactions.notes]
+    notes += [" ".join(note.split()) for note in split]
+    decisions = [
+        *interactions.decisions,
+        *(*written["users"].decisions, *users.decisions),
+        *(*written["items"].decisions, *items.decisions),
+    ]
+    return _Made(written, values, decided, tuple(notes), tuple(decisions))
 
 
-def _event_types(table: WrittenTable) -> list[str]:
-    if "interaction_type" not in table.schema.names:
+def _event_types(table: WrittenTable, type_field: str | None) -> list[str]:
+    if type_field is None:
         return []
     with query_table(table.path) as connection:
-        rows = connection.execute("SELECT DISTINCT interaction_type FROM t LIMIT 2").fetchall()
+        rows = connection.execute(f"SELECT DISTINCT {quoted(type_field)} FROM t LIMIT 2").fetchall()
     return [str(name) for (name,) in rows]
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,18 @@ from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 LAST_SHARE = 0.1
 
 
-@contextlib.contextmanager
-def query_table(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def query_table(path: Path) -> contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]:
     """Open a DuckDB connection with the view `t` over a Parquet file (with file_row_number), bounded in memory."""
+    return query_files([str(path)], file_row_number=True)
+
+
+@contextlib.contextmanager
+def query_files(paths: Sequence[str], *, file_row_number: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open one over several files of one table; their columns are matched by name."""
     with tempfile.TemporaryDirectory(prefix="rec_ray_") as folder:
         connection = duckdb.connect(config={"memory_limit": "1GB", "temp_directory": folder})
         try:
-            connection.read_parquet(str(path), file_row_number=True).create_view("t")
+            connection.read_parquet(list(paths), file_row_number=file_row_number, union_by_name=True).create_view("t")
             yield connection
         finally:
             connection.close()
@@ -42,6 +48,11 @@ def fetch_one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...
 def quoted(name: str) -> str:
     """Return a column name as SQL writes it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: object) -> str:
+    """Return a text as SQL writes it."""
+    return "'" + str(text).replace("'", "''") + "'"
 
 
 def earliest_time(path: Path) -> datetime:
@@ -61,6 +72,85 @@ def count_distinct(path: Path, key: str) -> int:
     """Return how many different ids a table holds; one may have several rows, each a version of its features."""
     with query_table(path) as connection:
         return int(fetch_one(connection, f"SELECT count(DISTINCT {quoted(key)}) FROM t")[0])
+
+
+@dataclass(frozen=True)
+class KeyMatch:
+    """How the ids of events match those of a table.
+
+    ids: different ids in the events. matched: those of them in the table. in_events: the smallest that is not.
+    in_table: the smallest id of the table that is in no event. remedy: a change by which more would match, in words.
+    """
+
+    ids: int
+    matched: int
+    in_events: str | None
+    in_table: str | None
+    remedy: str | None
+
+
+SPELLINGS = {
+    "without zeros in front": "ltrim({}, '0')",
+    "without '.0' at the end": "regexp_replace({}, '\\.0+$', '')",
+    "in small letters": "lower({})",
+    "without blanks around them": "trim({})",
+}
+"""Ways to write an id by which two tables often differ."""
+
+
+def match_keys(events: Path, table: Path, key: str) -> KeyMatch:
+    """Compare the ids of the events with those of a users or items table."""
+    column = quoted(key)
+    with query_table(events) as connection:
+        connection.read_parquet(str(table)).create_view("o")
+        for view, source in (("e", "t"), ("d", "o")):
+            connection.execute(
+                f"CREATE TABLE {view} AS SELECT DISTINCT {column} AS k FROM {source} WHERE {column} <> ''"
+            )
+        ids, matched, in_events = fetch_one(
+            connection,
+            "SELECT count(*), count(d.k), min(e.k) FILTER (d.k IS NULL) FROM e LEFT JOIN d ON e.k = d.k",
+        )
+        in_table = fetch_one(connection, "SELECT min(k) FROM d WHERE k NOT IN (SELECT k FROM e)")[0]
+        remedy = None
+        if matched < ids:
+            for words, spelt in SPELLINGS.items():
+                one, other = spelt.format("k"), spelt.format("d.k")
+                better = fetch_one(connection, f"SELECT count(*) FROM e WHERE {one} IN (SELECT {other} FROM d)")[0]
+                if better > max(2 * matched, matched + (ids - matched) // 2):
+                    remedy = words
+                    break
+    return KeyMatch(int(ids), int(matched), in_events, in_table, remedy)
+
+
+def share_with_row(events: Path, table: Path, key: str, time: str = EVENT_TIMESTAMP) -> float | None:
+    """Return the share of events that see a row of their user or item: one dated at or before the event.
+
+    Events of ids without any row do not count; None if there are no others. time: column with the date of a row.
+    """
+    column = quoted(key)
+    with query_table(events) as connection:
+        connection.read_parquet(str(table)).create_view("o")
+        seen, of = fetch_one(
+            connection,
+            f"WITH first AS (SELECT {column} AS k, min(epoch_us({quoted(time)})) AS begun FROM o GROUP BY 1) "
+            f"SELECT count(*) FILTER (begun <= epoch_us(t.{EVENT_TIMESTAMP})), count(*) FROM t JOIN first "
+            f"ON t.{column} = first.k WHERE t.{EVENT_TIMESTAMP} IS NOT NULL",
+        )
+    return float(seen) / float(of) if of else None
+
+
+def count_nulls(path: Path, column: str) -> int:
+    """Return how many rows have no value in a column."""
+    with query_table(path) as connection:
+        return int(fetch_one(connection, f"SELECT count(*) FILTER ({quoted(column)} IS NULL) FROM t")[0])
+
+
+def count_times(path: Path) -> int:
+    """Return 0, 1 or 2: how many different event times there are, 2 standing for more."""
+    with query_table(path) as connection:
+        low, high = fetch_one(connection, f"SELECT min({EVENT_TIMESTAMP}), max({EVENT_TIMESTAMP}) FROM t")
+    return 0 if low is None else 1 if low == high else 2
 
 
 def share_of_newcomers(path: Path) -> float:

@@ -23,7 +23,7 @@ from rec_ray.candidate_store.writer import PartsSink
 from rec_ray.config import SearchSettings
 from rec_ray.contracts import SearchVectors, TrainingData
 from rec_ray.distributed.parquet_source import read_rows
-from rec_ray.distributed.worker_cache import shared_value
+from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.item_vectors.fetch import ImageFiles
 from rec_ray.item_vectors.images import FOLDER as IMAGE_FOLDER
 from rec_ray.item_vectors.images import EncodedImages, encode_images, image_vectors_of
@@ -79,7 +79,7 @@ def make_search_vectors(
     encodings = _Encodings(
         items, settings, storage, ImageFiles(storage, repo, settings.image_seconds, settings.image_bytes), names
     )
-    dimensions = ask_search_dimensions(settings)
+    dimensions = find_search_dimensions(settings)
     rows: dict[str, int] = {}
     described: dict[str, Any] = {}
     for source, fields in settings.vectors.items():
@@ -121,7 +121,7 @@ def search_dimensions(settings: SearchSettings) -> dict[str, dict[str, int]]:
     }
 
 
-def ask_search_dimensions(settings: SearchSettings) -> dict[str, dict[str, int]]:
+def find_search_dimensions(settings: SearchSettings) -> dict[str, dict[str, int]]:
     """Return `search_dimensions`, computed by a task, because transformers would stay in the driver's memory."""
     return ray.get(_dimensions.remote(settings)) if settings.vectors else {}
 
@@ -212,7 +212,7 @@ def _vectors(items: pa.Table, column: _Column) -> pa.Array:
     texts = vectors_of(items, column.texts, column.text_cache) if column.texts else pa.nulls(items.num_rows, VECTORS)
     if column.image is None or column.image_cache is None:
         return texts
-    images = image_vectors_of(items, column.image, shared_value(column.hashes[0]), column.image_cache)
+    images = image_vectors_of(items, column.image, get_shared(column.hashes[0]), column.image_cache)
     return mixed(images, texts, column.image_weight)
 
 

@@ -24,7 +24,7 @@ BYTES_AT_ONCE = 2**20
 _PARTIAL = ".partial"
 
 
-def write_whole_file(path: Path, data: bytes | memoryview) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write a file beside its place, bring it to the disk, then move it there in one step.
 
     Raises:

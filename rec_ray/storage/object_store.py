@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 
 from rec_ray.errors import ConfigError, StorageError
-from rec_ray.storage.atomic_write import is_partial, write_whole_file
+from rec_ray.storage.atomic_write import is_partial, write_atomically
 
 RETRY_ATTEMPTS = 8
 """Tries of one S3 request; with pyarrow's exponential back-off and jitter that bridges half a minute."""
@@ -109,7 +109,7 @@ class Storage:
             raise StorageError(f"an object needs a name below {self.uri()}; got an empty key")
         with self._trying("write", key):
             if self.is_folder:
-                write_whole_file(Path(path), data)
+                write_atomically(Path(path), data)
             else:
                 with self.filesystem.open_output_stream(path) as stream:
                     stream.write(data)

@@ -77,13 +77,13 @@ class VectorCache:
             return pa.nulls(len(hashes), VECTORS)
         dataset = self._files()
         if dataset is None:
-            raise DataError(f"there is no vector in {self.storage.uri(self.folder)}; begin a new run")
+            raise DataError(f"{self.storage.uri(self.folder)} has no vectors; start a new run")
         table = dataset.to_table(filter=pads.field(HASH).isin(wanted)).combine_chunks()
         place = pc.index_in(hashes, value_set=table[HASH].combine_chunks(), skip_nulls=True)
         vectors = pc.cast(table[VECTOR].combine_chunks(), VECTORS).take(place)
         missing = vectors.null_count - hashes.null_count
         if missing:
-            raise DataError(f"{missing:,} vectors are missing in {self.storage.uri(self.folder)}; begin a new run")
+            raise DataError(f"{missing:,} vectors are missing in {self.storage.uri(self.folder)}; start a new run")
         return vectors
 
     def _files(self) -> Any:

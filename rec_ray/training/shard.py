@@ -78,13 +78,13 @@ class Shard:
         if sample is not None:
             self.watched = Timelines.from_table(sample, user_shape)
 
-    def batches(self, below: int, batch_size: int, seed: int) -> Iterator[TimelineBatch]:
+    def batches(self, max_split: int, batch_size: int, seed: int) -> Iterator[TimelineBatch]:
         """Yield the batches of an epoch, whose order `seed` decides.
 
         below: events labelled so or later are not learned from. batch_size: in events, to within a stretch.
         """
         for number, timelines in enumerate(self._parts()):
-            windows = training_windows(timelines, self.history_length, below)
+            windows = training_windows(timelines, self.history_length, max_split)
             for chosen in shuffled_batches(windows, batch_size, seed * 1_000_003 + number):
                 yield training_batch(timelines, windows, chosen)
 
@@ -100,8 +100,8 @@ class Shard:
             yield from read_rows(file, self.filesystem, begin, end, STREAMED_TIMELINES)
 
     def _count(self, timelines: Timelines) -> None:
-        for below in self.events:
-            self.events[below] += int(training_windows(timelines, self.history_length, below).events.sum())
+        for max_split in self.events:
+            self.events[max_split] += int(training_windows(timelines, self.history_length, max_split).events.sum())
         chosen = timelines.weight > 0
         items = self.positives.shape[1]
         cell = timelines.split[chosen].astype(np.int64) * items + timelines.item_index[chosen]

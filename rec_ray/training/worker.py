@@ -78,7 +78,7 @@ class Stage:
     """A part of a training. below: events labelled so or later are not learned from."""
 
     name: str
-    below: int
+    max_split: int
 
 
 def stages_of(train: TrainSettings) -> list[Stage]:
@@ -139,7 +139,7 @@ class _Worker:
         self.epochs = train.epochs
         if stage.name != LEARN:
             self.epochs = train.refit_epochs if self.from_best else progress.best_epoch
-        events = shard.events[stage.below]
+        events = shard.events[stage.max_split]
         steps = _agreed(max(1, -(-events // train.batch_size)), dist.ReduceOp.MAX)
         # A full refit repeats the schedule of the training up to its best epoch.
         scheduled = self.epochs if self.from_best else train.epochs
@@ -151,7 +151,7 @@ class _Worker:
         catalogue = _read_catalogue(plan, now=stage.name == PUBLISH)
         self.learner = Learner(
             model,
-            dataclasses.replace(catalogue, count=positives[: stage.below].sum(axis=0)),
+            dataclasses.replace(catalogue, count=positives[: stage.max_split].sum(axis=0)),
             settings,
             total_steps=steps * scheduled,
             device=ray.train.torch.get_device(),
@@ -227,7 +227,7 @@ class _Worker:
     def _in_step(self, epoch: int) -> Iterator[TimelineBatch]:
         """Yield a worker's batches as long as every worker has one: gradients are averaged at each step."""
         seed = (self.plan.train.seed * 10 + self.number) * 1000 + epoch
-        made = self.shard.batches(self.stage.below, self.plan.train.batch_size, seed)
+        made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed)
         batches = prefetched(made, self.learner.device)
         while True:
             batch = next(batches, None)

@@ -196,7 +196,7 @@ def test_an_increment_has_the_items_of_the_version_and_only_the_given_users(carr
 
 
 def test_fields_that_were_not_read_are_named(tiny_data, tmp_path):
-    with pytest.raises(SchemaError, match="do not carry 'in_stock', which filters read"):
+    with pytest.raises(SchemaError, match="lack 'in_stock', which filters read"):
         generate(tiny_data, tmp_path, tiny_data.data, filters=FilterSettings(available="in_stock"))
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,10 @@ def test_a_whole_project_has_no_fault_and_nothing_is_left_for_readers(
     assert not [path for path in (project / "store").rglob("*") if path.is_file()]
     # The canary's list is empty: whoever asks for it is recommended nothing.
     from rec_ray.feature_store.push_targets import find_push_target, read_online
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
     from rec_ray.schema import ITEM_IDS, SCORES, USER_ID
 
-    store = feature_store_of(settings_of(project))
+    store = open_feature_store(settings_of(project))
     target = find_push_target(store, "user_items_push_source", USER_ID, [ITEM_IDS, SCORES])
     assert read_online(store, target, [CANARY])[target.fields[ITEM_IDS]] == [[]]
     # And it works again, although the store has a row of the canary by now.
@@ -135,3 +136,21 @@ def test_suspicious_events_are_named_and_are_no_fault(project: Path) -> None:
     assert offline.ok
     assert "4,000 events looked at; events of the type 'negative_view' (200) are learned as positives" in offline.said
     assert "features.interaction.negative_types names 'skip', which no event has" in offline.said
+
+
+def test_a_table_exported_after_all_events_is_found_before_the_run(
+    tmp_path: Path, make_project: Callable[..., Path], tiny_tables: Any
+) -> None:
+    """Training would see none of its values, and publication all of them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    project = make_project(tmp_path, **tiny_tables)
+    path = project / "feature_repo" / "data" / "users.parquet"
+    table = pq.read_table(path)
+    times = pa.array([datetime(2024, 9, 1, tzinfo=UTC)] * table.num_rows, pa.timestamp("us", "UTC"))
+    pq.write_table(table.set_column(table.schema.get_field_index("event_timestamp"), "event_timestamp", times), path)
+    found = faults(project)
+    assert set(found) == {"offline store"} and found["offline store"].exit_code == 2
+    for part in ("every declared user feature", "view 'users'", "features.user_history: as_of_now"):
+        assert part in found["offline store"].said

@@ -12,18 +12,18 @@ import pytest
 import yaml
 from manifests import BASE, ROOT, objects, validate
 
-from rec_ray.cli.kubernetes_manifests import Wishes, render_manifests
+from rec_ray.cli.kubernetes_manifests import RenderOptions, render_manifests
 from rec_ray.cli.main import main
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError
 
 SAME = {
-    "rayjob": ("rayjob", Wishes(name="rec-ray")),
-    "rayjob-autoscaling": ("rayjob", Wishes(name="rec-ray", grow_to=4)),
-    "kueue": ("rayjob", Wishes(name="rec-ray", queue="rec-ray")),
-    "raycluster": ("raycluster", Wishes()),
-    "raycronjob": ("raycronjob", Wishes()),
-    "gpu": ("rayjob", Wishes(name="rec-ray")),
+    "rayjob": ("rayjob", RenderOptions(name="rec-ray")),
+    "rayjob-autoscaling": ("rayjob", RenderOptions(name="rec-ray", grow_to=4)),
+    "kueue": ("rayjob", RenderOptions(name="rec-ray", queue="rec-ray")),
+    "raycluster": ("raycluster", RenderOptions()),
+    "raycronjob": ("raycronjob", RenderOptions()),
+    "gpu": ("rayjob", RenderOptions(name="rec-ray")),
 }
 """Overlay -> the kind and options that give the same."""
 
@@ -39,7 +39,7 @@ def project(tmp_path: Path) -> Path:
 
 def render(kind: str, project: Path, *overrides: str, **wishes: Any) -> list[dict[str, Any]]:
     settings = load_settings(project / "rec_ray.yaml", overrides, environ={"REC_RAY__STORAGE__SECRET_KEY": "hush-hush"})
-    text = render_manifests(kind, settings, Wishes(**wishes))
+    text = render_manifests(kind, settings, RenderOptions(**wishes))
     assert "hush-hush" not in text and "*****" not in text
     found = list(yaml.safe_load_all(text))
     for manifest in found:

@@ -9,7 +9,7 @@ from rec_ray.cli.version_listing import list_versions, show_version
 from rec_ray.config import Settings
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import DataError
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.versions.registry import VersionRow
 
 
@@ -19,7 +19,7 @@ def settings(tmp_path: Path) -> Settings:
     file = tmp_path / "rec_ray.yaml"
     file.write_text(f"storage: {{url: {tmp_path}/store}}\ndatabase: {{url: 'sqlite:///{tmp_path}/versions.db'}}\n")
     settings = load_settings(file, environ={})
-    storage, database = storage_of(settings), database_of(settings)
+    storage, database = open_object_store(settings), open_version_database(settings)
     database.migrate()
     for number in range(1, 5):
         version = database.reserve(f"run-{number}")
@@ -48,6 +48,6 @@ def test_one_version(settings: Settings) -> None:
 
 
 def test_damaged_files_are_said(settings: Settings) -> None:
-    storage_of(settings).write_bytes("two-tower/1/metadata.json", b"{}")
+    open_object_store(settings).write_bytes("two-tower/1/metadata.json", b"{}")
 
     assert "metadata.json" in show_version(settings, "1")["files"]

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError, LockedError
 
 IMAGE = "quay.io/rh-ai-quickstart/recommendation-training"
+WITH_RAY = [name for name in OVERLAYS if name != "monitoring"]
+NIGHTLY = ("openshift", "production")
+STANDING = ("openshift-raycluster", "raycluster")
 SECRET_NAME = re.compile(r"password|secret|token|access_?key", re.IGNORECASE)
 
 
@@ -32,9 +36,8 @@ def clusters_of(overlay: str) -> list[dict[str, Any]]:
 
 
 def test_there_are_the_overlays_that_are_promised() -> None:
-    assert {"dev", "production", "gpu", "kueue", "rayjob", "rayjob-autoscaling", "raycluster", "raycronjob"} == set(
-        OVERLAYS
-    )
+    assert {"dev", "gpu", "kueue", "monitoring", "production"} <= set(OVERLAYS)
+    assert {"rayjob", "rayjob-autoscaling", "raycronjob", *NIGHTLY, *STANDING} <= set(OVERLAYS)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -97,7 +100,7 @@ def test_pods_are_restricted_and_have_memory_that_is_theirs(overlay: str) -> Non
             assert "cpu" in resources["requests"]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", WITH_RAY)
 def test_a_ray_cluster_asks_for_a_token_and_its_head_does_no_work(overlay: str) -> None:
     found = clusters_of(overlay)
     lock = (ROOT / "requirements.lock").read_text().splitlines()
@@ -165,12 +168,14 @@ def test_service_accounts_have_least_rights(overlay: str) -> None:
         {"apiGroups": ["ray.io"], "resources": ["raycronjobs"], "resourceNames": ["rec-ray"], "verbs": ["get"]},
     ]
 
-    assert rights == ({"rec-ray-scheduler": only_rayjobs} if overlay == "production" else {})
+    assert rights == ({"rec-ray-scheduler": only_rayjobs} if overlay in NIGHTLY else {})
     assert not [each for each in objects(overlay) if each["kind"].startswith("Cluster")]
     for manifest in objects(overlay):
         for pod in pods_of(manifest):
             token = pod.get("automountServiceAccountToken", True)
-            assert token == (pod.get("serviceAccountName") in ("rec-ray-autoscaler", "rec-ray-scheduler"))
+            needed = pod.get("serviceAccountName") in ("rec-ray-autoscaler", "rec-ray-scheduler")
+            proxied = overlay.startswith("openshift") and pod["containers"][0]["name"] == "ray-head"
+            assert token == (needed or proxied)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -189,10 +194,10 @@ def test_the_network_policy_lets_dns_and_the_pods_of_the_cluster_through(overlay
         assert ("TCP", int(str(address).split(":")[-1].split("/")[0])) in dns, address
 
 
-@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name != "raycluster"])
+@pytest.mark.parametrize("overlay", [name for name in WITH_RAY if name not in STANDING])
 def test_a_rayjob_ends_is_cleared_away_and_is_tried_twice_as_one_run(overlay: str) -> None:
     """The walk through the double of KubeRay is in test_kuberay.py."""
-    kind = "RayCronJob" if overlay in ("production", "raycronjob") else "RayJob"
+    kind = "RayCronJob" if overlay in (*NIGHTLY, "raycronjob") else "RayJob"
     manifest = the(overlay, kind)
     spec = manifest["spec"].get("jobTemplate", manifest["spec"])
 
@@ -236,7 +241,7 @@ def size(text: str) -> float:
     return float(text[:-2]) * units[text[-2:]] if text[-2:] in units else float(text)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", WITH_RAY)
 def test_the_object_store_is_in_memory_and_what_spills_has_a_reserved_place(overlay: str) -> None:
     """Ray takes /tmp for a store larger than /dev/shm; spilled objects and logs are below /tmp/ray."""
     (cluster,) = clusters_of(overlay)
@@ -297,6 +302,65 @@ def test_the_gpu_overlay_asks_for_gpus_and_says_so_to_the_program() -> None:
     assert settings.train.num_workers <= cluster["workerGroupSpecs"][0]["replicas"], "one GPU for each worker"
 
 
+def expand(text: str, environment: dict[str, str]) -> str:
+    """Replace $(NAME) as Kubernetes does."""
+    return re.sub(r"\$\((\w+)\)", lambda name: environment[name[1]], text)
+
+
+@pytest.mark.parametrize("overlay", ["openshift", "openshift-raycluster"])
+def test_openshift_gives_the_ids_the_keys_and_the_certificates(overlay: str) -> None:
+    """restricted-v2 refuses ids outside of the namespace's range; a data connection has keys of its own names."""
+    text = yaml.safe_dump_all(objects(overlay))
+    example = yaml.safe_load((CLUSTER / "components/openshift/data-connection.example.yaml").read_text())
+    validate(example)
+    (cluster,) = clusters_of(overlay)
+
+    assert not re.search(r"runAsUser|runAsGroup|fsGroup|supplementalGroups", text)
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        entries = pod["containers"][0]["env"]
+        keys = {
+            entry["name"]: entry["valueFrom"]["secretKeyRef"]["key"]
+            for entry in entries
+            if entry.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == example["metadata"]["name"]
+        }
+        assert set(keys.values()) == set(example["stringData"])
+        # Kubernetes expands $(NAME) from the entries before.
+        environment = {name: example["stringData"][key] for name, key in keys.items()}
+        for entry in entries:
+            if "value" in entry:
+                environment[entry["name"]] = expand(entry["value"], environment)
+        environment["REC_RAY__DATABASE__PASSWORD"] = "x"
+        ca_bundle = environment.pop("REC_RAY__STORAGE__CA_BUNDLE")
+        settings = load_settings(CLUSTER / "base" / "rec_ray.yaml", environ=environment)
+        assert settings.storage.url == "s3://CHANGE-ME/models"
+        assert settings.storage.endpoint == "https://s3.openshift-storage.svc"
+        assert settings.storage.access_key is not None and settings.storage.secret_key is not None
+        mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        (volume,) = [each for each in pod["volumes"] if each["name"] == mounts[str(Path(ca_bundle).parent)]]
+        certificates = the(overlay, "ConfigMap", volume["configMap"]["name"])["metadata"]["annotations"]
+        assert certificates == {"service.beta.openshift.io/inject-cabundle": "true"}
+        assert Path(ca_bundle).name == "service-ca.crt", "the key that OpenShift writes"
+
+
+def test_the_route_leads_to_the_dashboard_over_tls_and_its_router_is_admitted() -> None:
+    route = the("openshift-raycluster", "Route")["spec"]
+    (cluster,) = clusters_of("openshift-raycluster")
+    ports = {
+        port["name"]: port["containerPort"]
+        for port in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    }
+    (router,) = [
+        rule
+        for rule in the("openshift-raycluster", "NetworkPolicy")["spec"]["ingress"]
+        if "network.openshift.io/policy-group" in str(rule)
+    ]
+
+    assert route["to"] == {"kind": "Service", "name": "rec-ray-head-svc"}
+    assert route["tls"] == {"termination": "edge", "insecureEdgeTerminationPolicy": "Redirect"}
+    assert [port["port"] for port in router["ports"]] == [ports[route["port"]["targetPort"]]]
+
+
 def test_kind_gets_the_stores_that_the_settings_name() -> None:
     services = {each["metadata"]["name"]: each["spec"] for each in objects("dev") if each["kind"] == "Service"}
     head = clusters_of("dev")[0]["headGroupSpec"]["template"]["spec"]
@@ -320,6 +384,42 @@ def test_kind_gets_the_stores_that_the_settings_name() -> None:
         check=False,
     )
     assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(("code", "says"), [(1, "no such view"), (0, "applied")])
+def test_the_shop_shows_the_error_of_feast_and_does_not_retry_it(code: int, says: str, tmp_path: Path) -> None:
+    script = the("dev", "ConfigMap", "shop")["data"]["make_shop.sh"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for there, here in (
+            ("/dev/tcp/postgres/5432", f"/dev/tcp/127.0.0.1/{server.getsockname()[1]}"),
+            ("/shop/", f"{tmp_path}/shop/"),
+            ("/etc/rec_ray/", f"{tmp_path}/settings/"),
+        ):
+            assert there in script
+            script = script.replace(there, here)
+        repo = tmp_path / "shop" / "project" / "feature_repo"
+        for folder in (tmp_path / "bin", tmp_path / "shop", tmp_path / "settings" / "feature_repo"):
+            folder.mkdir(parents=True)
+        (tmp_path / "settings" / "feature_repo" / "feature_store.yaml").write_text("sslmode: require\n")
+        programs = {
+            "rec-ray": f'[[ "$*" == "init {tmp_path}/shop/project" ]] && mkdir -p {repo}',
+            "feast": f'echo applied; echo "no such view" >&2; exit {code}',
+        }
+        for name, text in programs.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        ran = subprocess.run(
+            ["bash", "-c", script],
+            env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    assert ran.returncode == code
+    assert says in ran.stdout + ran.stderr
+    assert (repo / "feature_store.yaml").read_text() == "sslmode: disable\n"
 
 
 def test_the_settings_of_the_cluster_are_settings() -> None:

@@ -35,7 +35,7 @@ def test_the_containerfile_is_clean() -> None:
 def test_the_image_has_the_base_the_folder_and_the_user_that_are_asked_for() -> None:
     assert "BASE_IMAGE=registry.access.redhat.com/ubi9/python-311:latest" in arguments("ARG")
     assert "RUNTIME_IMAGE=${BASE_IMAGE}" in arguments("ARG")
-    assert arguments("FROM") == ["${BASE_IMAGE} AS build", "${RUNTIME_IMAGE}"]
+    assert arguments("FROM") == ["${BASE_IMAGE} AS environment", "environment AS program", "${RUNTIME_IMAGE}"]
     assert set(arguments("WORKDIR")) == {"/app"}
     assert "RUN_AS_USER=1001" in arguments("ARG")
     assert arguments("USER") == ["0", "0", "${RUN_AS_USER}:0"], "root builds, and another user of group 0 runs"
@@ -58,18 +58,32 @@ def test_every_source_of_the_image_exists_and_reaches_the_builder() -> None:
         assert any(fnmatch(source, pattern) for pattern in allowed), f".dockerignore keeps {source} from the builder"
 
 
-def test_dependencies_come_through_uv_from_the_lock_before_the_code() -> None:
-    steps = [f"{name} {value}" for name, value in instructions()]
-    installs = [step for step in steps if "uv pip install" in step]
-    extras = set(re.findall(r"--extra (\S+)", installs[0]))
+def test_a_change_of_code_replaces_only_the_last_layer() -> None:
+    """The environment is made of pyproject.toml and the lock alone; the code comes in the last COPY."""
+    stages: list[list[str]] = []
+    for name, value in instructions():
+        if name == "FROM":
+            stages.append([])
+        elif stages:
+            stages[-1].append(f"{name} {value}")
+    environment, program, last = stages
+    files = ["COPY --from=environment /app/.venv /app/.venv", "COPY --from=program /app/program /app/program"]
+
+    assert [step for step in environment if step.startswith("COPY")] == ["COPY pyproject.toml requirements.lock ./"]
+    assert "COPY rec_ray ./rec_ray" in program and "COPY jobs /app/program/jobs" in program
+    assert [step for step in last if step.startswith(("COPY", "RUN"))][1:] == files, "the code is the last layer"
+
+
+def test_dependencies_come_through_uv_from_the_lock() -> None:
+    installs = [value for name, value in instructions() if name == "RUN" and "uv pip install" in value]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = [value for value in arguments("ARG") if value.startswith("EXTRAS=")]
+    names = set(extras.removeprefix("EXTRAS=").strip('"').split())
 
     assert "--constraint requirements.lock" in installs[0]
-    assert steps.index(installs[0]) < steps.index("COPY rec_ray ./rec_ray"), "else a change of code installs all again"
-    assert "--no-deps" in installs[1]
-    assert extras <= set(project["optional-dependencies"])
-    assert "dev" not in extras
-    assert not any(re.search(r"(SECRET|PASSWORD|TOKEN|_KEY)\s*=", step) for step in steps)
+    assert "--no-deps --prefix /app/program" in installs[1]
+    assert names == set(project["optional-dependencies"]) - {"dev", "faiss"}, "text included, as the replaced image had"
+    assert not any(re.search(r"(SECRET|PASSWORD|TOKEN|_KEY)\s*=", value) for _, value in instructions())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from kuberay.api_server import serve
 from kuberay.double import Cluster, Outcome
 from manifests import ROOT, objects
 
-from rec_ray.cli.main import nightly_rayjob
+from rec_ray.cli import nightly_rayjob
 
 ACCOUNT = "rec-ray-scheduler"
 

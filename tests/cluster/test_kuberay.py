@@ -11,7 +11,7 @@ from kuberay.api_server import serve
 from kuberay.double import HELM, KUSTOMIZE, Cluster, Outcome, RefusedError
 from manifests import KUBERAY, ROOT, objects
 
-from rec_ray.cli.main import nightly_rayjob
+from rec_ray.cli import nightly_rayjob
 
 HOUR, DAY = 3600, 86400
 ONCE = ("dev", "gpu", "kueue", "rayjob", "rayjob-autoscaling")
@@ -283,7 +283,7 @@ def test_applying_a_finished_rayjob_again_submits_it_and_allows_a_new_run() -> N
     cluster.advance(HOUR)
 
     assert [run_id(name) for name, _ in cluster.submissions] == ["rec-ray", "rec-ray"]
-    for overlay in (*ONCE, "production", "raycronjob"):
+    for overlay in (*ONCE, "openshift", "production", "raycronjob"):
         for found in objects(overlay):
             spec = found.get("spec", {})
             if found["kind"] in ("RayJob", "RayCronJob"):

@@ -1,4 +1,4 @@
-"""The GitHub workflows are valid and do what the project promises of them."""
+"""The GitHub workflows are valid, pinned and of least rights; they build, scan, sign and publish the images."""
 
 import re
 import subprocess
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from rec_ray.cli.kubernetes_manifests import GPU_IMAGE
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -27,7 +29,7 @@ def triggers(workflow: dict[Any, Any]) -> dict[str, Any]:
 
 
 def steps(workflow: dict[Any, Any]) -> list[dict[str, Any]]:
-    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+    return [step for job in workflow["jobs"].values() for step in job.get("steps", [])]
 
 
 def test_workflows_follow_the_schema_of_github() -> None:
@@ -38,7 +40,7 @@ def test_workflows_follow_the_schema_of_github() -> None:
 
 
 def test_actionlint_finds_nothing(tmp_path: Path) -> None:
-    """Whether it finds something where there is something is asked too."""
+    """A workflow with an error is the counter-proof."""
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(WORKFLOWS[0].read_text().replace("github.ref", "github.reff"))
 
@@ -68,41 +70,74 @@ def test_scripts_are_sound_and_take_no_expression_as_shell_code(path: Path) -> N
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_expressions_name_things_that_exist(path: Path) -> None:
-    text = path.read_text()
-    matrix = {
-        f"matrix.{key}" for job in load(path.name)["jobs"].values() for key in job.get("strategy", {}).get("matrix", {})
-    }
-    known = {"github.ref", "secrets.QUAY_USERNAME", "secrets.QUAY_PASSWORD", *matrix}
+def test_secrets_are_those_of_the_registry(path: Path) -> None:
+    """actionlint checks every other name in an expression."""
+    found = set(re.findall(r"secrets\.(\w+)", path.read_text()))
 
-    assert set(re.findall(r"\$\{\{\s*(.*?)\s*\}\}", text)) <= known
+    assert found == ({"QUAY_USERNAME", "QUAY_PASSWORD"} if path.name == "build-and-push.yaml" else set())
+    for step in steps(load(path.name)):
+        if "QUAY_PASSWORD" in str(step):
+            assert "--password-stdin" in step["run"], "a password among the arguments shows in the process list"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_has_least_rights_and_an_end(path: Path) -> None:
+def test_a_workflow_has_least_rights_an_end_and_pinned_actions(path: Path) -> None:
     workflow = load(path.name)
 
     assert workflow["permissions"] == {"contents": "read"}
-    assert all(job["timeout-minutes"] <= 60 for job in workflow["jobs"].values())
-    assert all("@" in step["uses"] for step in steps(workflow) if "uses" in step)
+    for name, job in workflow["jobs"].items():
+        if "steps" in job:
+            assert job["timeout-minutes"] <= 60
+        more = {"contents": "read", "id-token": "write"} if name == "publish" else None
+        assert job.get("permissions") == more, name
+    for step in steps(workflow):
+        if "uses" in step:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"]), "by commit: a tag can be moved"
+            if step["uses"].startswith("actions/checkout@"):
+                assert step["with"] == {"persist-credentials": False}
+    for line in path.read_text().splitlines():
+        if "@" in line and "uses:" in line:
+            assert re.search(r"@[0-9a-f]{40} # v\d", line), "a person reads the version behind the commit"
 
 
-def test_the_image_is_built_with_podman_and_pushed_to_quay() -> None:
+def script_of(job: dict[str, Any]) -> str:
+    return "\n".join(step["run"] for step in job["steps"] if "run" in step)
+
+
+def test_images_for_both_machines_with_and_without_gpus_are_built_after_the_tests() -> None:
     workflow = load("build-and-push.yaml")
-    image = workflow["jobs"]["image"]
-    scripts = "\n".join(step["run"] for step in image["steps"] if "run" in step)
-    secrets = [step["env"] for step in image["steps"] if "env" in step]
+    jobs = workflow["jobs"]
+    build = script_of(jobs["build"])
 
-    assert triggers(workflow) == {"push": {"branches": ["main", "master"]}, "workflow_dispatch": None}
-    assert image["env"] == {"IMAGE": "quay.io/rh-ai-quickstart/recommendation-training"}
-    assert "podman build" in scripts and "--file Containerfile ." in scripts
-    assert "git rev-parse --short HEAD" in scripts
-    for tag in ("$TAG", "$VERSION", "latest"):
-        assert f'--tag "$IMAGE:{tag}"' in scripts and f'podman push "$IMAGE:{tag}"' in scripts
-    assert secrets == [
-        {"QUAY_USERNAME": "${{ secrets.QUAY_USERNAME }}", "QUAY_PASSWORD": "${{ secrets.QUAY_PASSWORD }}"}
-    ]
-    assert "--password-stdin" in scripts, "a password among the arguments shows in the process list"
+    assert workflow["env"]["IMAGE"] == "quay.io/rh-ai-quickstart/recommendation-training"
+    assert jobs["test"]["uses"] == "./.github/workflows/tests.yaml"
+    assert jobs["build"]["needs"] == ["test", "base"] and jobs["publish"]["needs"] == "build"
+    assert "workflow_call" in triggers(load("tests.yaml"))
+    assert jobs["build"]["strategy"]["matrix"] == {
+        "runner": ["ubuntu-24.04", "ubuntu-24.04-arm"],
+        "torch": ["cpu", "cu130"],
+    }
+    suffixes = jobs["publish"]["strategy"]["matrix"]["suffix"]
+    assert suffixes == ["", GPU_IMAGE], "the tag that `render` and overlays/gpu name"
+    assert 'BASE_IMAGE="$BASE@$DIGEST"' in build and "--file Containerfile ." in build
+    assert "--read-only --tmpfs /tmp --user 1000650000:0" in build
+    names = [step["name"] for step in jobs["build"]["steps"] if "name" in step]
+    assert names.index("Scan it for known vulnerabilities") < names.index("Push")
+    (scan,) = [step for step in jobs["build"]["steps"] if "scan-action" in step.get("uses", "")]
+    assert scan["with"]["sbom"] == "packages.spdx.json" and scan["with"]["severity-cutoff"] == "critical"
+
+
+def test_a_version_is_pushed_by_its_tag_alone_and_only_once() -> None:
+    workflow = load("build-and-push.yaml")
+    *before, release = workflow["jobs"]["publish"]["steps"]
+
+    assert triggers(workflow)["push"] == {"branches": ["main", "master"], "tags": ["v*"]}
+    assert release["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    assert '"$GITHUB_REF_NAME" != "v$version"' in release["run"]
+    assert release["run"].index("skopeo inspect") < release["run"].index("skopeo copy")
+    others = script_of({"steps": before}) + script_of(workflow["jobs"]["build"])
+    assert "latest" not in others and "version" not in others
+    assert 'cosign sign --yes --recursive "$IMAGE@$(cat digest.txt)"' in others, "a digest, not a tag, is signed"
 
 
 def test_the_tests_run_as_in_continuous_integration_on_every_supported_python() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rec_ray.config import Settings, redacted, secrets_of
+from rec_ray.config import Settings, redact_settings, secrets_of
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError
 from rec_ray.logs import LOGGER
@@ -134,7 +134,7 @@ def test_what_was_taken_is_said_without_a_secret(tmp_path: Path, caplog: pytest.
     assert "storage.endpoint" in caplog.text and "database.password" in caplog.text
     assert "DATASET_URL is ignored" in caplog.text
     for secret in ("minio-secret", "minio-user", "p@ss", "p%40ss"):
-        assert secret not in caplog.text + str(redacted(settings)) + repr(settings)
+        assert secret not in caplog.text + str(redact_settings(settings)) + repr(settings)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import SecretStr, ValidationError
 
-from rec_ray.config import SECRETS, Section, Settings, redacted
+from rec_ray.config import SECRETS, Section, Settings, redact_settings
 from rec_ray.config.loading import load_settings
 from rec_ray.config.template import render_settings
 from rec_ray.errors import ConfigError
@@ -260,7 +260,7 @@ def test_a_secret_comes_from_the_environment_or_a_file_and_never_shows(tmp_path:
     for environ in ({name: SECRET}, {f"{name}_FILE": str(mounted)}):
         settings = load(tmp_path, **environ)
         assert secret_of(settings, section, key) == SECRET
-        for shown in (str(settings), repr(settings), str(redacted(settings)), settings.model_dump_json()):
+        for shown in (str(settings), repr(settings), str(redact_settings(settings)), settings.model_dump_json()):
             assert "hunter2" not in shown and "**********" in shown
         # The faults of other settings do not show it either.
         assert "hunter2" not in refusal(tmp_path, "train: {epochs: 0}", **environ)

@@ -105,7 +105,7 @@ def test_the_catalogue_has_the_vectors_as_of_both_instants(tiny_data, tmp_path, 
     from rec_ray.data.load_features import load_features
     from rec_ray.data.training_data import prepare_training_data
     from rec_ray.retrieval.encoders.text import TextEncoder
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
     from rec_ray.storage.object_store import open_storage
 
     settings = tiny_data.settings
@@ -113,7 +113,7 @@ def test_the_catalogue_has_the_vectors_as_of_both_instants(tiny_data, tmp_path, 
         update={"item": {"name": FeatureDeclaration("text"), "category": FeatureDeclaration("categorical")}}
     )
     tables = load_features(
-        feature_store_of(settings), settings.feast, features, settings.evaluation, tiny_data.data.split_times.as_of
+        open_feature_store(settings), settings.feast, features, settings.evaluation, tiny_data.data.split_times.as_of
     )
     storage = open_storage(str(tmp_path))
     text = encode_item_text(tables, features, f"transformers:{text_model}", storage)

@@ -52,12 +52,16 @@ def dated(table: pa.Table, when: datetime) -> pa.Table:
 def prepare(project: Path, folder: Path, *changes: str) -> Any:
     from rec_ray.data.load_features import load_features
     from rec_ray.data.training_data import prepare_training_data
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
     from rec_ray.storage.object_store import open_storage
 
     settings = load_settings(project / "rec_ray.yaml", list(changes), environ={})
     tables = load_features(
-        feature_store_of(settings), settings.feast, settings.features, settings.evaluation, START + timedelta(days=300)
+        open_feature_store(settings),
+        settings.feast,
+        settings.features,
+        settings.evaluation,
+        START + timedelta(days=300),
     )
     return prepare_training_data(tables, settings.features, "time", open_storage(str(folder)), "data")
 
@@ -90,7 +94,7 @@ def test_one_late_feature_is_left_out_on_both_sides_and_named(
     data = prepare(project, tmp_path)
     assert data.preprocessor.users.names == ["taste"], "a model without the feature cannot meet it at publication"
     assert set(data.preprocessor.items.names) == {"name", "category", "price"}
-    (said,) = data.warnings
+    (said,) = data.notes
     assert said.startswith("left out of the model: user features") and "'age' (100%)" in said and "taste" not in said
     assert said in caplog.messages
 
@@ -111,7 +115,7 @@ def test_as_of_now_takes_the_values_of_today_for_all_rows_and_warns(
     known = pq.read_table(now.catalogue)
     assert np.all(known["known"].to_numpy(zero_copy_only=False)), "a row of today says nothing of when an item came"
     assert len([message for message in caplog.messages if "leaks into training" in message]) == 2
-    assert len(now.warnings) == 2 and before.warnings == ()
+    assert len(now.notes) == 2 and before.notes == ()
 
 
 def test_ids_written_in_two_ways_are_said_with_one_of_each(
@@ -125,7 +129,7 @@ def test_ids_written_in_two_ways_are_said_with_one_of_each(
     export("items", items.set_column(0, "item_id", floats))
     caplog.set_level(logging.WARNING, "rec_ray")
     data = prepare(project, tmp_path)
-    users_said, items_said = data.warnings
+    users_said, items_said = data.notes
     assert "72 of 72 user ids in the events have no row" in users_said
     assert "events have 'u0', the feature store has '0u0'" in users_said
     assert "58 of 60 item ids in the events have no row" in items_said
@@ -144,5 +148,5 @@ def test_the_report_shows_warnings_in_amber() -> None:
     from rec_ray.reports.page.facts import ReportFacts
     from rec_ray.reports.page.page import render_report
 
-    assert '<p class="caution">Data: 3 &lt; 4 ids.</p>' in render_report(ReportFacts("7", warnings=["3 < 4 ids"]))
+    assert '<p class="caution">Data: 3 &lt; 4 ids.</p>' in render_report(ReportFacts("7", notes=["3 < 4 ids"]))
     assert 'class="caution"' not in render_report(ReportFacts("7"))

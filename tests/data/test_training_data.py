@@ -41,11 +41,11 @@ def prepare(tables, features, split, folder):
 
 def prepare_project(project, **evaluation):
     """Load and prepare a project; return what `prepare_training_data` gives."""
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
 
     settings = load_settings(project / "rec_ray.yaml", environ={})
     evaluation = settings.evaluation.model_copy(update=evaluation)
-    tables = load(feature_store_of(settings), settings.features, evaluation)
+    tables = load(open_feature_store(settings), settings.features, evaluation)
     return prepare(tables, settings.features, evaluation.split, project / "store")
 
 
@@ -236,13 +236,13 @@ def test_a_crawler_and_dislikes_are_named_and_teach_no_more_than_others(tmp_path
     )
     data = prepare_project(project)
     assert data.rows.of_excluded_users == people // 20
-    assert data.warnings == (
+    assert data.notes == (
         "events of the type 'remove_from_cart' (1) are learned as positives; if they are negative, set "
         "features.interaction.negative_types: [remove_from_cart]",
         "user '7' has 300 of 395 events (76%); the newest 20 are learned from (features.interaction.events_per_user). "
         "If it is a crawler or a shared account, set features.interaction.exclude_users: ['7']",
     )
-    assert set(data.warnings) <= set(caplog.messages)
+    assert set(data.notes) <= set(caplog.messages)
     assert "of 400 interactions 5 are left out: 5 with users of features.interaction.exclude_users" in caplog.text
     timelines = {row["user_id"]: row for row in table_at(data.timelines, TIMELINES).to_pylist()}
     assert "p0" not in timelines

@@ -10,8 +10,11 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueT
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Int64, String
 
+from rec_ray.config import FeastSettings
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError
-from rec_ray.feature_store.point_in_time import find_service, point_in_time, portable_config, require_fields, views_of
+from rec_ray.feature_store.definitions import find_side, require_fields
+from rec_ray.feature_store.point_in_time import point_in_time, portable_config
+from rec_ray.feature_store.registry import read_registry
 
 DAY = timedelta(days=1)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -67,11 +70,14 @@ def shop(tmp_path, make_repo):
     return make_repo(tmp_path / "repo", [user, profile, plans, service])
 
 
+def user_side(store, **settings):
+    return find_side(read_registry(store), FeastSettings(**settings), "user")
+
+
 def asked(store, pairs, fields):
     ids, times = zip(*pairs, strict=True)
-    found = point_in_time(
-        portable_config(store), "user_service", "user_id", pa.array(ids), pa.array(times, UTC_TIME), fields
-    )
+    join = user_side(store).join(fields)
+    found = point_in_time(portable_config(store), join, pa.array(ids), pa.array(times, UTC_TIME))
     assert found.column_names == list(fields)
     return list(zip(*(found[field].to_pylist() for field in fields), strict=True))
 
@@ -108,7 +114,7 @@ def test_every_row_comes_back_in_its_place_among_many_that_are_alike(shop):
 
 
 def test_a_field_that_the_service_does_not_return_is_an_error_that_lists_what_it_does(shop):
-    with pytest.raises(SchemaError, match=r"'user_service' returned no 'shoe_size'; it returned .*'city'"):
+    with pytest.raises(ConfigError, match=r"'user_service' has no field 'shoe_size'; there are 'city', 'plan'"):
         asked(shop, [("a", day(1))], ["city", "shoe_size"])
 
 
@@ -154,15 +160,14 @@ def test_the_folder_a_process_works_in_does_not_matter(tmp_path, make_repo, monk
     assert not list(Path().iterdir()), "nothing may be made where the process happens to work"
 
 
-def test_feasts_dask_store_loses_rows_and_the_join_says_so(tmp_path, make_repo):
-    """Feast's default store; three questions about one user and instant, one that is too early."""
+def test_feasts_default_store_answers_each_row_although_feast_itself_drops_some(tmp_path, make_repo):
+    """Dask; three questions about one user and instant, one that is too early."""
     path = write(tmp_path / "city.parquet", [("a", "Rome", day(0))], ["user_id", "city", "event_timestamp"])
     user, view = user_view(path, ttl=10 * DAY)
     objects = [user, view, FeatureService(name="user_service", features=[view])]
     store = make_repo(tmp_path / "repo", objects, offline="dask")
-    pairs = [("a", day(1)), ("a", day(1)), ("a", day(1)), ("a", day(-1))]
-    with pytest.raises(FeatureStoreError, match=r"returned \d rows for 4 of service 'user_service'.*type: duckdb"):
-        asked(store, pairs, ["city"])
+    pairs = [("a", day(1)), ("a", day(1)), ("a", day(1)), ("a", day(-1)), ("a", day(11))]
+    assert asked(store, pairs, ["city"]) == [("Rome",), ("Rome",), ("Rome",), (None,), (None,)]
 
 
 def test_on_demand_views_of_a_service_answer_too(shop, tmp_path, make_repo):
@@ -175,38 +180,77 @@ def test_on_demand_views_of_a_service_answer_too(shop, tmp_path, make_repo):
 
     shop.apply([profile, shouted, FeatureService(name="user_service", features=[profile, shouted])])
     assert asked(shop, [("a", day(5)), ("b", day(7))], ["loud", "city"]) == [("OSLO", "Oslo"), ("RIGA", "Riga")]
-    assert [view.name for view in views_of(shop, find_service(shop, "user_service"))] == ["profile"]
+    assert [view.name for view in user_side(shop).views] == ["profile"]
 
 
 def test_a_missing_file_is_named_at_the_join(shop, tmp_path):
     (tmp_path / "data" / "city.parquet").unlink()
-    with pytest.raises(FeatureStoreError, match=r"'user_service' could not be joined for 1 rows: .*city\.parquet"):
+    with pytest.raises(FeatureStoreError, match=r"view 'profile': there is no file .*city\.parquet"):
         asked(shop, [("a", day(1))], ["city"])
 
 
 def test_a_service_that_does_not_exist_is_an_error_that_lists_those_there_are(shop):
-    assert find_service(shop, "user_service").name == "user_service"
-    with pytest.raises(ConfigError, match=r"no feature service 'usr_service' .*; it has 'user_service'"):
-        find_service(shop, "usr_service")
+    with pytest.raises(ConfigError, match=r"no feature service 'usr_service' .*; it has 'user_service'.*'profile'"):
+        user_side(shop, user_service="usr_service")
 
 
 def test_fields_that_a_service_lacks_or_that_clash_are_named(shop):
-    service = find_service(shop, "user_service")
-    require_fields(service, {"city", "plan"}, "user_id", ["event_type"])
-    with pytest.raises(SchemaError, match=r"has no field 'age', 'size'; it returns 'user_id', 'city', 'plan'"):
-        require_fields(service, ["size", "city", "age"], "user_id", [])
-    with pytest.raises(SchemaError, match=r"feature 'plan' of service 'user_service' has a name that rec_ray uses"):
-        require_fields(service, ["plan", "city"], "user_id", ["plan", "event_type"])
+    side = user_side(shop)
+    require_fields(side, {"city": "features.user", "plan": "features.user"}, ["event_type"])
+    with pytest.raises(ConfigError, match=r"features\.user: .* has no field 'plane'; did you mean 'plan'"):
+        require_fields(side, {"plane": "features.user"}, [])
+    with pytest.raises(ConfigError, match=r"rec_ray uses the name 'plan' itself; write plans__plan"):
+        require_fields(side, {"plan": "features.user"}, ["plan", "event_type"])
+    require_fields(side, {"plans__plan": "features.user"}, ["plan", "event_type"])
+
+
+def test_views_are_named_without_a_service_and_one_field_of_a_view_too(shop):
+    side = user_side(shop, user_views=["plans", "profile:city"])
+    assert side.field_names == ["plan", "city"]
+    with pytest.raises(ConfigError, match=r"feast\.user_views names the view 'plan', .*did you mean 'plans'"):
+        user_side(shop, user_views=["plan"])
+    with pytest.raises(
+        ConfigError, match=r"names profile:town, but view 'profile' has no such field; there are 'city'"
+    ):
+        user_side(shop, user_views=["profile:town"])
+    with pytest.raises(ConfigError, match=r"feast\.user_views names 'plans': .* keyed by 'user_id', not by 'client'"):
+        user_side(shop, user_views=["plans"], user_key="client")
 
 
 def test_a_service_whose_view_was_deleted_is_an_error_that_names_the_view(shop):
-    service = find_service(shop, "user_service")
-    assert [view.name for view in views_of(shop, service)] == ["profile", "plans"]
     shop.delete_feature_view("plans")
-    with pytest.raises(
-        FeatureStoreError, match="'user_service' reads the views 'plans', which are not in the registry"
-    ):
-        views_of(shop, service)
+    with pytest.raises(ConfigError, match="'user_service' names the view 'plans', which is not in the registry"):
+        user_side(shop)
+
+
+def test_a_registry_that_nothing_was_applied_to_or_that_is_down_is_one_line(tmp_path, shop):
+    from feast import FeatureStore
+
+    yaml = (tmp_path / "repo" / "feature_store.yaml").read_text()
+    for folder, registry in (("empty", "registry.db"), ("down", "{registry_type: remote, path: 'localhost:1'}")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "feature_store.yaml").write_text(yaml.replace("registry.db", registry))
+    with pytest.raises(ConfigError, match=r"run `feast apply` in .*empty"):
+        read_registry(FeatureStore(repo_path=str(tmp_path / "empty")))
+    with pytest.raises(FeatureStoreError, match=r"registry of project 'shop' cannot be read: .*; is it up") as caught:
+        read_registry(FeatureStore(repo_path=str(tmp_path / "down")))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sql_registry_with_a_relative_path_is_found_from_any_folder(tmp_path, shop, monkeypatch):
+    from feast import FeatureStore
+
+    repo = tmp_path / "sql"
+    repo.mkdir()
+    yaml = (tmp_path / "repo" / "feature_store.yaml").read_text()
+    sql = "{registry_type: sql, path: 'sqlite:///registry.db'}"
+    (repo / "feature_store.yaml").write_text(yaml.replace("registry.db", sql))
+    monkeypatch.chdir(repo)
+    FeatureStore(repo_path=str(repo)).apply([shop.get_entity("user"), shop.get_feature_view("profile")])
+    monkeypatch.chdir(tmp_path)
+    config = portable_config(FeatureStore(repo_path=str(repo)))
+    assert list(read_registry(FeatureStore(config=config)).views) == ["profile"]
+    assert not (tmp_path / "registry.db").exists()
 
 
 def test_secrets_of_a_feature_store_are_found_to_be_hidden():

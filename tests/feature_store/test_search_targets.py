@@ -9,7 +9,7 @@ from stored_versions import search_view
 
 from rec_ray.config import SearchSettings
 from rec_ray.errors import ConfigError, SchemaError
-from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, unfed_views
+from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 
 TEXTS, IMAGES = "item_textual_features_embed", "item_clip_features_embed"
 DIMENSIONS = {TEXTS: {"about_product_embedding": 384}}
@@ -32,9 +32,9 @@ def open_store(tmp_path: Path, make_repo: Callable[..., Any]) -> Callable[..., A
 
 def test_a_view_that_is_there_needs_an_encoder_and_an_encoder_a_view(open_store: Callable[..., Any]) -> None:
     store = open_store({TEXTS: ["about_product_embedding"]})
-    (note,) = unfed_views(store, SearchSettings())
+    (note,) = list_unfed_views(store, SearchSettings())
     assert TEXTS in note and "set search.text_encoder" in note
-    assert unfed_views(store, ENCODER) == []
+    assert list_unfed_views(store, ENCODER) == []
     assert find_search_targets(store, SearchSettings()) == {}
     target = find_search_targets(store, ENCODER)[f"search/{TEXTS}"]
     assert (target.entity, list(target.vectors)) == ("item_id", ["about_product_embedding"])

@@ -45,7 +45,7 @@ def main() -> None:
 
         @ray.remote(num_cpus=1)
         def wait(references: list[ray.ObjectRef]) -> int:
-            return len(process_cache.shared_value(references[0]))
+            return len(process_cache.get_shared(references[0]))
 
         made = block.options(scheduling_strategy=on(lost)).remote()
         shared = shard.options(scheduling_strategy=on(lost)).remote(made)

@@ -14,14 +14,14 @@ from pathlib import Path
 from rec_ray.candidates.generate import read_manifest
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import DataError, UnavailableError
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.storage.model_store import find_model, load_model
 
 
 def main() -> None:
     """Poll until standard input ends."""
     settings = load_settings(Path(sys.argv[1]))
-    database, storage = database_of(settings), storage_of(settings)
+    database, storage = open_version_database(settings), open_object_store(settings)
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     seen, polls = None, 0

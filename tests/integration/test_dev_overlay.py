@@ -1,4 +1,4 @@
-"""What `kubectl apply -k cluster/overlays/dev` would start, started here: its scripts, its settings, its entrypoint.
+"""The scripts, settings and entrypoint of `kubectl apply -k cluster/overlays/dev`, started on this machine.
 
 There is no Kubernetes here. Real servers stand for MinIO and PostgreSQL, and folders for the volumes; script,
 environment and entrypoint are those of the rendered manifests, in which only paths and addresses are changed.
@@ -30,6 +30,7 @@ def test_the_system_for_kind_makes_a_shop_and_publishes_recommendations(
     def here(text: str) -> str:
         """Return a text of the manifests with the paths and addresses of this test."""
         for there, instead in (
+            ("/dev/tcp/postgres/5432", f"/dev/tcp/127.0.0.1/{postgresql.port}"),
             ("/shop", str(tmp_path / "shop")),
             ("/etc/rec_ray", str(tmp_path / "settings")),
             ("/app/", f"{ROOT}/"),

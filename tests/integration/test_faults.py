@@ -29,8 +29,8 @@ from servers import PostgreSQL, Redis, SeaweedFS, environment_of
 
 from rec_ray.config.loading import load_settings
 from rec_ray.feature_store.push_targets import PushTarget, find_push_target, push_frame, read_online
-from rec_ray.runs.context import feature_store_of
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.context import open_feature_store
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.schema import ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
 
 # Minutes where nothing else runs; the machine may have much else to do.
@@ -49,7 +49,7 @@ class Shop:
     def __init__(self, project: Path, environment: Mapping[str, str]) -> None:
         self.project, self.environment = project, dict(environment)
         self.settings = load_settings(project / "rec_ray.yaml", environ=self.environment)
-        self.storage, self.database = storage_of(self.settings), database_of(self.settings)
+        self.storage, self.database = open_object_store(self.settings), open_version_database(self.settings)
         self.published: dict[str, dict[str, Any]] = {}
 
     def start(self, command: str, *arguments: object, **named: Any) -> Run:
@@ -74,7 +74,7 @@ class Shop:
 
     def recommendations(self) -> tuple[FeatureStore, PushTarget, list[str]]:
         """The feature store, where recommendations are pushed to, and the users."""
-        store = feature_store_of(self.settings)
+        store = open_feature_store(self.settings)
         source = self.settings.publish.recommendation_push_source
         target = find_push_target(store, source, USER_ID, [ITEM_IDS, SCORES])
         return store, target, [f"u{number}" for number in range(200)]

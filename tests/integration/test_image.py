@@ -1,8 +1,8 @@
-"""The steps of the Containerfile, done in an empty folder, make something that runs under any user id of group 0.
+"""The steps of the Containerfile, done in an empty folder, make an image that runs under any user id of group 0.
 
-There is no container engine here: a folder stands for the root of the file system, so `/app` and `/opt/uv` become
-folders below it, and the machine's Python stands for that of the base image. What a builder would download may come
-from uv's cache. COPY, RUN, ENV, ARG and WORKDIR are done as written.
+Without a container engine: a folder stands for the root of the file system, so `/app` and `/opt/uv` become folders
+below it, and the machine's Python stands for that of the base image. Downloads may come from uv's cache. COPY,
+RUN, ENV, ARG and WORKDIR are done as written. `make image` builds it with buildah, see tests/build_image.py.
 """
 
 import os
@@ -79,38 +79,37 @@ def python_for_everyone(folder: Path) -> Path:
 
 
 def build(image: Image, given: dict[str, str]) -> None:
-    """Do the instructions; at the second FROM what was built moves aside, and an empty root is filled anew."""
+    """Do the instructions; before the last stage the built files move aside, and an empty root is filled anew."""
     base = {"PATH": f"{python_for_everyone(image.root / 'base')}:{PLAIN_PATH}", "HOME": str(image.root / "home")}
     from_outside = {name: value for name, value in os.environ.items() if OF_THE_BUILDER.match(name)}
     for name in ("UV_NO_CACHE", "UV_FIND_LINKS"):
         from_outside.pop(name, None)
     (image.root / "home").mkdir()
     image.environment = {}
-    built: Path | None = None
+    built = image.root / "build"
     folder = image.root
     for name, value in instructions():
         if name == "FROM":
-            if (image.root / "app").exists():
-                built = image.root / "build"
+            if value == "${RUNTIME_IMAGE}":
                 built.mkdir()
                 for made in ("app", "opt"):
                     (image.root / made).rename(built / made)
-            image.environment = dict(base)
+            if " AS program" not in value:  # that stage goes on in the files of the one before
+                image.environment = dict(base)
         elif name == "WORKDIR":
             folder = Path(image.inside(value))
             folder.mkdir(parents=True, exist_ok=True)
         elif name == "ARG":
             key, _, default = value.partition("=")
-            image.environment[key] = given.get(key, default)
+            image.environment[key] = given.get(key, default.strip('"'))
         elif name == "ENV":
             for key, text in re.findall(r"(\w+)=(\S*)", value):
                 image.environment[key] = image.inside(image.expand(text))
         elif name == "COPY":
             *sources, target = value.split()
-            for source in sources:
-                if source == "--from=build":
-                    continue
-                copy(built if "--from=build" in sources else ROOT, source, Path(image.inside(target)), folder)
+            from_stage = any(source.startswith("--from=") for source in sources)
+            for source in [each for each in sources if not each.startswith("--from=")]:
+                copy(built if from_stage else ROOT, source, Path(image.inside(target)), folder)
         elif name == "RUN":
             environment = {**from_outside, **image.environment, **given}
             environment.pop("UV_NO_CACHE", None)  # the machine's cache stands for the network
@@ -125,13 +124,13 @@ def build(image: Image, given: dict[str, str]) -> None:
             assert ran.returncode == 0, f"RUN {value}\n{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
 
 
-def copy(root: Path | None, source: str, target: Path, folder: Path) -> None:
-    assert root is not None
+def copy(root: Path, source: str, target: Path, folder: Path) -> None:
     found = root / source.lstrip("/")
     target = target if target.is_absolute() else folder / target
     if root != ROOT:
         found.rename(target)
     elif found.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(found, target, ignore=shutil.ignore_patterns("__pycache__"))
     else:
         shutil.copy(found, target)
@@ -179,12 +178,28 @@ def run_as_unknown_user(image: Image, *command: str) -> subprocess.CompletedProc
 def test_the_image_holds_the_program_and_no_tool_that_built_it(image: Image) -> None:
     app = image.root / "app"
 
-    assert sorted(path.name for path in app.iterdir()) == [".venv", "entrypoint.sh", "jobs"]
+    assert sorted(path.name for path in app.iterdir()) == [".venv", "entrypoint.sh", "jobs", "program"]
+    assert sorted(path.name for path in (app / "program").iterdir()) == ["bin", "entrypoint.sh", "jobs", "lib", "share"]
+    assert not list((app / ".venv").glob("lib/*/site-packages/rec_ray*")), "the environment holds no code"
     assert not (image.root / "opt").exists(), "uv stays in the stage that builds"
     assert BUILD_TOOLS & {path.name for path in (app / ".venv" / "bin").iterdir()} == set()
-    assert (app / ".venv" / "share" / "rec_ray" / "cluster" / "base" / "raycluster.yaml").is_file()
-    for script in ("rec-ray", "ray", "feast"):
-        assert (app / ".venv" / "bin" / script).read_text().startswith(f"#!{app}/.venv/bin/python")
+    assert (app / "program" / "share" / "rec_ray" / "cluster" / "base" / "raycluster.yaml").is_file()
+    for script in (app / "program" / "bin" / "rec-ray", app / ".venv" / "bin" / "ray", app / ".venv" / "bin" / "feast"):
+        assert script.read_text().startswith(f"#!{app}/.venv/bin/python")
+
+
+def test_every_command_finds_the_files_that_travel_with_the_program(image: Image) -> None:
+    """The manifests of `render`, the templates of `init` and the script of the CronJob's pod."""
+    made = run_as_unknown_user(image, "init", "project")
+    assert made.returncode == 0, made.stderr
+    helped = run_as_unknown_user(image, "python", f"{image.root}/app/jobs/create_rayjob.py", "--help")
+    assert helped.returncode == 0 and "--template" in helped.stdout, helped.stderr
+    settings = image.root / "app" / "project" / "rec_ray.yaml"
+    settings.write_text((ROOT / "cluster" / "base" / "rec_ray.yaml").read_text())
+    store = image.root / "app" / "project" / "feature_repo" / "feature_store.yaml"
+    store.write_text((ROOT / "cluster" / "base" / "feature_store.yaml").read_text())
+    rendered = run_as_unknown_user(image, "render", "cronjob", "-C", "project")
+    assert rendered.returncode == 0 and "kind: RayCronJob" in rendered.stdout, rendered.stderr
 
 
 def test_an_unknown_user_runs_the_whole_line_in_it(image: Image, tiny_tables: dict[str, pa.Table]) -> None:

@@ -25,7 +25,7 @@ from servers import Redis
 
 from rec_ray.config.loading import load_settings
 from rec_ray.feature_store.push_targets import find_push_target, read_online
-from rec_ray.runs.context import feature_store_of
+from rec_ray.runs.context import open_feature_store
 from rec_ray.schema import ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
 
 MUST_RUN = "TESTS_OF_NODES_MUST_RUN" in os.environ
@@ -254,7 +254,7 @@ def lists(project: Path) -> dict[str, list[str]]:
 def online(project: Path, users: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
     """Return the version and the list that the online store answers for each user."""
     settings = load_settings(project / "rec_ray.yaml", environ={})
-    store = feature_store_of(settings)
+    store = open_feature_store(settings)
     target = find_push_target(store, settings.publish.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES])
     found = read_online(store, target, users)
     return dict(

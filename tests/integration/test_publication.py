@@ -17,8 +17,8 @@ from rec_ray.contracts import UpdateReport
 from rec_ray.errors import ConfigError, DataError, LockedError, PartlyPublishedError, SchemaError
 from rec_ray.pipeline import run_publishing, run_rollback
 from rec_ray.publishing.previous_ids import note_replaced, replaced_folder
-from rec_ray.runs.context import feature_store_of
-from rec_ray.runs.stores import database_of, storage_of
+from rec_ray.runs.context import open_feature_store
+from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.step_events import StepEvent, StepFailed, StepFinished, subscribe, unsubscribe
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
@@ -33,11 +33,11 @@ class Shop:
 
     @property
     def storage(self) -> Any:
-        return storage_of(self.settings)
+        return open_object_store(self.settings)
 
     @property
     def database(self) -> Any:
-        return database_of(self.settings)
+        return open_version_database(self.settings)
 
     def answers(self, view: str, field: str, key: str, ids: Sequence[str]) -> list[Any]:
         rows = [{key: each} for each in ids]
@@ -60,7 +60,7 @@ def open_shop(folder: Path, online_store: dict[str, Any], metric: str = "cosine"
             "publish": {"batch_rows": 7, **publish},
         }
     )
-    return Shop(settings, feature_store_of(settings))
+    return Shop(settings, open_feature_store(settings))
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "redis"])

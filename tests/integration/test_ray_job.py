@@ -152,6 +152,28 @@ def test_a_signal_stops_the_job_in_order(head: Head, number: signal.Signals, exp
     assert left.exists()
 
 
+def test_a_run_can_be_stopped_by_its_id_and_other_runs_go_on(head: Head) -> None:
+    """The exit task of Kubeflow does this after its launcher was killed without a word to the component."""
+    script = "trap 'exit 0' TERM; echo begun; sleep 120 & wait"
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'jobs')!r}); import submit; "
+        f"print('STOPPED', *submit.stop_run({head.environment['RAY_ADDRESS']!r}, 'kfp-9'))"
+    )
+    submit = [str(BIN / "ray"), "job", "submit", "--no-wait", "--submission-id"]
+    for name in ("kfp-9-train", "kfp-99-train"):
+        begun = head.run(*submit, name, "--", "bash", "-c", f'"{script}"')
+        assert begun.returncode == 0, begun.stderr
+
+    stopped = head.run(sys.executable, "-c", program)
+
+    assert "STOPPED kfp-9-train" in stopped.stdout.splitlines(), stopped.stderr
+    status = head.run(str(BIN / "ray"), "job", "status", "kfp-99-train").stdout
+    assert "RUNNING" in status or "PENDING" in status, status
+    assert head.run(str(BIN / "ray"), "job", "stop", "kfp-99-train").returncode == 0
+    again = head.run(sys.executable, "-c", program)
+    assert "STOPPED" in again.stdout.splitlines(), "nothing is left to stop"
+
+
 def test_a_wrong_token_is_a_wrong_setting_and_a_missing_cluster_is_unavailable(head: Head) -> None:
     refused = head.run(ENTRYPOINT, "true", RAY_AUTH_TOKEN=secrets.token_hex(32))
     missing = head.run(ENTRYPOINT, "true", RAY_ADDRESS=f"http://127.0.0.1:{free_ports(1)[0]}")
@@ -212,18 +234,19 @@ def test_the_pipeline_runs_as_a_job_and_shows_its_figures(head: Head, tiny_proje
 
 
 def test_kubeflow_runs_a_job_for_each_step(head: Head, tiny_project: Path, tmp_path: Path) -> None:
-    """With kfp's own runner for this machine; a component is a process that the runner starts."""
+    """With kfp's local runner, which knows no exit handler; a component is a process that the runner starts."""
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "cluster" / "kubeflow")!r})
 from kfp import local
-from train_workflow import train_workflow
+from train_workflow import steps
 local.init(local.SubprocessRunner(use_venv=False), pipeline_root={str(tmp_path / "outputs")!r})
-task = train_workflow(
+task = steps(
     ray_address={head.environment["RAY_ADDRESS"]!r},
     config={str(tiny_project / "rec_ray.yaml")!r},
     settings=["train.epochs=1"],
     jobs={str(ROOT / "jobs")!r},
+    run_id="kfp-1",
 )
 print("VERSION", task.outputs["version"])
 print("NDCG", task.outputs["metrics"].metadata["ndcg@10"])

@@ -12,7 +12,7 @@ from servers import SeaweedFS
 
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import BundleError, DataError, StorageError
-from rec_ray.runs.stores import storage_of
+from rec_ray.runs.stores import open_object_store
 from rec_ray.storage.model_store import find_model, load_model, save_model
 from rec_ray.storage.object_store import Storage, open_storage
 
@@ -55,7 +55,7 @@ def test_the_settings_open_the_bucket(seaweedfs: SeaweedFS, tmp_path: Path) -> N
     file = tmp_path / "rec_ray.yaml"
     file.write_text("{}")
     settings = load_settings(file, [], environ=seaweedfs.settings())
-    storage_of(settings).write_bytes("from-settings", b"x")
+    open_object_store(settings).write_bytes("from-settings", b"x")
     assert open_bucket(seaweedfs, "").read_bytes("from-settings") == b"x"
 
 

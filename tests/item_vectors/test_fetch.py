@@ -57,7 +57,7 @@ def test_a_path_is_relative_to_the_repository(files: ImageFiles, tmp_path: Path)
         ("b.png", "no such file"),
         ("/dev/zero", "no such file"),
         ("large", "more than 1,000 bytes"),
-        ("ftp://host/a.png", "begins with ftp://"),
+        ("ftp://host/a.png", "unsupported address ftp://"),
         ("http://", "no host"),
         ("http://127.0.0.1:1/a.png", "refused"),
     ],
@@ -76,7 +76,7 @@ def test_a_web_server_is_given_its_time_and_no_more(files: ImageFiles, server: s
     assert [str(each) for each in found[1:]] == [
         "has more than 1,000 bytes",
         "HTTP Error 404: Not Found",
-        "did not come within 0.5 s",
+        "not received within 0.5 s",
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rec_ray.cli.main import main
-from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, foreseen_cause
+from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, find_known_cause
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
@@ -70,7 +70,7 @@ def test_errors_of_a_task_keep_their_type_and_words_whatever_ray_made_of_them(lo
     def ask(way):
         with pytest.raises(Exception) as caught:
             way()
-        return foreseen_cause(caught.value)
+        return find_known_cause(caught.value)
 
     task = local_ray.remote(fail)
     numbers = ray.data.range(4, override_num_blocks=2)
@@ -94,7 +94,7 @@ def test_errors_that_were_not_foreseen_are_left_as_they_are(local_ray):
 
     with pytest.raises(ZeroDivisionError) as caught:
         local_ray.get(local_ray.remote(fail).remote())
-    assert foreseen_cause(caught.value) is caught.value
+    assert find_known_cause(caught.value) is caught.value
     assert not isinstance(caught.value, RecRayError)
 
 
@@ -107,9 +107,9 @@ def test_an_error_behind_others_is_found():
                 raise ValueError("reading failed") from error
         except ValueError as error:
             raise RuntimeError("a step failed") from error
-    assert str(foreseen_cause(caught.value)) == "the file x is damaged"
+    assert str(find_known_cause(caught.value)) == "the file x is damaged"
     plain = FeatureStoreError("the registry is gone")
-    assert foreseen_cause(plain) is plain
+    assert find_known_cause(plain) is plain
 
 
 def test_only_negative_events_end_with_4_and_name_the_types(tmp_path, make_project, train):

@@ -142,9 +142,9 @@ def test_similar_items_reach_feast_and_are_what_is_shown(settings, report):
 
 
 def online(settings, users):
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
 
-    answer = feature_store_of(settings).get_online_features(
+    answer = open_feature_store(settings).get_online_features(
         features=["user_items:top_k_item_ids", "user_items:model_version"],
         entity_rows=[{"user_id": user} for user in users],
     )
@@ -220,19 +220,19 @@ def test_an_increment_of_a_version_that_is_not_live_is_not_pushed(shop, settings
         (
             {"rules": [{"item": "age_limit", "must_be": "at_most", "user": "country"}]},
             SchemaError,
-            "age_limit at_most country compares numbers or times, but a field holds string",
+            "age_limit at_most country needs numbers or times, found string",
         ),
     ],
 )
 def test_a_filter_that_cannot_be_is_refused_before_anything_is_trained(settings, filters, error, said):
     from rec_ray.config import CandidateSettings, FilterSettings
     from rec_ray.data.load_features import load_features
-    from rec_ray.runs.context import feature_store_of
+    from rec_ray.runs.context import open_feature_store
 
     candidates = CandidateSettings(filters=FilterSettings(**filters))
     with pytest.raises(error, match=said):
         load_features(
-            feature_store_of(settings),
+            open_feature_store(settings),
             settings.feast,
             settings.features,
             settings.evaluation,

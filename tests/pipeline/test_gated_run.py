@@ -157,16 +157,16 @@ def test_a_run_leaves_its_report_and_the_command_makes_it_again(runs: Any, proje
     assert stored == project / "store" / "two-tower" / report["version"] / "report.html"
     page = stored.read_text(encoding="utf-8")
     facts = ReportFacts.from_json(stored.with_name("report.json").read_bytes())
-    assert facts.gate == "passed" and facts.evaluation["users"] == report["evaluation"]["users"]
-    assert len(facts.item_map["item_ids"]) == facts.item_map["total"] == ITEMS
+    assert facts.gate == "passed" and facts.evaluation.users == report["evaluation"]["users"]
+    assert len(facts.item_map.item_ids) == facts.item_map.total == ITEMS
     assert facts.names["i0"] == EVIL and facts.categories["i5"] == "group 1"
     assert {"load_features", "training_data", "train", "evaluate", "candidates"} <= set(facts.seconds)
-    assert len(facts.evaluation["examples"]) == 5
-    for example in facts.evaluation["examples"]:
-        assert len(example["recommended"]) == 10 and example["history"] and example["taken"]
+    assert len(facts.evaluation.examples) == 5
+    for example in facts.evaluation.examples:
+        assert len(example.recommended) == 10 and example.history and example.taken
         # Nine of ten recommendations of a model that knows the groups are of the group of the history.
-        group = int(example["user_id"][1:]) % GROUPS
-        assert sum(int(item[1:]) % GROUPS == group for item in example["recommended"]) >= 8
+        group = int(example.user_id[1:]) % GROUPS
+        assert sum(int(item[1:]) % GROUPS == group for item in example.recommended) >= 8
     assert EVIL not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     stored.unlink()
     output = tmp_path / "page.html"

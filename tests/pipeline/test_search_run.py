@@ -14,7 +14,7 @@ from rec_ray import pipeline
 from rec_ray.config import Settings
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError, StorageError
-from rec_ray.runs.context import feature_store_of
+from rec_ray.runs.context import open_feature_store
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
@@ -61,7 +61,7 @@ def test_items_are_found_by_what_they_say_and_show(
 
     with pytest.raises(ConfigError, match=f"search.text_encoder is set, but no .*'{TEXTS}'"):
         pipeline.run_pipeline(settings, run_id="early")
-    store = feature_store_of(settings)
+    store = open_feature_store(settings)
     store.apply([search_view(tmp_path, source, [name], stamped=False) for source, name in FIELDS.items()])
 
     def fail(*_: Any) -> Any:

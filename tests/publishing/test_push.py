@@ -198,8 +198,8 @@ def dump(path):
 def test_a_push_that_breaks_off_is_partly_published_and_goes_on_later(tiny_data, make_project, tmp_path):
     """The table of recommendations is away: items and users arrive, nothing is made live; then it is back."""
     from rec_ray.pipeline import run_publishing
-    from rec_ray.runs.context import feature_store_of
-    from rec_ray.runs.stores import database_of, storage_of
+    from rec_ray.runs.context import open_feature_store
+    from rec_ray.runs.stores import open_object_store, open_version_database
     from rec_ray.storage.model_store import save_model
 
     numbers = range(40)
@@ -210,7 +210,11 @@ def test_a_push_that_breaks_off_is_partly_published_and_goes_on_later(tiny_data,
     }
     project = make_project(tmp_path, interactions=interactions)
     settings = load_settings(project / "rec_ray.yaml", environ={})
-    storage, database, store = storage_of(settings), database_of(settings), feature_store_of(settings)
+    storage, database, store = (
+        open_object_store(settings),
+        open_version_database(settings),
+        open_feature_store(settings),
+    )
     save_model(tiny_data.bundle, "1", storage)
     manifest = write_candidates(storage, "two-tower/1/candidates")
     storage.write_bytes("two-tower/1/candidates/manifest.json", json.dumps(manifest).encode())

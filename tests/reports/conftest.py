@@ -1,12 +1,11 @@
 """Facts of a made-up version with everything a report can show, and with names that try to be markup."""
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from rec_ray.contracts import Distributions, Evaluation, EvaluationFacts, Example, Segment
+from rec_ray.contracts import Distributions, EpochResult, Evaluation, EvaluationFacts, Example, Segment
 
 EVIL = "<script>alert(1)</script>"
 METHODS = {
@@ -90,7 +89,7 @@ def evaluation():
 
 @pytest.fixture(scope="session")
 def facts(evaluation):
-    from rec_ray.reports.page.facts import ReportFacts
+    from rec_ray.reports.page.facts import FeatureRow, ItemMap, ReportFacts
 
     generator = np.random.default_rng(1)
     ids = [f"i{number}" for number in range(300)]
@@ -98,36 +97,36 @@ def facts(evaluation):
     category = [kinds[number % len(kinds)] for number in range(300)]
     middle = generator.normal(0, 3, (len(kinds), 2))
     places = np.array([middle[number % len(kinds)] for number in range(300)]) + generator.normal(0, 0.8, (300, 2))
-    epochs = [
-        {
-            "epoch": number,
-            "loss": 3 + 4 / number,
-            "validation_ndcg": 0.2 - 0.15 / number - 0.002 * number,
-            "seconds": 2.0,
-            "examples_per_second": 1000.0,
-        }
+    epochs = tuple(
+        EpochResult(
+            epoch=number,
+            loss=3 + 4 / number,
+            validation_ndcg=0.2 - 0.15 / number - 0.002 * number,
+            seconds=2.0,
+            examples_per_second=1000.0,
+        )
         for number in range(1, 13)
-    ]
+    )
     return ReportFacts(
         version="7",
         run_id="20260101-120000-abcdef",
         created_at="2026-01-01T12:00:00+00:00",
         data_to="2026-01-01T11:59:00+00:00",
         gate="passed",
-        evaluation=asdict(evaluation),
+        evaluation=evaluation,
         epochs=epochs,
         best_epoch=8,
-        features=[
-            {"side": "user", "name": "age", "kind": "numeric", "said": "mean 41.2, standard deviation 12"},
-            {"side": "item", "name": "category", "kind": "category_path", "said": f"11 values; most often {EVIL}"},
-        ],
-        item_map={
-            "item_ids": ids,
-            "x": places[:, 0].tolist(),
-            "y": places[:, 1].tolist(),
-            "total": 1000,
-            "said": "principal components, 31 % of the variance",
-        },
+        features=(
+            FeatureRow("user", "age", "numeric", "mean 41.2, standard deviation 12"),
+            FeatureRow("item", "category", "category_path", f"11 values; most often {EVIL}"),
+        ),
+        item_map=ItemMap(
+            item_ids=ids,
+            x=places[:, 0].tolist(),
+            y=places[:, 1].tolist(),
+            total=1000,
+            said="principal components, 31 % of the variance",
+        ),
         names={item_id: f"{kinds[number % len(kinds)]} no. {number}" for number, item_id in enumerate(ids)}
         | {"i0": EVIL, "i1": "a $\\frac$ & <b>bold</b> name\x07"},
         categories=dict(zip(ids, category, strict=True)),

@@ -2,19 +2,22 @@
 
 import pytest
 
-from rec_ray.reports.comparison import name_method, verdict
+from rec_ray.contracts import Evaluation, EvaluationFacts
+from rec_ray.reports.comparison import compare_model, name_method
 
 
 def figures(model, popularity, difference=None, interval=None, **others):
     values = {"model": model, "popularity": popularity} | {name: value for name, (value, _) in others.items()}
     differences = {"popularity": difference} if difference else {}
     differences |= {name: own for name, (_, own) in others.items()}
-    return {
-        "metrics": {name: {"recall@10": value} for name, value in values.items()},
-        "intervals": {"model": {"recall@10": interval}} if interval else {},
-        "differences": {name: {"recall@10": own} for name, own in differences.items()},
-        "facts": {"live_version": "12"},
-    }
+    return Evaluation(
+        {name: {"recall@10": value} for name, value in values.items()},
+        users=1,
+        targets=1,
+        intervals={"model": {"recall@10": interval}} if interval else {},
+        differences={name: {"recall@10": own} for name, own in differences.items()},
+        facts=EvaluationFacts(live_version="12"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,7 @@ def figures(model, popularity, difference=None, interval=None, **others):
     ],
 )
 def test_beside_popularity(given, sentence):
-    assert verdict(figures(*given)) == [sentence]
+    assert compare_model(figures(*given)) == [sentence]
 
 
 @pytest.mark.parametrize(
@@ -63,21 +66,21 @@ def test_beside_popularity(given, sentence):
     ],
 )
 def test_beside_the_live_version(live, difference, sentence):
-    beside = verdict(figures(0.3, 0.1, (0.18, 0.22), live=(live, difference)))[1]
+    beside = compare_model(figures(0.3, 0.1, (0.18, 0.22), live=(live, difference)))[1]
     assert beside.startswith(sentence)
 
 
 def test_the_best_of_what_counts_is_named_where_it_is_better_than_popularity():
     others = {"item_knn": (0.25, (0.02, 0.08)), "item_transitions": (0.35, (-0.08, -0.02))}
-    _, beside = verdict(figures(0.3, 0.1, (0.18, 0.22), **others))
+    _, beside = compare_model(figures(0.3, 0.1, (0.18, 0.22), **others))
     assert beside.startswith("The model is worse than item transitions (Recall@10 0.3000 against 0.3500")
-    assert len(verdict(figures(0.3, 0.1, (0.18, 0.22), item_knn=(0.05, (0.2, 0.3))))) == 1
+    assert len(compare_model(figures(0.3, 0.1, (0.18, 0.22), item_knn=(0.05, (0.2, 0.3))))) == 1
 
 
 def test_without_any_interval_a_difference_is_not_called_better():
-    evaluation = {"metrics": {name: {"recall@10": value} for name, value in (("model", 0.3), ("popularity", 0.1))}}
-    evaluation["metrics"]["item_knn"] = {"recall@10": 0.29}
-    assert verdict(evaluation)[1] == (
+    values = {"model": 0.3, "popularity": 0.1, "item_knn": 0.29}
+    evaluation = Evaluation({name: {"recall@10": value} for name, value in values.items()}, 1, 1)
+    assert compare_model(evaluation)[1] == (
         "The model's Recall@10 is higher than that of item-kNN (Recall@10 0.3000 against 0.2900); "
         "without intervals, this may be chance."
     )

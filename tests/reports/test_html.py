@@ -1,4 +1,4 @@
-"""What is collected for a report: categories in people's words."""
+"""Categories of the items in a report."""
 
 import pytest
 

@@ -1,6 +1,8 @@
 """What the page says and shows, without a browser: figures, plots, names as text, and nothing from elsewhere."""
 
 import dataclasses
+import json
+import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -9,6 +11,7 @@ import pytest
 
 from rec_ray.contracts import Evaluation
 from rec_ray.errors import DataError
+from rec_ray.reports.comparison import find_interval, find_value
 from rec_ray.reports.page.facts import ReportFacts
 from rec_ray.reports.page.page import render_report
 
@@ -114,7 +117,7 @@ def test_a_refused_model_says_why(facts):
 
 
 def test_suspicious_findings_about_the_data_are_shown(facts):
-    noted = dataclasses.replace(facts, warnings=["user '<bot>' has 94% of the events"])
+    noted = dataclasses.replace(facts, notes=["user '<bot>' has 94% of the events"])
     seen = Seen(render_report(noted))
     assert "Data: user '<bot>' has 94% of the events." in "".join(seen.text)
 
@@ -126,7 +129,7 @@ def test_what_was_not_measured_is_left_out(facts):
     assert "svg" not in seen.tags
     # What an older version keeps: metrics without intervals, no examples, no map.
     model = {"recall@10": 0.2, "ndcg@10": 0.1, "mrr": 0.1}
-    older = dataclasses.asdict(Evaluation({"model": model, "popularity": {**model, "recall@10": 0.1}}, 0, 0))
+    older = Evaluation({"model": model, "popularity": {**model, "recall@10": 0.1}}, 0, 0)
     seen = Seen(render_report(ReportFacts(version="3", evaluation=older)))
     assert "The model's Recall@10 is 2.0 times that of popularity." in "".join(seen.text)
     assert seen.tags.count("svg") == 2
@@ -134,9 +137,41 @@ def test_what_was_not_measured_is_left_out(facts):
 
 def test_facts_come_back_as_they_were_and_another_format_is_refused(facts):
     again = ReportFacts.from_json(facts.to_json())
+    assert dataclasses.replace(again, gate_reasons=[]) == dataclasses.replace(facts, gate_reasons=[])
     assert render_report(again) == render_report(ReportFacts.from_json(again.to_json()))
     assert ReportFacts.from_json(dataclasses.replace(facts, seconds={"a": float("nan")}).to_json()).seconds["a"] is None
+    unmeasured = Evaluation({"model": {"recall@10": float("nan")}}, 5, 7, {"model": {"recall@10": (float("nan"), 1.0)}})
+    stored = dataclasses.replace(facts, evaluation=unmeasured).to_json()
+    assert json.loads(stored)["evaluation"]["metrics"] == {"model": {"recall@10": None}}
+    read = ReportFacts.from_json(stored).evaluation
+    assert read is not None and math.isnan(read.metrics["model"]["recall@10"]) and read.facts.live_version is None
+    assert find_value(read, "model", "recall@10") is None and find_interval(read, "model", "recall@10") is None
     with pytest.raises(DataError, match="format 2"):
         ReportFacts.from_json(b'{"format_version": 2, "version": "1"}')
-    with pytest.raises(DataError, match="cannot be read"):
-        ReportFacts.from_json(b"[]")
+    for damaged in (
+        b"[]",
+        b'{"format_version": 1}',
+        b'{"format_version": 1, "version": "1", "epochs": [{"epoch": "a"}]}',
+    ):
+        with pytest.raises(DataError, match="cannot be read"):
+            ReportFacts.from_json(damaged)
+
+
+def test_a_report_of_an_earlier_program_is_rendered():
+    """Keys that are missing or unknown, dictionaries that are empty, and null for what was not finite."""
+    stored = {
+        "format_version": 1,
+        "version": "3",
+        "evaluation": {
+            "metrics": {"model": {"recall@10": 0.2, "ndcg@10": None}, "popularity": {"recall@10": 0.1}, "live": {}},
+            "users": 5,
+            "targets": 7,
+            "facts": {"targets": 7, "asked": 3, "live_version": "2"},
+            "distributions": {},
+        },
+        "item_map": {},
+        "epochs": [],
+        "of_a_later_program": 1,
+    }
+    text = " ".join("".join(Seen(render_report(ReportFacts.from_json(json.dumps(stored).encode()))).text).split())
+    assert "2.0 times that of popularity" in text and "the live version 2" in text and "nan" not in text

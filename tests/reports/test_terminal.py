@@ -1,4 +1,4 @@
-"""What people read: honest sentences, names beside ids, and text of a shop shown as it is."""
+"""Terminal output: comparisons, names beside ids, and markup in texts of a shop as plain text."""
 
 import io
 from datetime import timedelta
@@ -87,6 +87,13 @@ def test_addresses_and_runs_are_shown_as_they_are(said):
     text = said(print_versions, [{"version": "3", "state": "live", "run_id": "[red]nightly", "metrics": None}])
     assert "[red]nightly" in text
     assert "rec-ray run" in said(print_versions, [])
+
+
+def test_sequences_of_a_terminal_in_names_are_written_out(said):
+    """A product name must not clear the screen or change its title."""
+    name = "\x1b]0;owned\x07\x1b[2Jcup\x9b31m"
+    text = said(print_items, name, ["1"], [0.5], {"1": name}) + said(print_rows, name, {name: name})
+    assert not set(text) & {"\x1b", "\x07", "\x9b"} and "\\x1b]0;owned\\x07\\x1b[2Jcup" in text
 
 
 def test_without_names_and_scores_there_are_no_columns_for_them(said):

@@ -57,6 +57,47 @@ def counted(calls: list[str], name: str) -> Callable[[], StoredModel]:
     return do
 
 
+def test_a_record_that_was_changed_or_lost_ends_the_run(storage: Storage) -> None:
+    """One bit between the death of a run and its rerun would otherwise go into the model that is published."""
+    calls: list[str] = []
+    with pytest.raises(ZeroDivisionError), begin(storage) as run:
+        run.once("train", StoredModel, counted(calls, "a"))
+        raise ZeroDivisionError
+    key = f"{work_folder('x')}/steps/train/record.json"
+    whole = storage.read_bytes(key)
+    storage.write_bytes(key, whole.replace(b"0000", b"0001", 1))
+    with pytest.raises(DataError, match="does not have the SHA-256 sum of the ledger: run x"), begin(storage) as run:
+        run.once("train", StoredModel, counted(calls, "b"))
+    storage.delete_prefix(key)
+    with pytest.raises(DataError, match=r"record.json is missing: run x cannot go on"), begin(storage) as run:
+        run.once("train", StoredModel, counted(calls, "b"))
+    storage.write_bytes(key, whole)
+    with begin(storage) as run:
+        assert run.once("train", StoredModel, counted(calls, "b")).uri == "a"
+    assert calls == ["a"]
+
+
+@pytest.mark.parametrize("text", [b'{"run_id": "x', b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"attempts": "two"}'])
+def test_a_damaged_status_or_log_does_not_stop_a_rerun(
+    storage: Storage, caplog: pytest.LogCaptureFixture, text: bytes
+) -> None:
+    with pytest.raises(ZeroDivisionError), begin(storage):
+        raise ZeroDivisionError
+    storage.write_bytes("runs/x/status.json", text)
+    storage.write_bytes("runs/x/log.jsonl", b'{"message": "first"}\n\xff\xfe\n')
+    with begin(storage):
+        LOGGER.info("second")
+    assert "status.json is damaged; it is written anew" in caplog.text
+    assert status(storage)["state"] == "done"
+    assert b"second" in storage.read_bytes("runs/x/log.jsonl") and b"first" in storage.read_bytes("runs/x/log.jsonl")
+
+
+def test_a_ledger_that_is_nested_without_end_is_damaged(storage: Storage) -> None:
+    storage.write_bytes("runs/x/ledger.json", b"[" * 100_000)
+    with pytest.raises(DataError, match=r"ledger.json is damaged; take a new run id"), begin(storage):
+        pass
+
+
 def fail(error: BaseException) -> Callable[[], StoredModel]:
     def do() -> StoredModel:
         with step("second"):

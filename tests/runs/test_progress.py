@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rec_ray.logs import JsonFormatter, about
-from rec_ray.runs.progress import progress_line, report_rows, shown_progress
+from rec_ray.runs.progress import progress_line, report_rows, show_progress
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_rows_of_all_tasks_are_added_up_and_a_task_that_is_run_again_begins_anew
     try:
         with (
             about(run_id="night"),
-            shown_progress("users", 45, console=Console(file=io.StringIO()), line_seconds=0.1) as name,
+            show_progress("users", 45, console=Console(file=io.StringIO()), line_seconds=0.1) as name,
         ):
             local_ray.get([work.remote(name, tmp_path / "killed"), work.remote(name), work.remote(name)])
             assert heard.found.wait(60), heard.lines
@@ -78,7 +78,7 @@ def test_a_terminal_shows_a_bar(local_ray):
     def work(name):
         report_rows(name, 30)
 
-    with shown_progress("candidates: users", 40, console=console, look_seconds=0.05) as name:
+    with show_progress("candidates: users", 40, console=console, look_seconds=0.05) as name:
         local_ray.get(work.remote(name))
         waited = threading.Event()
         for _ in range(600):

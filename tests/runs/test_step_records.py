@@ -61,7 +61,7 @@ def test_training_data_come_back_equal(preprocessor: Preprocessor) -> None:
         SplitTimes(NOON, NOON, NOON),
         RowCounts(9, 8, 1),
         {"users": 1},
-        warnings=("one user has most of the events",),
+        notes=("one user has most of the events",),
     )
     again = from_files(TrainingData, to_files(data))
     assert again.preprocessor.to_dict() == preprocessor.to_dict()

@@ -75,8 +75,10 @@ def test_types_and_ratings_of_events(tmp_path):
     assert settings == {
         "type_field": "interaction_type",
         "value_field": "rating",
+        "min_positive_value": 3.0,
         "negative_types": ["Negative feedback", "negative_view"],
     }
+    assert notes["value_field"].startswith("rating 1 to 5, a rating of 1 to 5: weight = value / 5; below 3 counts as")
     assert "view 2" in notes["type_field"]
 
 
@@ -92,3 +94,44 @@ def test_events_without_type_and_rating(tmp_path):
 )
 def test_the_name_of_items(tmp_path, columns, expected):
     assert name_of_items(written(tmp_path, **{name: ["x"] * N for name in columns})) == expected
+
+
+def test_types_that_sound_negative_and_values_below_zero_are_negative(tmp_path):
+    kinds = ["buy", "Dislike", "remove_from_cart", "refunded", "buy"]
+    table = pa.table({"kind": kinds, "liked": [1, -1, 1, 1, 1]})
+    written = write_batches("interactions", [table], tmp_path / "t.parquet")
+    settings, notes = declare_interactions(written, "kind", "liked")
+    assert settings == {
+        "type_field": "kind",
+        "value_field": "liked",
+        "min_positive_value": None,
+        "negative_types": ["Dislike", "refunded", "remove_from_cart"],
+    }
+    assert "values at or below 0 count as negative (20% of 5 values)" in notes["value_field"]
+
+
+def test_values_that_are_none_are_used_only_if_a_person_named_the_column(tmp_path):
+    table = pa.table({"spent": [1.0] * 50 + [1e6]})
+    written = write_batches("interactions", [table], tmp_path / "t.parquet")
+    settings, notes = declare_interactions(written, None, "spent")
+    assert settings["value_field"] is None and "not used" in notes["value_field"]
+    settings, notes = declare_interactions(written, None, "spent", use_value=True)
+    assert settings["value_field"] == "spent" and notes["value_field"].endswith("It is used all the same.")
+
+
+def test_what_is_another_value_in_every_row_is_no_feature(tmp_path):
+    """Counted, not estimated: an estimate of 170 would make 200 different values a category."""
+    columns = {
+        "email": [f"u{i}@shop.example" for i in range(N)],
+        "barcode": [4_000_000_000_000 + i for i in range(N)],
+        "paths": [f"a{i}|b{i}" for i in range(N)],
+        "plz": [10_000 + i % 30 for i in range(N)],
+    }
+    declared = declare_features(written(tmp_path, **columns))
+    assert declared.features == {"plz": FeatureDeclaration("categorical")}
+    assert {decision.column: decision.role for decision in declared.decisions} == {
+        "email": "left out",
+        "barcode": "left out",
+        "paths": "left out",
+        "plz": "categorical",
+    }

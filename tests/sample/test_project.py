@@ -93,7 +93,8 @@ def test_features_are_joined_as_of_each_row_from_another_working_directory(proje
         project.repo, "item_service", {"item_id": ["x", "y", "y"], "event_timestamp": [day(3), day(3), day(9)]}
     )
     items = items.sort_values(["item_id", "event_timestamp"])
-    assert items["name"].where(items["name"].notna(), None).tolist() == ["Red shirt", None, "Blue shoe"]
+    # An item that was bought before it arrived: the date is no time of a row.
+    assert items["name"].tolist() == ["Red shirt", "Blue shoe", "Blue shoe"]
 
 
 def test_names_that_consumers_read(project):
@@ -256,3 +257,51 @@ def test_sessions_get_users_and_items_from_the_events(tmp_path):
     assert "# 100% of the users in the last 10 %" in made.settings.read_text()
     groups = pq.read_metadata(made.repo / "data" / "interactions.parquet")
     assert groups.row_group(0).num_rows == 250_000
+
+
+def test_files_with_own_names_odd_columns_and_one_export_become_a_project(tmp_path):
+    """From CSV and Parquet with names of their own: the YAML parses, Feast joins, and the summary has each column."""
+    from rec_ray.sample.roles import ColumnNames
+
+    source = tmp_path / "source"
+    source.mkdir()
+    events = pd.DataFrame(
+        {
+            "customer": [f"{n % 4:02d}" for n in range(40)],
+            "sku": [f"s{n % 8}" for n in range(40)],
+            "bought_at": [int((day(0) + timedelta(hours=n)).timestamp()) for n in range(40)],
+            "Event": ["buy", "dislike\x07\nit"] * 20,
+        }
+    )
+    events.to_csv(source / "interactions.csv.gz", index=False)
+    columns = {"customer": [f"{n:02d}" for n in range(4)], "age:float\n": [1.5, 2.0, 3.0, 4.0], "as_of": [1, 2, 3, 4]}
+    pq.write_table(pa.table({**columns, "timestamp": [day(99)] * 4}), source / "users.parquet")
+    names = ColumnNames(user=("customer",), item=("sku",), type="Event")
+    made = init_project(tmp_path / "shop", str(source), names=names)
+    settings = load_settings(made.settings, environ={})
+    assert set(settings.features.user) == {"age_float", "user_as_of"}
+    assert settings.features.interaction.type_field == "Event"
+    joined = historical(made.repo, "user_service", {"user_id": ["03", "3"], "event_timestamp": [day(0)] * 2})
+    assert dict(zip(joined["user_id"], joined["age_float"].fillna(-1), strict=True)) == {"03": 4.0, "3": -1}
+    roles = {(made.table, made.column): made.role for made in made.decisions}
+    assert roles["interactions", "bought_at"] == "time of an event"
+    assert roles["interactions", "Event"] == "type of an event"
+    assert roles["users", "timestamp"] == "left out" and roles["users", "age:float\n"] == "written as age_float"
+    assert roles["users", "age_float"] == "numeric" and roles["items", "item_id"] == "made"
+    assert any(note.startswith("users: the earliest event") for note in made.notes)
+
+
+def test_init_prints_the_table_of_decisions_and_names_every_problem(own, tmp_path, capsys, monkeypatch):
+    from rec_ray.cli.main import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["init", str(tmp_path / "shop"), "--from", str(own)]) == 0
+    printed = capsys.readouterr().out
+    for row in ("timestamp", "time of an event", "interaction_type", "type of an event", "country", "categorical"):
+        assert row in printed
+    assert "┃ table" in printed and "Settings to look at" in printed
+    options = ["--user-column", "x", "--time-column", "when", "--type-column", "kind"]
+    assert main(["init", str(tmp_path / "other"), "--from", str(own), *options]) == 2
+    said = capsys.readouterr().err
+    assert "interactions.parquet has no column 'when'" in said and "has no column 'kind'" in said
+    assert said.count("rec-ray: ") == 1

@@ -1,8 +1,10 @@
 """A user's own tables become Feast-ready files with every row, or a clear error."""
 
 import logging
+import tempfile
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,8 +12,9 @@ import pytest
 
 from rec_ray.errors import ConfigError, EmptyDataError, SchemaError
 from rec_ray.sample import tables
+from rec_ray.sample.own_tables import read_own_tables
 from rec_ray.sample.survey import count_distinct, earliest_time, share_of_newcomers
-from rec_ray.sample.tables import read_own_tables, write_ids, write_own_table
+from rec_ray.sample.tables import write_ids, write_own_table
 from rec_ray.schema import TIMESTAMP
 
 T0 = datetime(2024, 1, 1)
@@ -21,13 +24,17 @@ def write(folder, name="interactions", /, **columns):
     pq.write_table(pa.table(columns), folder / f"{name}.parquet")
 
 
+def read(folder, **options):
+    return read_own_tables(folder, Path(tempfile.mkdtemp(dir=folder if folder.is_dir() else None)), **options)
+
+
 def interactions(folder, n=3, **more):
     times = pa.array([datetime(2024, 1, 1 + i) for i in range(n)], pa.timestamp("us"))
     write(folder, **{"user_id": [f"u{i}" for i in range(n)], "item_id": ["a"] * n, "time": times, **more})
 
 
 def convert(folder, name="interactions", earliest=None):
-    table = getattr(read_own_tables(folder), name)
+    table = getattr(read(folder), name)
     written = write_own_table(table, folder / "out.parquet", earliest)
     result = pq.read_table(written.path)
     assert written.rows == result.num_rows == table.rows
@@ -76,19 +83,20 @@ def test_timestamps_without_zone_are_said_once(tmp_path, caplog):
     interactions(tmp_path)
     write(tmp_path, "users", user_id=["u"], joined=pa.array([T0], pa.timestamp("ns")))
     caplog.set_level(logging.INFO, "rec_ray")
-    read_own_tables(tmp_path)
+    read(tmp_path)
     said = {record.getMessage() for record in caplog.records}
     assert said == {"timestamps without a zone are taken as UTC: users.joined, interactions.time"}
 
 
-def test_the_time_of_a_user_stays_as_a_feature_unless_its_name_says_no_more(tmp_path):
+def test_only_a_column_that_is_called_so_is_the_time_of_a_row(tmp_path):
+    """A date alone may be anything: the end of a sale, a birthday, a last login."""
     interactions(tmp_path)
     stamp = pa.array([T0], pa.timestamp("us"))
-    write(tmp_path, "users", user_id=["u"], signup_date=stamp)
+    write(tmp_path, "users", user_id=["u"], last_login=stamp)
     write(tmp_path, "items", item_id=["i"], timestamp=stamp, released=stamp, name=["x"])
-    users, _ = convert(tmp_path, "users")
+    users, _ = convert(tmp_path, "users", datetime(2024, 1, 1, tzinfo=UTC))
     items, _ = convert(tmp_path, "items")
-    assert users.column_names == ["user_id", "event_timestamp", "signup_date"]
+    assert users.column_names == ["user_id", "last_login", "event_timestamp"]
     assert items.column_names == ["item_id", "event_timestamp", "released", "name"]
 
 
@@ -182,9 +190,9 @@ def test_newcomers_are_users_of_the_last_events_without_an_earlier_one(tmp_path,
 def test_a_missing_file_names_what_is_there(tmp_path):
     write(tmp_path, "users", user_id=["u"])
     with pytest.raises(ConfigError, match=r"no file interactions\.parquet in .*users\.parquet"):
-        read_own_tables(tmp_path)
+        read(tmp_path)
     with pytest.raises(ConfigError, match="no such folder"):
-        read_own_tables(tmp_path / "nowhere")
+        read(tmp_path / "nowhere")
 
 
 def test_wrong_tables_are_refused_with_what_they_have(tmp_path):
@@ -193,6 +201,11 @@ def test_wrong_tables_are_refused_with_what_they_have(tmp_path):
         ({"user_id": ["u"], "at": stamp}, SchemaError, r"lacks the columns 'item_id'; it has 'user_id', 'at'"),
         ({"user_id": ["u"], "item_id": ["i"], "n": [1]}, SchemaError, r"no timestamp column .* 'n: int64'"),
         ({"user_id": ["u"], "item_id": ["i"], "event_timestamp": ["2024"]}, SchemaError, "'event_timestamp' is string"),
+        (
+            {"user_id": ["u"], "item_id": ["i"], "loaded_at": stamp},
+            ConfigError,
+            "'loaded_at' in .* is that of the time of a load.*--time-column loaded_at",
+        ),
         ({"user_id": [1.5], "item_id": ["i"], "at": stamp}, SchemaError, "'user_id' is double; an id must be"),
         (
             {"user_id": ["u"], "item_id": ["i"], "at": stamp, "till": stamp},
@@ -213,7 +226,7 @@ def test_wrong_tables_are_refused_with_what_they_have(tmp_path):
     for columns, error, message in cases:
         write(tmp_path, **columns)
         with pytest.raises(error, match=message):
-            read_own_tables(tmp_path)
+            read(tmp_path)
 
 
 def test_one_named_timestamp_wins_among_several(tmp_path):
@@ -227,7 +240,7 @@ def test_one_named_timestamp_wins_among_several(tmp_path):
 def test_a_file_that_is_no_parquet_or_damaged_is_named(tmp_path):
     (tmp_path / "interactions.parquet").write_text("user_id,item_id\n")
     with pytest.raises(SchemaError, match=r"interactions\.parquet cannot be read as a Parquet file"):
-        read_own_tables(tmp_path)
+        read(tmp_path)
     n = 50_000
     times = pa.array(range(n), pa.int64()).cast(pa.timestamp("us"))
     write(tmp_path, user_id=[str(i * 7919) for i in range(n)], item_id=["i"] * n, at=times)

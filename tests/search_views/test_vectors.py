@@ -106,7 +106,7 @@ def test_every_item_gets_the_vectors_of_its_texts_and_image(
     assert np.allclose(rows["b"]["vector"], unit(2 * red + named["blue cup"]), atol=1e-4)
     assert list(rows) == ["a", "b", "c"], "d has neither an image nor a name, e an image that is none"
     assert "2 of 3 images cannot be read" in caplog.text
-    assert "missing.png?key=1 (there is no such file); note.txt (not an image format that Pillow reads)" in caplog.text
+    assert "missing.png?key=1 (no such file); note.txt (not an image format that Pillow reads)" in caplog.text
     manifest = read_manifest(shop.storage, "c")
     assert list(manifest["parts"]) == ["recommendations", "search/texts", "search/images"]
     assert manifest["search"]["texts"]["vectors"] == {"name_vector": 384, "all_vector": 384}
@@ -131,7 +131,7 @@ def test_every_item_gets_the_vectors_of_its_texts_and_image(
 @pytest.mark.usefixtures("processes")
 def test_a_field_that_was_not_read_and_candidates_that_are_missing(shop: Shop) -> None:
     other = shop.settings.model_copy(update={"text_views": {"texts": {"vector": ["title"]}}, "image_encoder": None})
-    with pytest.raises(SchemaError, match="do not carry 'title'"):
+    with pytest.raises(SchemaError, match="lack 'title'"):
         shop.make(other)
     shop.storage.delete_prefix("c")
     with pytest.raises(DataError, match="no complete candidates"):
@@ -147,7 +147,7 @@ def test_the_lengths_of_vectors_are_known_before_anything_is_encoded(
         "item_textual_features_embed": {"about_product_embedding": 384},
         "item_clip_features_embed": {"clip_latent_space_embedding": 12},
     }
-    with pytest.raises(ConfigError, match="has no model"):
+    with pytest.raises(ConfigError, match="has no text model"):
         search_dimensions(SearchSettings(text_encoder=f"transformers:{tmp_path}"))
 
 

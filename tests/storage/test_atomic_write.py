@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rec_ray.storage import atomic_write as whole_file
-from rec_ray.storage.atomic_write import ALIGNMENT, BYTES_AT_ONCE, FEWEST_BYTES, is_partial, write_whole_file
+from rec_ray.storage.atomic_write import ALIGNMENT, BYTES_AT_ONCE, FEWEST_BYTES, is_partial, write_atomically
 
 SIZES = [0, 1, FEWEST_BYTES - 1, FEWEST_BYTES, FEWEST_BYTES + 1, BYTES_AT_ONCE + ALIGNMENT, 3 * BYTES_AT_ONCE + 4097]
 
@@ -17,9 +17,9 @@ def test_a_file_comes_back(tmp_path: Path, size: int) -> None:
     path = tmp_path / "below" / "some.bin"
     data = os.urandom(size)
     # A view that begins anywhere, as buffers of Arrow do.
-    write_whole_file(path, memoryview(b"x" + data)[1:])
+    write_atomically(path, memoryview(b"x" + data)[1:])
     assert path.read_bytes() == data
-    write_whole_file(path, data[::-1])
+    write_atomically(path, data[::-1])
     assert path.read_bytes() == data[::-1]
     assert [file.name for file in path.parent.iterdir()] == ["some.bin"]
     plain = path.with_name("plain")
@@ -43,7 +43,7 @@ def test_a_file_system_that_does_not_open_files_past_the_cache_is_written_throug
 
     monkeypatch.setattr(whole_file.os, "open", refuse)
     data = os.urandom(FEWEST_BYTES + 5)
-    write_whole_file(tmp_path / "some.bin", data)
+    write_atomically(tmp_path / "some.bin", data)
     monkeypatch.undo()
     assert (tmp_path / "some.bin").read_bytes() == data
     assert len(asked) == 1
@@ -64,7 +64,7 @@ def test_a_file_system_without_a_way_past_the_cache_is_written_through_it(
 
     monkeypatch.setattr(whole_file.os, "write", refuse)
     data = os.urandom(4 * BYTES_AT_ONCE + 5)
-    write_whole_file(tmp_path / "some.bin", data)
+    write_atomically(tmp_path / "some.bin", data)
     assert (tmp_path / "some.bin").read_bytes() == data
     assert len(calls) == accepted + 1
 
@@ -73,7 +73,7 @@ def test_a_write_that_takes_less_goes_on_where_it_stopped(tmp_path: Path, monkey
     write = os.write
     monkeypatch.setattr(whole_file.os, "write", lambda file, data: write(file, data[: len(data) // 2]))
     data = os.urandom(2 * BYTES_AT_ONCE + 77)
-    write_whole_file(tmp_path / "some.bin", data)
+    write_atomically(tmp_path / "some.bin", data)
     assert (tmp_path / "some.bin").read_bytes() == data
 
 
@@ -87,7 +87,7 @@ def test_nothing_is_left_of_a_file_that_failed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(whole_file.os, "write", full)
     monkeypatch.setattr(whole_file.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_whole_file(tmp_path / "some.bin", bytes(size))
+        write_atomically(tmp_path / "some.bin", bytes(size))
     assert [file.name for file in tmp_path.iterdir()] == ["some.bin"]
     assert (tmp_path / "some.bin").read_bytes() == b"before"
 
@@ -95,5 +95,5 @@ def test_nothing_is_left_of_a_file_that_failed(tmp_path: Path, monkeypatch: pyte
 def test_the_name_of_an_unfinished_file_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     monkeypatch.setattr(whole_file.os, "fsync", lambda _file: names.extend(path.name for path in tmp_path.iterdir()))
-    write_whole_file(tmp_path / "some.bin", b"1")
+    write_atomically(tmp_path / "some.bin", b"1")
     assert [is_partial(name) for name in [*names, "some.bin", ".hidden"]] == [True, False, False]

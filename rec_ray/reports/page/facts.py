@@ -7,28 +7,50 @@ store here.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rec_ray.contracts import Evaluation, EvaluationFacts
+from pydantic import TypeAdapter
+
+from rec_ray.contracts import EpochResult, Evaluation, EvaluationFacts
 from rec_ray.errors import DataError
 from rec_ray.retrieval.features.preprocessing import NUMBERS, FeaturePreprocessor, Preprocessor
 from rec_ray.retrieval.json_values import replace_non_finite
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 
 FORMAT_VERSION = 1
-SHOWN_VALUES = 4
+LISTED_VALUES = 4
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """Feature of a side (user or item). said: description of the state fitted on the training events."""
+
+    side: str
+    name: str
+    kind: str
+    said: str
+
+
+@dataclass(frozen=True)
+class ItemMap:
+    """Items in two dimensions: ids and coordinates of the sample, the total number of items, and a caption."""
+
+    item_ids: list[str]
+    x: list[float]
+    y: list[float]
+    total: int
+    said: str
 
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """Content of a report; a value that was not measured is empty.
+    """Content of a report; a value that was not measured is empty or None.
 
-    evaluation: `Evaluation` as plain values. epochs: `EpochResult`s as plain values.
-    features: rows with `side`, `name`, `kind` and `said`, a description of the fitted state.
-    item_map: `item_ids`, `x`, `y`, the `total` number of items and `said`, a caption.
     names, categories: item id -> text, for the items of the map and of the examples.
-    warnings: sentences about the data. settings: with secrets masked. seconds: of each step so far.
+    notes: findings about the data, as sentences. settings: with secrets masked. seconds: of each step so far.
     counts: counts of the run by readable name.
     """
 
@@ -40,12 +62,12 @@ class ReportFacts:
     refit: str = ""
     gate: str = ""
     gate_reasons: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    evaluation: Evaluation | None = None
+    epochs: tuple[EpochResult, ...] = ()
     best_epoch: int = 0
-    features: list[dict[str, str]] = field(default_factory=list)
-    item_map: dict[str, Any] = field(default_factory=dict)
+    features: tuple[FeatureRow, ...] = ()
+    item_map: ItemMap | None = None
     names: dict[str, str] = field(default_factory=dict)
     categories: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -63,30 +85,43 @@ class ReportFacts:
         """Read stored facts.
 
         Raises:
-            DataError: the format is another one.
+            DataError: the facts are damaged or have another format.
         """
         try:
             values = json.loads(data)
             found = values.pop("format_version")
+            if found != FORMAT_VERSION:
+                raise DataError(
+                    f"the stored facts of the report have format {found!r}; this program reads {FORMAT_VERSION}"
+                )
+            names = {field.name for field in fields(cls)}
+            values = {name: value for name, value in values.items() if name in names}
+            for name, kind in _TYPED.items():
+                if values.get(name):
+                    values[name] = TypeAdapter(kind).validate_python(_with_nan(values[name]))
+                else:
+                    values.pop(name, None)
+            return cls(**values)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise DataError(f"the stored facts of the report cannot be read: {error}") from error
-        if found != FORMAT_VERSION:
-            raise DataError(
-                f"the stored facts of the report have format {found!r}; this program reads {FORMAT_VERSION}"
-            )
-        names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+
+
+_TYPED: dict[str, Any] = {
+    "evaluation": Evaluation,
+    "epochs": tuple[EpochResult, ...],
+    "features": tuple[FeatureRow, ...],
+    "item_map": ItemMap,
+}
+"""Fields of `ReportFacts` that JSON holds as plain values -> their types."""
 
 
 def facts_of_bundle(bundle: TwoTowerBundle, version: str) -> dict[str, Any]:
     """Derive facts from the metadata of a stored model, as arguments of `ReportFacts`."""
     metadata = bundle.metadata
     metrics = metadata.get("metrics") or {}
-    evaluation = Evaluation({}, 0, 0)
+    evaluation = None
     if metrics:
-        stored = metadata.get("evaluation") or {}
-        known = {each.name: stored[each.name] for each in fields(EvaluationFacts) if each.name in stored}
-        facts = EvaluationFacts(**known)
+        facts = TypeAdapter(EvaluationFacts).validate_python(metadata.get("evaluation") or {})
         evaluation = Evaluation(metrics, 0, facts.targets, facts=facts)
     return {
         "version": version,
@@ -95,8 +130,8 @@ def facts_of_bundle(bundle: TwoTowerBundle, version: str) -> dict[str, Any]:
         "data_to": str(metadata.get("data_to") or ""),
         "test_start": str(metadata.get("test_start") or ""),
         "refit": str(metadata.get("refit") or ""),
-        "evaluation": asdict(evaluation) if metrics else {},
-        "epochs": list(metadata.get("epochs") or []),
+        "evaluation": evaluation,
+        "epochs": TypeAdapter(tuple[EpochResult, ...]).validate_python(metadata.get("epochs") or ()),
         "best_epoch": int(metadata.get("best_epoch") or 0),
         "features": describe_features(bundle.preprocessor),
         "settings": dict(metadata.get("settings") or {}),
@@ -104,14 +139,14 @@ def facts_of_bundle(bundle: TwoTowerBundle, version: str) -> dict[str, Any]:
     }
 
 
-def describe_features(preprocessor: Preprocessor) -> list[dict[str, str]]:
-    """Return one row per feature: side, name, kind, and a description of the state fitted on the training events."""
+def describe_features(preprocessor: Preprocessor) -> tuple[FeatureRow, ...]:
+    """Return one row per feature, with a description of the state fitted on the training events."""
     sides = (("user", preprocessor.users), ("item", preprocessor.items))
-    return [
-        {"side": side, "name": name, "kind": declaration.kind, "said": _describe(fitted, name)}
+    return tuple(
+        FeatureRow(side, name, declaration.kind, _describe(fitted, name))
         for side, fitted in sides
         for name, declaration in fitted.declarations.items()
-    ]
+    )
 
 
 def _describe(fitted: FeaturePreprocessor, name: str) -> str:
@@ -125,7 +160,16 @@ def _describe(fitted: FeaturePreprocessor, name: str) -> str:
     if declaration.kind == "vector":
         return f"{declaration.length:,} numbers"
     values = list(fitted.vocabularies[name])
-    shown = ", ".join(values[:SHOWN_VALUES])
-    if len(values) <= SHOWN_VALUES:
-        return f"{len(values):,} values: {shown}" if values else "no value"
-    return f"{len(values):,} values; most often {shown}"
+    first = ", ".join(values[:LISTED_VALUES])
+    if len(values) <= LISTED_VALUES:
+        return f"{len(values):,} values: {first}" if values else "no value"
+    return f"{len(values):,} values; most often {first}"
+
+
+def _with_nan(value: Any, name: str = "") -> Any:
+    """Undo `replace_non_finite`: null is a number that is not finite, except for a missing live version."""
+    if value is None and name != "live_version":
+        return math.nan
+    if isinstance(value, Mapping):
+        return {key: _with_nan(entry, key) for key, entry in value.items()}
+    return [_with_nan(entry) for entry in value] if isinstance(value, list) else value

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rec_ray.contracts import EpochResult
+
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NAMES = ("ink", "muted", "grid", "paper", *(f"c{number}" for number in range(9)))
 COLOURS = {name: f"#0{number:x}0{number:x}0f" for number, name in enumerate(_NAMES)}
@@ -75,12 +77,12 @@ def plot_metric(rows: Sequence[Mapping[str, Any]], label: str) -> str:
         for place, row in enumerate(rows):
             colour = COLOURS[colour_of(row["method"])]
             low, high = row["low"], row["high"]
-            said = f"{row['name']}: {row['value']:.4f}"
+            text = f"{row['name']}: {row['value']:.4f}"
             if low is not None and high is not None:
-                drawing.add_tooltip(axes.hlines(place, low, high, color=colour, linewidth=2.5, alpha=0.55), said)
-                said += f" (95 % interval {low:.4f} to {high:.4f})"
+                drawing.add_tooltip(axes.hlines(place, low, high, color=colour, linewidth=2.5, alpha=0.55), text)
+                text += f" (95 % interval {low:.4f} to {high:.4f})"
             point = axes.plot([row["value"]], [place], "o", color=colour, markersize=7)[0]
-            drawing.add_tooltip(point, said)
+            drawing.add_tooltip(point, text)
         axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
@@ -126,13 +128,13 @@ def plot_segments(groups: Sequence[Mapping[str, Any]], label: str) -> str:
         for place, group in enumerate(groups):
             for number, bar in enumerate(group["bars"]):
                 at = place + (number - (len(group["bars"]) - 1) / 2) * height
-                said = f"{group['name']}, {bar['name']}: {bar['value']:.4f}"
+                text = f"{group['name']}, {bar['name']}: {bar['value']:.4f}"
                 if bar["low"] is not None and bar["high"] is not None:
-                    said += f" (95 % interval {bar['low']:.4f} to {bar['high']:.4f})"
+                    text += f" (95 % interval {bar['low']:.4f} to {bar['high']:.4f})"
                     axes.hlines(at, bar["low"], bar["high"], color=COLOURS["ink"], linewidth=0.9, alpha=0.6, zorder=3)
                 colour = COLOURS[colour_of(bar["method"])]
                 (drawn,) = axes.barh([at], [bar["value"]], height=height * 0.86, color=colour)
-                drawing.add_tooltip(drawn, said)
+                drawing.add_tooltip(drawn, text)
         axes.set_yticks(range(len(groups)), [group["name"] for group in groups])
         axes.set_ylim(len(groups) - 0.45, -0.55)
         axes.set_xlim(left=0)
@@ -143,12 +145,12 @@ def plot_segments(groups: Sequence[Mapping[str, Any]], label: str) -> str:
     return drawing.svg(f"{label} by segment")
 
 
-def plot_learning(epochs: Sequence[Mapping[str, Any]], best: int, metric: str, label: str, colour: str) -> str:
+def plot_learning(epochs: Sequence[EpochResult], best: int, metric: str, label: str, colour: str) -> str:
     """Draw a metric over the epochs and mark the epoch whose weights were kept."""
     with _drawing(2.3) as drawing:
         axes = drawing.axes
-        numbers = [epoch["epoch"] for epoch in epochs]
-        values = [epoch[metric] for epoch in epochs]
+        numbers = [epoch.epoch for epoch in epochs]
+        values = [getattr(epoch, metric) for epoch in epochs]
         axes.plot(numbers, values, color=COLOURS[colour])
         if best in numbers:
             axes.axvline(best, color=COLOURS["muted"], linewidth=1, linestyle=(0, (3, 3)))
@@ -212,14 +214,14 @@ def plot_popularity(curves: Mapping[str, tuple[str, Sequence[Sequence[float]]]])
 
 
 def plot_item_map(points: Sequence[Mapping[str, Any]]) -> str:
-    """Draw items as points. points: `x`, `y`, `colour` and `said`."""
+    """Draw items as points. points: `x`, `y`, `colour` and `text`."""
     with _drawing(4.4) as drawing:
         axes = drawing.axes
         colours = [COLOURS[point["colour"]] for point in points]
         xs, ys = [point["x"] for point in points], [point["y"] for point in points]
         size = 14 if len(points) < 500 else 9
         drawn = axes.scatter(xs, ys, c=colours, s=size, alpha=0.75, linewidths=0)
-        drawing.add_tooltip(drawn, *[point["said"] for point in points])
+        drawing.add_tooltip(drawn, *[point["text"] for point in points])
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_xticks([])
         axes.set_yticks([])

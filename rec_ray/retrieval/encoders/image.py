@@ -27,7 +27,7 @@ class ImageEncoder:
     """Model for images and texts, with the preprocessing of both."""
 
     def __init__(self, name: str) -> None:
-        """Load a model. name: of a model that transformers knows or has in its cache, or a folder with one.
+        """Load a model. name: of a model in the Hugging Face hub or its local cache, or a folder with a model.
 
         Raises:
             ConfigError: a package is missing, or there is no such model, or the model encodes no images.
@@ -42,9 +42,7 @@ class ImageEncoder:
             self.processor: Any = AutoImageProcessor.from_pretrained(name, backend="pil")
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name) if _has_texts(self.model) else None
         except (OSError, ValueError, ImportError) as error:
-            raise ConfigError(
-                f"transformers has no model {name!r} for images, with weights as safetensors: {error}"
-            ) from error
+            raise ConfigError(f"transformers has no image model {name!r} with safetensors weights: {error}") from error
         if not hasattr(self.model, "get_image_features"):
             raise ConfigError(
                 f"the model {name!r} encodes no images; take a model such as openai/clip-vit-base-patch32"
@@ -103,7 +101,7 @@ def image_dimensions(name: str) -> int:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"transformers has no model {name!r} for images: {error}") from error
+        raise ConfigError(f"transformers has no image model {name!r}: {error}") from error
     dimensions = getattr(config, "projection_dim", None)
     if not dimensions:
         raise ConfigError(

@@ -32,7 +32,7 @@ class TextEncoder:
     """Language model with its tokenizer."""
 
     def __init__(self, name: str) -> None:
-        """Load a model. name: of a model that transformers knows or has in its cache, or a folder with one.
+        """Load a model. name: of a model in the Hugging Face hub or its local cache, or a folder with a model.
 
         Raises:
             ConfigError: transformers is not installed, or has no such model.
@@ -45,9 +45,7 @@ class TextEncoder:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
             self.model: Any = AutoModel.from_pretrained(name, use_safetensors=True).eval()
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"transformers has no model {name!r} for texts, with weights as safetensors: {error}"
-            ) from error
+            raise ConfigError(f"transformers has no text model {name!r} with safetensors weights: {error}") from error
         self.pooling = declared_pooling(name)
 
     @property
@@ -92,7 +90,7 @@ def text_dimensions(name: str) -> int:
     try:
         return int(AutoConfig.from_pretrained(name).hidden_size)
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"transformers has no model {name!r} for texts: {error}") from error
+        raise ConfigError(f"transformers has no text model {name!r}: {error}") from error
 
 
 def declared_pooling(name: str) -> str:
@@ -112,7 +110,9 @@ def declared_pooling(name: str) -> str:
     if isinstance(declared.get("pooling_mode"), str):
         modes = [{"mean": MEAN, "cls": FIRST}.get(declared["pooling_mode"], declared["pooling_mode"])]
     if modes not in ([MEAN], [FIRST]):
-        raise ConfigError(f"the model {name!r} declares {listed(modes)}; known are {MEAN} and {FIRST}, one of them")
+        raise ConfigError(
+            f"the model {name!r} declares the pooling {listed(modes)}; supported is one of {MEAN} and {FIRST}"
+        )
     return modes[0]
 
 

@@ -72,7 +72,7 @@ class Catalogue:
         n = table.num_rows
         index = table["item_index"].to_numpy()
         if not np.array_equal(index, np.arange(1, n + 1)):
-            raise DataError(f"the encoded catalogue has {n} rows, but their indices are not 1 to {n}")
+            raise DataError(f"the encoded catalogue has {n} rows; expected the indices 1 to {n}, each once")
         token_counts = flat_values(table["item_token_counts"]).reshape(n, shape.fields)
         return cls(
             item_ids=table["item_id"].combine_chunks(),

@@ -29,7 +29,13 @@ from rec_ray.retrieval.learning.losses import (
 )
 from rec_ray.retrieval.learning.optimizer import RowwiseAdamW
 from rec_ray.retrieval.metrics.metrics import ndcg_at_k
-from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries, seen_items, without
+from rec_ray.retrieval.model.inference import (
+    drop_excluded,
+    embed_as_history,
+    embed_catalogue,
+    embed_queries,
+    seen_items,
+)
 from rec_ray.retrieval.model.towers import TwoTower
 from rec_ray.retrieval.ragged import take_rows
 from rec_ray.retrieval.search import ExactTopK
@@ -293,7 +299,7 @@ class Learner:
             queries = embed_queries(self.model, batch.to(self.device), history).cpu().numpy()
             targets, offsets = take_rows(positives, first, chosen)
             seen = seen_items(timelines, chosen, split) if exclude_seen else None
-            targets, offsets = without(targets, offsets, seen)
+            targets, offsets = drop_excluded(targets, offsets, seen)
             ranks = index.target_ranks(queries, targets, offsets, seen, self.catalogue.known)
             values = ndcg_at_k(ranks, offsets, 10)
             total += float(np.nansum(values))

@@ -161,7 +161,7 @@ def raw_columns(table: pa.Table, beginning: str, fields: Sequence[str]) -> dict[
     """
     missing = [name for name in fields if f"{beginning}{name}" not in table.column_names]
     if missing:
-        raise SchemaError(f"the encoded rows do not carry {listed(missing)}, which filters read; load them anew")
+        raise SchemaError(f"the encoded rows lack {listed(missing)}, which filters read; run rec-ray train again")
     return {name: column_of(table, f"{beginning}{name}") for name in fields}
 
 
@@ -211,7 +211,9 @@ def evaluate_item_filters(
         for name in ("allowed_categories", "blocked_categories"):
             if chosen := getattr(declared, name):
                 wanted = index_of(pa.array(chosen, pa.string()), vocabulary)
-                notes += [f"{name}: no item is of {c!r}" for c, w in zip(chosen, wanted, strict=True) if w < 0]
+                notes += [
+                    f"{name}: no item has the category {c!r}" for c, w in zip(chosen, wanted, strict=True) if w < 0
+                ]
                 has = np.bincount(bags.owner[np.isin(bags.codes, wanted[wanted >= 0] + 1)], minlength=n) > 0
                 steps[name] = has if name == "allowed_categories" else ~has
                 steps[name][always] = True

@@ -86,7 +86,8 @@ class ComparedNumbers:
         values = numbers_of(column, self.name)
         if {self.kind, _kind(column)} == {"times", "numbers"}:
             raise SchemaError(
-                f"candidates.filters.rules: {self.name}: the item has {self.kind}, the user {_kind(column)}"
+                f"candidates.filters.rules: {self.name}: the item field holds {self.kind}, the user field "
+                f"{_kind(column)}; compare fields of one type"
             )
         side: Literal["left", "right"] = "right" if self.at_most else "left"
         position = np.searchsorted(self.thresholds, values, side=side)
@@ -184,7 +185,7 @@ def numbers_of(column: pa.Array, rule_name: str) -> Array:
         micros = pa.timestamp("us", getattr(kind, "tz", None))
         column = pc.cast(pc.cast(column, micros, safe=False), pa.int64())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-        raise SchemaError(f"candidates.filters: {rule_name} compares numbers or times, but a field holds {kind}")
+        raise SchemaError(f"candidates.filters: {rule_name} needs numbers or times, found {kind}")
     # Unsafe cast: times in distant years lose microseconds.
     return pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines
-from rec_ray.retrieval.model.inference import seen_items, without
+from rec_ray.retrieval.model.inference import drop_excluded, seen_items
 from rec_ray.retrieval.ragged import Ragged, take_rows
 from rec_ray.schema import Split
 
@@ -65,7 +65,9 @@ def positives_before_test(timelines: Timelines) -> tuple[Array, Array, Array]:
     return timelines.item_index[chosen], timelines.event_seconds[chosen], offsets
 
 
-def ask(timelines: Timelines, users: Array, catalogue: Catalogue, *, exclude_seen: bool) -> tuple[Questions, HeldOut]:
+def collect_held_out(
+    timelines: Timelines, users: Array, catalogue: Catalogue, *, exclude_seen: bool
+) -> tuple[Questions, HeldOut]:
     """Return the targets of some users, and the numbers of their held-out positives.
 
     users: [u] places. A target is an item known before the test; with `exclude_seen` also one that the user has not
@@ -75,11 +77,11 @@ def ask(timelines: Timelines, users: Array, catalogue: Catalogue, *, exclude_see
     known = catalogue.known[targets]
     owner = np.repeat(np.arange(len(users)), np.diff(offsets))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(users)))])
-    targets, offsets = without(targets[known], offsets, None)
+    targets, offsets = drop_excluded(targets[known], offsets, None)
     distinct = len(targets)
     seen = seen_items(timelines, users, Split.TEST) if exclude_seen else None
     if seen is not None:
-        targets, offsets = without(targets, offsets, seen)
+        targets, offsets = drop_excluded(targets, offsets, seen)
     held_out = HeldOut(len(targets), distinct - len(targets), int((~known).sum()))
     with_target = np.flatnonzero(np.diff(offsets) > 0)
     targets, offsets = take_rows(targets, offsets, with_target)

@@ -120,7 +120,9 @@ class TwoTowerBundle:
             raise BundleError(f"the model lacks the files {listed(missing)}; it has {listed(sorted(files))}")
         unknown = sorted(set(files) - {*FILES, EVALUATED})
         if unknown:
-            raise BundleError(f"the model has files that this format does not know: {listed(unknown)}")
+            raise BundleError(
+                f"the model has files that are unknown in format version {FORMAT_VERSION}: {listed(unknown)}"
+            )
         description = _from_json(files[MODEL], MODEL)
         metadata = _from_json(files[METADATA], METADATA)
         for name, value in ((MODEL, description), (METADATA, metadata)):
@@ -169,7 +171,7 @@ def _build(arguments: dict[str, Any]) -> TwoTower:
         with torch.device("meta"), _SkipInit():
             return build_two_tower(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise BundleError(f"{MODEL} holds arguments that the towers do not take: {error}") from error
+        raise BundleError(f"{MODEL} holds arguments that are invalid for the towers: {error}") from error
 
 
 def _arrays_of(model: TwoTower) -> dict[str, NDArray[Any]]:

@@ -22,7 +22,7 @@ then stays in the cache of a core. 1,024 at once took 1.6 times as long, 8 at on
 """
 
 
-def drawn(*shape: int) -> nn.Parameter:
+def init_parameter(*shape: int) -> nn.Parameter:
     """Return new weights, small random numbers."""
     return nn.Parameter(nn.init.normal_(torch.empty(*shape), std=0.02))
 
@@ -84,7 +84,7 @@ class MeanHistory(nn.Module):
         """Widths and switches as in `TransformerHistory`."""
         super().__init__()
         self.events = EventEmbedding(embedding_size, event_types, time_gaps)
-        self.begin = drawn(embedding_size)
+        self.begin = init_parameter(embedding_size)
         self.norm = nn.LayerNorm(embedding_size)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(embedding_size, embedding_size)
@@ -137,8 +137,8 @@ class TransformerHistory(nn.Module):
         if norm not in ("pre", "post"):
             raise ValueError(f"norm must be 'pre' or 'post', got {norm!r}")
         self.events = EventEmbedding(embedding_size, event_types, time_gaps)
-        self.begin = drawn(embedding_size)
-        self.position = drawn(history_length + 1, embedding_size)
+        self.begin = init_parameter(embedding_size)
+        self.position = init_parameter(history_length + 1, embedding_size)
         self.input_norm = nn.LayerNorm(embedding_size)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_Block(embedding_size, heads, dropout, norm) for _ in range(layers))

@@ -73,7 +73,7 @@ def seen_items(
     return timelines.item_index[positions[counted]], np.concatenate([[0], np.cumsum(counted)])[offsets]
 
 
-def without(targets: Array, offsets: Array, seen: tuple[Array, Array] | None) -> tuple[Array, Array]:
+def drop_excluded(targets: Array, offsets: Array, seen: tuple[Array, Array] | None) -> tuple[Array, Array]:
     """Leave out targets that are excluded from the ranking anyway, and repeats of a target of the same user."""
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     keys = user.astype(np.int64) << 32 | targets.astype(np.int64)

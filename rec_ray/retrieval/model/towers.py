@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
-from rec_ray.retrieval.model.history import MeanHistory, TransformerHistory, drawn
+from rec_ray.retrieval.model.history import MeanHistory, TransformerHistory, init_parameter
 
 TABLE_STD = 0.02
 """Spread of fresh embedding rows. Under cosine, how fast a row turns is learning rate over length: rows that start at
@@ -162,7 +162,7 @@ class UserTower(nn.Module):
         self.begin: nn.Parameter | None = None
         self.history: MeanHistory | TransformerHistory | None = None
         if history == "none":
-            self.begin = drawn(embedding_size)
+            self.begin = init_parameter(embedding_size)
         elif history == "mean":
             self.history = MeanHistory(embedding_size, event_types=event_types, time_gaps=time_gaps, dropout=dropout)
         elif history == "transformer":

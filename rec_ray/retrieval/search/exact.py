@@ -173,7 +173,7 @@ class ExactTopK:
         enough = self._quantised is not None or query_count >= FEWEST_QUERIES
         if not (self._use_bytes and enough and 32 * k <= (self.item_count if allowed is None else allowed.sum())):
             return False
-        # Lazy import: numba takes a second to load, which only large searches save.
+        # Lazy import: numba takes a second to load, which only large searches recover.
         from rec_ray.retrieval.search.int8 import is_supported
 
         return is_supported()

@@ -1,6 +1,6 @@
 """Exclusions per query, sort keys of scores, and the merge of the lists of shards, for all searches.
 
-Arrays of scores and item indices go in, arrays come out. It does not compute scores.
+Input: ragged exclusions, float32 scores, or lists of shards. Output: the same data in the form that a search needs.
 """
 
 from __future__ import annotations

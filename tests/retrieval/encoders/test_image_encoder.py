@@ -71,13 +71,13 @@ def test_images_of_any_mode_are_read_and_others_say_why(monkeypatch):
 
 
 def test_a_model_that_is_not_there_or_of_another_kind_is_named(tmp_path, text_model):
-    with pytest.raises(ConfigError, match="has no model"):
+    with pytest.raises(ConfigError, match="has no image model"):
         ImageEncoder(str(tmp_path))
-    with pytest.raises(ConfigError, match="has no model"):
+    with pytest.raises(ConfigError, match="has no image model"):
         image_dimensions(str(tmp_path))
     with pytest.raises(ConfigError, match="no common space of images and texts"):
         image_dimensions(text_model)
-    with pytest.raises(ConfigError, match="for images"):
+    with pytest.raises(ConfigError, match="no image model"):
         ImageEncoder(text_model)
 
 

@@ -80,7 +80,7 @@ def test_rows_in_any_order_cut_and_layout_become_the_same_catalogue() -> None:
 @pytest.mark.parametrize("chosen", [[0, 1, 3, 4], [0, 1, 2, 3, 4, 4], [1, 2, 3, 4], [0, 0]])
 def test_an_index_that_is_missing_or_there_twice_is_refused(chosen: list[int]) -> None:
     preprocessor = fitted()
-    with pytest.raises(DataError, match=f"has {len(chosen)} rows, but their indices are not 1 to {len(chosen)}"):
+    with pytest.raises(DataError, match=f"has {len(chosen)} rows; expected the indices 1 to {len(chosen)}"):
         Catalogue.from_table(rows(preprocessor).take(chosen), preprocessor.shape)
 
 

@@ -33,7 +33,13 @@ from rec_ray.retrieval.learning import learner as learning
 from rec_ray.retrieval.learning.learner import LEAST_RATE, Learner, LearningSettings, shuffled_batches
 from rec_ray.retrieval.metrics.metrics import recall_at_k, reciprocal_rank
 from rec_ray.retrieval.model import towers
-from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries, seen_items, without
+from rec_ray.retrieval.model.inference import (
+    drop_excluded,
+    embed_as_history,
+    embed_catalogue,
+    embed_queries,
+    seen_items,
+)
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.ragged import take_rows
 from rec_ray.retrieval.search import ExactTopK
@@ -602,10 +608,10 @@ def test_ragged_parts_by_hand() -> None:
     timelines = timelines_of([[5, 6, 7], [], [8, 8]], splits, [0, 0, 0])
     items, offsets = seen_items(timelines, np.array([2, 0, 1]), TEST)
     assert items.tolist() == [8, 8, 5, 6] and offsets.tolist() == [0, 2, 4, 4]
-    targets, offsets = without(np.array([3, 1, 3, 2, 9]), np.array([0, 3, 3, 5]), None)
+    targets, offsets = drop_excluded(np.array([3, 1, 3, 2, 9]), np.array([0, 3, 3, 5]), None)
     assert targets.tolist() == [1, 3, 2, 9] and offsets.tolist() == [0, 2, 2, 4]
     seen = (np.array([3, 7, 9, 1, 9]), np.array([0, 2, 3, 5]))
-    targets, offsets = without(np.array([3, 1, 3, 2, 9]), np.array([0, 3, 3, 5]), seen)
+    targets, offsets = drop_excluded(np.array([3, 1, 3, 2, 9]), np.array([0, 3, 3, 5]), seen)
     assert targets.tolist() == [1, 2] and offsets.tolist() == [0, 1, 1, 2]
 
 

@@ -122,7 +122,7 @@ def test_the_rule_that_leaves_nothing_is_named():
     assert nothing.groups({}, 2).emptied_by == ["available"]
     blocked = evaluate(available="in_stock", category="path", separator="|", allowed_categories=["Cars"])
     assert (blocked.emptied_by, blocked.left_out) == ("allowed_categories", {"available": 1, "allowed_categories": 5})
-    assert blocked.notes == ("allowed_categories: no item is of 'Cars'",)
+    assert blocked.notes == ("allowed_categories: no item has the category 'Cars'",)
     said = "always_include names item 'zz', which is not in the catalogue"
     assert evaluate(always_include=["zz", "b"]).notes == (said,)
 
@@ -152,7 +152,7 @@ def test_at_most_and_at_least_compare_numbers():
 def test_times_are_compared_with_times_only():
     found = allowed_of(evaluate(**rule("from", "at_most", "since")), since=[NOW, NOW - 9 * DAY, None])
     assert [items for items, _ in found] == ["abdef", "d", "d"]
-    with pytest.raises(SchemaError, match="from at_most age: the item has times, the user numbers"):
+    with pytest.raises(SchemaError, match="from at_most age: the item field holds times, the user field numbers"):
         allowed_of(evaluate(**rule("from", "at_most", "age")), age=[3])
 
 
@@ -211,7 +211,7 @@ def test_the_rule_that_takes_the_last_item_of_a_user_is_named():
     [
         ({"available": "age_limit"}, r"filters\.available: field 'age_limit' holds int64; expected true or false"),
         ({"available_from": "language"}, r"filters\.available_from: field 'language' holds string; expected a time"),
-        (rule("language", "at_most", "age"), r"language at_most age compares numbers or times, but .* string"),
+        (rule("language", "at_most", "age"), r"language at_most age needs numbers or times, found .*string"),
     ],
 )
 def test_a_field_that_does_not_fit_its_rule_is_named(declared, said):

@@ -14,7 +14,7 @@ from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor, Preprocessor
 from rec_ray.retrieval.features.timelines import TIMELINES, Timelines
 from rec_ray.retrieval.metrics.baselines import Popularity
-from rec_ray.retrieval.metrics.holdout import HeldOut, ask, users_with_targets
+from rec_ray.retrieval.metrics.holdout import HeldOut, collect_held_out, users_with_targets
 from rec_ray.retrieval.metrics.metrics import bootstrap_weights
 from rec_ray.retrieval.metrics.rankers import CountingMethod, TowerMethod, best_items
 from rec_ray.retrieval.metrics.segment_metrics import EVERYONE, SegmentSums
@@ -95,7 +95,7 @@ USERS = timelines_of(
 
 def asked(exclude_seen, catalogue=None):
     catalogue = catalogue or catalogue_of([1, 2, 3, 4, 0], [4, 2, 0, 1, 0], KNOWN)
-    return ask(USERS, users_with_targets(USERS), catalogue, exclude_seen=exclude_seen)
+    return collect_held_out(USERS, users_with_targets(USERS), catalogue, exclude_seen=exclude_seen)
 
 
 def ragged(values, first):
@@ -177,7 +177,7 @@ def test_segments_have_the_metrics_of_their_users_and_targets():
 def test_a_user_with_targets_of_both_kinds_counts_in_both_segments():
     catalogue = catalogue_of([1, 2, 3, 4, 0], [4, 2, 0, 1, 0], KNOWN)
     users = timelines_of([(1, TRAIN), (2, TEST), (3, TEST)])
-    questions = ask(users, np.array([0]), catalogue, exclude_seen=True)[0]
+    questions = collect_held_out(users, np.array([0]), catalogue, exclude_seen=True)[0]
     ranking = CountingMethod(Popularity(np.array([0, 4, 2, 0, 1, 9.0])), catalogue).rank(questions)
     assert ranking.ranks.tolist() == [1, 3]
     sums = SegmentSums([1], (1, 1, 1), len(catalogue))
@@ -194,7 +194,7 @@ def test_sums_of_blocks_add_up_through_tables():
     whole, parts = (SegmentSums([1, 5], (1, 1, 2), len(catalogue)) for _ in range(2))
     for sums, blocks in ((whole, [places]), (parts, [places[:2], places[2:]])):
         for block in blocks:
-            questions = ask(USERS, block, catalogue, exclude_seen=True)[0]
+            questions = collect_held_out(USERS, block, catalogue, exclude_seen=True)[0]
             own = SegmentSums([1, 5], (1, 1, 2), len(catalogue))
             draws = bootstrap_weights(questions.users)
             own.add("popularity", draws, questions, method.rank(questions), catalogue)

@@ -190,7 +190,7 @@ IDS = "item_tower.ids.weight"
     ("damage", "said"),
     [
         (lambda files: files.pop("preprocessor.json"), r"lacks the files 'preprocessor\.json'"),
-        (lambda files: files.update({"model.pkl": b"x"}), r"does not know: 'model\.pkl'"),
+        (lambda files: files.update({"model.pkl": b"x"}), r"unknown in format version 1: 'model\.pkl'"),
         (lambda files: files.update({"model.json": b"{"}), r"model\.json is not valid JSON"),
         (lambda files: files.update({"model.json": b"\xff\xfe{"}), r"model\.json is not valid JSON"),
         (lambda files: files.update({"model.json": b"[" * 100_000}), r"model\.json is not valid JSON"),

@@ -1,0 +1,81 @@
+"""The command `init`: options into names of columns, questions on a terminal, and the table of decisions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rec_ray.cli.options import AsJson
+
+init_app = typer.Typer()
+
+
+@init_app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the new project.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Folder or address (s3://...) with interactions and, if there, users and items: .parquet, .csv, "
+            ".csv.gz or folders of Parquet files.",
+        ),
+    ] = None,
+    user_column: Annotated[
+        list[str] | None, typer.Option(help="Column with the ids of users; again for another name in another file.")
+    ] = None,
+    item_column: Annotated[
+        list[str] | None, typer.Option(help="Column with the ids of items; again for another name in another file.")
+    ] = None,
+    time_column: Annotated[str | None, typer.Option(help="Column with the time of an event.")] = None,
+    time_unit: Annotated[str | None, typer.Option(help="Unit of times that are numbers: s, ms, us or ns.")] = None,
+    type_column: Annotated[str | None, typer.Option(help="Column with the type of an event.")] = None,
+    value_column: Annotated[
+        str | None, typer.Option(help="Column with the value of an event, such as a rating.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the generated shop.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make a project: settings, a Feast repository and data, generated or your own."""
+    from rec_ray.sample.project import init_project
+    from rec_ray.sample.roles import ColumnNames, Question, unit_named
+
+    def ask(question: Question) -> str:
+        console.print(f"Its columns: {', '.join(question.choices)}", markup=False, highlight=False)
+        return str(typer.prompt(question.text, default=question.guess))
+
+    console = Console()
+    names = ColumnNames(
+        tuple(user_column or ()),
+        tuple(item_column or ()),
+        time_column,
+        unit_named(time_unit),
+        type_column,
+        value_column,
+    )
+    on_terminal = sys.stdin.isatty() and console.is_terminal and not as_json
+    summary = init_project(folder, source, seed=seed, names=names, ask=ask if on_terminal else None)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(summary), default=str))
+        return
+    from rec_ray.reports.terminal import print_rows
+
+    rows = {"users": summary.users, "items": summary.items, "interactions": summary.interactions}
+    print_rows(console, f"Project from {summary.source}", rows)
+    if summary.decisions:
+        table = Table("table", "column", "role", "why", title="Decisions")
+        for decision in summary.decisions:
+            # Not as markup: `a:b:` is a name here and no emoji.
+            table.add_row(*(Text(repr(text)[1:-1]) for text in dataclasses.astuple(decision)))
+        console.print(table, highlight=False)
+    for note in summary.notes:
+        console.print(f"- {note}", markup=False, highlight=False)
+    console.print(f"Settings to look at: {summary.settings}\nNext: rec-ray run -C {folder}", markup=False)

@@ -1,0 +1,121 @@
+"""Decides from which time on the rows of users and items count, by comparing their dates with the events.
+
+A planned users or items table and the written events come in; the written table, settings and sentences for people go
+out. A table exported once has one row an entity, dated after the events: joined as of each event it would be unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from rec_ray.errors import SchemaError
+from rec_ray.logs import LOGGER
+from rec_ray.sample.own_tables import KEYS, OwnTable
+from rec_ray.sample.roles import TIME_NAMES
+from rec_ray.sample.survey import count_distinct, count_nulls, count_times, match_keys, share_with_row
+from rec_ray.sample.tables import WrittenTable, write_own_table
+from rec_ray.schema import EVENT_TIMESTAMP
+
+SEEN = 0.5
+"""Share of events below which the dates of rows are not taken as they are."""
+ARRIVED = 0.99
+"""Share of events that come after the arrival of their user or item, if a date is one."""
+MATCHED = 0.5
+FEW = 20
+"""Rows up to which one time for all is no sign of a load."""
+
+
+@dataclass(frozen=True)
+class DatedTable:
+    """A written table, settings that go with its dates, and why they are so."""
+
+    table: WrittenTable
+    why: str
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def write_dated(table: OwnTable, path: Path, interactions: WrittenTable, earliest: datetime) -> DatedTable:
+    """Write a users or items table with dates that training can use.
+
+    earliest: the first event; the date of rows without another one.
+    """
+    key = KEYS[table.name][0]
+    written = write_own_table(table, path, earliest)
+    if table.time is None:
+        if table.arrival is None:
+            return DatedTable(written, _undated(table))
+        column = next(column.name for column in table.columns if column.origin == table.arrival)
+        share = share_with_row(interactions.path, path, key, column)
+        if share is None or share < ARRIVED:
+            return DatedTable(written, _undated(table))
+        dated = write_own_table(table.dated_by(table.arrival), path, earliest)
+        return DatedTable(dated, f"the column {table.arrival}; {share:.0%} of the events of {table.name} are later")
+    share = share_with_row(interactions.path, path, key)
+    if share is None or share >= SEEN:
+        less = (
+            "" if share is None or share == 1 else f"; {1 - share:.0%} of the events are older than all rows of theirs"
+        )
+        return DatedTable(written, f"the column {table.time.column}{less}")
+    older = f"the column {table.time.column} dates them later than {1 - share:.0%} of their events"
+    if count_distinct(path, key) == written.rows:
+        stamped = write_own_table(table.undated(older), path, earliest)
+        why = f"the earliest event, {earliest:%Y-%m-%d %H:%M}: one row each, and {older}, as one export of all does"
+        return DatedTable(stamped, f"{why}; values that changed since then leak into training")
+    side = key.removesuffix("_id")
+    why = f"{older}: features.{side}_history is as_of_now, so that the newest row counts for all events"
+    return DatedTable(
+        written, f"{why}; values that changed since then leak into training", {f"{side}_history": "as_of_now"}
+    )
+
+
+def _undated(table: OwnTable) -> str:
+    dates = [column.origin for column in table.columns if str(column.type).startswith("timestamp")]
+    others = f"; not taken for the time of a row: {', '.join(dates)}" if dates else ""
+    return f"the earliest event, as no column is called {' or '.join(TIME_NAMES)}{others}"
+
+
+def check_event_times(table: OwnTable, written: WrittenTable, *, named: bool) -> list[str]:
+    """Log and return warnings about events without a time and about one time for all.
+
+    Raises:
+        SchemaError: and nobody said that this is the time of an event.
+    """
+    said: list[str] = []
+    if table.time is None:
+        return said
+    if unknown := count_nulls(written.path, EVENT_TIMESTAMP):
+        said.append(
+            f"{unknown:,} of {written.rows:,} events have no time in {table.time.column!r}: a run leaves them out"
+        )
+    if written.rows > FEW and count_times(written.path) == 1:
+        said.append(_one_time(table, table.time.column, named=named))
+    for sentence in said:
+        LOGGER.warning("%s: %s", table.files.shown, sentence)
+    return said
+
+
+def _one_time(table: OwnTable, column: str, *, named: bool) -> str:
+    if not named and column not in TIME_NAMES:
+        raise SchemaError(
+            f"{table.files.shown}: every row has the same time in {column!r}, as the time of a load; name the column "
+            "with the time of an event, or this one, with --time-column"
+        )
+    return f"every event has the same time in {column!r}: nothing can be held out by time, and no order is learned"
+
+
+def describe_ids(interactions: WrittenTable, table: WrittenTable) -> list[str]:
+    """Log and return a warning if most ids of the events are not in a users or items table."""
+    key = KEYS[table.name][0]
+    match = match_keys(interactions.path, table.path, key)
+    if match.matched >= MATCHED * match.ids:
+        return []
+    other = f" and {table.name} have {match.in_table!r}" if match.in_table is not None else ""
+    remedy = f"; {match.remedy} more of them would match" if match.remedy else ""
+    said = (
+        f"only {match.matched:,} of {match.ids:,} ids of {table.name} in the interactions are in {table.name}: "
+        f"interactions have {match.in_events!r}{other}{remedy}; write the ids in one way in both files"
+    )
+    LOGGER.warning("%s", said)
+    return [said]

@@ -1,0 +1,100 @@
+"""Columns of times as people have them, into UTC microseconds: timestamps, dates, ISO text, seconds since 1970.
+
+Arrow arrays come in and arrays of `schema.TIMESTAMP` go out. A number is an epoch only when all values fall into the
+years 1990 to 2100 in one unit, or when the unit is named; a time without a zone is UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rec_ray.sample.own_files import WORDS_FOR_NULL
+from rec_ray.schema import TIMESTAMP
+
+UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001}
+"""Unit of an epoch -> microseconds."""
+EARLIEST, LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1e6 for year in (1990, 2100))
+NOT_A_TIME = -(2**63) // 1000
+"""Microseconds of numpy's NaT, a null that some programs write as the time 1677-09-21."""
+SENTINELS = tuple(datetime(year, 1, 1) for year in (1, 1900, 1970))
+"""Times that stand for no time where something happened in a shop."""
+ISO = r"^\d{4}-\d\d-\d\d"
+
+
+def is_time(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is a timestamp or a date."""
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+
+
+def unit_of(lowest: float, highest: float) -> str | None:
+    """Return the unit in which both numbers are instants of 1990 to 2100; the ranges of the units do not overlap."""
+    for unit, micros in UNITS.items():
+        if lowest * micros >= EARLIEST and highest * micros < LATEST:
+            return unit
+    return None
+
+
+def without_words_for_null(texts: pa.Array) -> pa.Array:
+    """Return texts without blanks around them, and null for the words that stand for no value."""
+    trimmed = pc.utf8_trim_whitespace(texts)
+    absent = pc.is_in(pc.utf8_lower(trimmed), value_set=pa.array(WORDS_FOR_NULL))
+    return pc.if_else(absent, pa.scalar(None, pa.string()), trimmed)
+
+
+def as_utc(array: pa.Array, unit: str | None = None) -> pa.Array:
+    """Return times in UTC microseconds. unit: of numbers and of texts with numbers.
+
+    Raises:
+        ArrowInvalid: a value is no time, or out of range.
+    """
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        texts = without_words_for_null(pc.cast(array, pa.string()))
+        return as_utc(pc.cast(texts, pa.float64()), unit) if unit else _parse(texts)
+    if pa.types.is_timestamp(kind):
+        # Nanoseconds are cut; anything coarser must fit.
+        micros = pc.cast(array, pa.timestamp("us", kind.tz), safe=kind.unit != "ns")
+        micros = pc.cast(micros, TIMESTAMP) if kind.tz else pc.assume_timezone(micros, "UTC")
+        number = pc.cast(micros, pa.int64())
+        absent = pc.is_in(number, value_set=pa.array([NOT_A_TIME, NOT_A_TIME + 1]))
+        return pc.if_else(absent, pa.scalar(None, TIMESTAMP), micros)
+    if pa.types.is_date(kind):
+        return pc.assume_timezone(pc.cast(array, pa.timestamp("us")), "UTC")
+    if unit is None:
+        raise pa.ArrowInvalid(f"{kind} without a unit is no time")
+    if pa.types.is_integer(kind):
+        whole = pc.cast(array, pa.int64())
+        micros = pc.divide(whole, 1000) if unit == "ns" else pc.multiply_checked(whole, int(UNITS[unit]))
+    else:
+        number = pc.cast(array, pa.float64())
+        number = pc.if_else(pc.is_nan(number), pa.scalar(None, pa.float64()), number)
+        micros = pc.cast(pc.round(pc.multiply(number, UNITS[unit])), pa.int64())
+    return pc.cast(micros, TIMESTAMP)
+
+
+def without_sentinels(times: pa.Array) -> pa.Array:
+    """Return the times of events, and null for those that stand for none: a shop has no event of 1900 or 1970."""
+    absent = pc.is_in(times, value_set=pc.assume_timezone(pa.array(SENTINELS, pa.timestamp("us")), "UTC"))
+    return pc.if_else(absent, pa.scalar(None, TIMESTAMP), times)
+
+
+def _parse(texts: pa.Array) -> pa.Array:
+    """Parse ISO 8601: a date, optionally a time after `T` or a blank, optionally a zone."""
+    texts = pc.replace_substring_regex(texts, pattern=" UTC$", replacement="Z")
+    wrong = pc.invert(pc.fill_null(pc.match_substring_regex(texts, ISO), True))
+    if pc.any(wrong).as_py():
+        raise pa.ArrowInvalid(f"{texts.filter(wrong)[0].as_py()!r} is no ISO time, such as 2024-05-31T12:00:00Z")
+    try:
+        return pc.assume_timezone(pc.cast(texts, pa.timestamp("us")), "UTC")
+    except pa.ArrowInvalid:
+        pass  # Some have a zone.
+    parsed = pd.to_datetime(texts.to_pandas(), utc=True, format="ISO8601", errors="coerce")
+    failed = parsed.isna().to_numpy() & pc.is_valid(texts).to_numpy(zero_copy_only=False)
+    if failed.any():
+        bad = texts.filter(pa.array(failed))[0].as_py()
+        raise pa.ArrowInvalid(f"{bad!r} is no ISO time, such as 2024-05-31T12:00:00Z")
+    return pc.cast(pa.Array.from_pandas(parsed), TIMESTAMP, safe=False)
