@@ -27,7 +27,7 @@ from rec_ray.data.event_sample import examine_events
 from rec_ray.data.feature_sample import examine_features
 from rec_ray.data.load_items import ITEMS
 from rec_ray.data.side_tables import find_side_tables
-from rec_ray.distributed.runtime import check_gpus, open_ray
+from rec_ray.distributed.runtime import check_gpus, is_local, open_ray
 from rec_ray.errors import ConfigError, DataError, FeatureStoreError, RecRayError, UnavailableError, list_names
 from rec_ray.feature_store.api import FeatureStore, PushMode
 from rec_ray.feature_store.definitions import find_side, require_fields
@@ -267,7 +267,7 @@ def _versions_there() -> dict[str, str]:
 
 def _room(settings: Settings, nodes: int) -> str:
     """Compare what the settings and the plan need with what Ray and the disk of the store have."""
-    check_gpus(settings, can_come=settings.ray.address is not None)
+    check_gpus(settings, can_come=not is_local(settings.ray))
     resources = ray.available_resources()
     memory = int(resources.get("memory", 0) + resources.get("object_store_memory", 0))
     said = f"{nodes} node(s) with {resources.get('CPU', 0):.0f} CPUs run tasks with the same versions"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from rec_ray.config import Settings
 from rec_ray.data.feature_sample import late_views
 from rec_ray.data.source_times import span_in_footers
+from rec_ray.distributed.machine import PROCESS_BYTES
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.definitions import find_side
 from rec_ray.feature_store.offline_source import SourceSlice, entity_sources, event_source, slice_source
@@ -31,8 +32,6 @@ SCORES_A_SECOND = 2e8
 """Products of a user and an item of 64 dimensions, a second and a core, selection included."""
 PUSHED_ROWS = 800.0
 """Rows pushed to Feast, a second and a process."""
-PROCESS_BYTES = 700_000_000
-"""A process that has imported Ray, Feast and torch."""
 ROW_BYTES, FIELD_BYTES, EVENT_BYTES = 150, 40, 60
 """A row of the interactions without features, a feature of it, and an encoded event."""
 

@@ -5,15 +5,24 @@ Plain values go in and frozen sections come out. It does not describe where the 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from rec_ray.config.section import Positive, Section
 from rec_ray.config.training import History, UserId
 from rec_ray.schema import FeatureDeclaration
+
+
+def _validate_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Refuse with one message what is of none of the kinds; pydantic has one for each."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("expected a number from 1 on, auto, or null") from None
+
+
+EventsPerUser = Annotated[Positive | Literal["auto"] | None, WrapValidator(_validate_once)]
 
 
 class InteractionSettings(Section):
@@ -33,10 +42,11 @@ class InteractionSettings(Section):
         default_factory=dict, description="Weight of a positive by type; a type not named weighs 1."
     )
     negative_types: list[str] = Field(default_factory=list, description="Types that are never positives.")
-    events_per_user: Positive | None = Field(
-        1000,
+    events_per_user: EventsPerUser = Field(
+        "auto",
         description="Newest events of one user that an epoch learns from and popularity counts, so that a crawler does "
-        "not outweigh all others; older ones are history and seen items. null: all.",
+        "not outweigh all others; older ones are history and seen items. auto: 10 times what 90 % of the users have "
+        "at most, at least 100. null: all.",
     )
     exclude_users: list[UserId] = Field(
         default_factory=list, description="Ids of users who are left out: their events, features and lists."

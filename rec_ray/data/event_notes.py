@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from rec_ray.config import InteractionSettings
 from rec_ray.errors import list_names
+from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.dislikes import DISLIKED
 
 NEGATIVE_WORDS = ("negative", "dislike", "remove", "return", "refund")
@@ -39,12 +40,44 @@ def sounds_negative(event_type: str) -> bool:
     return any(word in event_type.lower() for word in NEGATIVE_WORDS)
 
 
-def event_notes(facts: EventFacts, meaning: InteractionSettings) -> list[str]:
+def log_events(
+    facts: Mapping[str, int], counts: EventFacts, meaning: InteractionSettings, events_per_user: int | None
+) -> list[str]:
+    """Log each decision about events with its count, and each suspicious finding; return the findings.
+
+    facts: of `label_events`. events_per_user: how many of its newest events a user gives to an epoch; None is all.
+    """
+    said = {
+        "unknown_items": "interactions with items that are not in the catalogue are left out",
+        "corrected": "interactions are left out, because a row of the same keys and time was created later",
+        "duplicates": "interactions that repeat another one in every column are counted once",
+        "bad_values": "ratings that are not finite are taken as missing",
+    }
+    for name, what in said.items():
+        if facts.get(name):
+            LOGGER.warning("%s %s", f"{facts[name]:,}", what)
+    if facts.get("disliked"):
+        LOGGER.info("%s interactions are negatives: their value is %s", f"{facts['disliked']:,}", _below(meaning))
+    if facts.get("beyond_events"):
+        LOGGER.info(
+            "%s interactions of %s users are history only: an epoch learns from the newest %s of a user "
+            "(features.interaction.events_per_user)",
+            f"{facts['beyond_events']:,}",
+            f"{facts['beyond_users']:,}",
+            f"{events_per_user:,}",
+        )
+    notes = event_notes(counts, meaning, events_per_user)
+    for note in notes:
+        LOGGER.warning("%s", note)
+    return notes
+
+
+def event_notes(facts: EventFacts, meaning: InteractionSettings, events_per_user: int | None) -> list[str]:
     """Return a sentence for each suspicious finding; none where all is as usual."""
     return [
         *_type_notes(facts.types, meaning),
         *_value_notes(facts, meaning),
-        *_share_notes(facts, meaning.events_per_user),
+        *_share_notes(facts, events_per_user),
     ]
 
 
@@ -71,13 +104,17 @@ def _type_notes(types: Mapping[str, int], meaning: InteractionSettings) -> list[
 def _value_notes(facts: EventFacts, meaning: InteractionSettings) -> list[str]:
     if facts.disliked * 2 <= facts.values:
         return []
-    least = meaning.min_positive_value
-    below = "at or below 0" if least is None else f"below {least:g}"
     return [
-        f"{facts.disliked:,} of {facts.values:,} values of {meaning.value_field!r} are {below} and count as negative; "
+        f"{facts.disliked:,} of {facts.values:,} values of {meaning.value_field!r} are {_below(meaning)} and count as "
+        "negative; "
         "if such a value means that there is none, set features.interaction.value_field: null, else lower "
         "features.interaction.min_positive_value"
     ]
+
+
+def _below(meaning: InteractionSettings) -> str:
+    least = meaning.min_positive_value
+    return "at or below 0" if least is None else f"below {least:g}"
 
 
 def _share_notes(facts: EventFacts, events_per_user: int | None) -> list[str]:

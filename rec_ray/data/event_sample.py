@@ -16,11 +16,13 @@ import pyarrow.compute as pc
 from rec_ray.config import FeastSettings, FeatureSettings
 from rec_ray.data.event_notes import EventFacts, event_notes
 from rec_ray.data.events import as_events, combine_chunks
+from rec_ray.data.user_events import count_users
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.offline_source import SourceSlice, event_source, read_slice, slice_source
 from rec_ray.feature_store.point_in_time import portable_config
 from rec_ray.feature_store.registry import read_registry
 from rec_ray.retrieval.features.dislikes import is_disliked
+from rec_ray.retrieval.features.user_share import usual_bound
 from rec_ray.schema import EVENT_TYPE, EVENT_VALUE, USER_ID
 
 SAMPLED_SLICES = 4
@@ -41,8 +43,10 @@ def examine_events(store: FeatureStore, feast: FeastSettings, features: FeatureS
     if not tables:
         return 0, []
     events = pa.concat_tables(tables)
-    facts = count_events(events, features.interaction.min_positive_value)
-    return events.num_rows, event_notes(facts, features.interaction)
+    meaning = features.interaction
+    facts = count_events(events, meaning.min_positive_value)
+    most = meaning.events_per_user if meaning.events_per_user != "auto" else usual_bound(count_users(events[USER_ID]))
+    return events.num_rows, event_notes(facts, meaning, most)
 
 
 def choose_slices(slices: Sequence[SourceSlice]) -> list[SourceSlice]:

@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from rec_ray.config import FeatureSettings, InteractionSettings
+from rec_ray.config import FeatureSettings
 from rec_ray.contracts import FeatureTables, SplitTimes, TrainingData
-from rec_ray.data.event_notes import EventFacts, event_notes
+from rec_ray.data.event_notes import EventFacts, log_events
 from rec_ray.data.feature_coverage import Coverage, cover_users
 from rec_ray.data.late_features import describe_ids, drop_late_features
+from rec_ray.data.user_events import events_per_user
 from rec_ray.distributed.parquet_source import ROW_GROUP
 from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.errors import DataError, EmptyDataError
@@ -68,6 +69,11 @@ class _Survey:
     notes: list[str] = field(default_factory=list)
     largest_user: tuple[str, int] = ("", 0)
 
+    @property
+    def event_facts(self) -> EventFacts:
+        facts = self.facts
+        return EventFacts(facts["events"], self.types, facts["values"], facts["disliked"], self.largest_user)
+
     def merge(self, other: _Survey) -> _Survey:
         self.users = self.users.merge(other.users)
         for mine, theirs in (
@@ -102,9 +108,10 @@ def prepare_training_data(
     items = tables.items.materialize()
     item_ids, item_statistics = _survey_items(items, features, tables.split_times)
     item_ids_ref = ray.put(item_ids)
-    labelling = Labelling.of(features.interaction, split, tables.split_times)
+    most = events_per_user(interactions, features.interaction.events_per_user)
+    labelling = Labelling.of(features.interaction, split, tables.split_times).with_events_per_user(most)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, features)
-    survey.notes += _say(survey, features.interaction)
+    survey.notes += log_events(survey.facts, survey.event_facts, features.interaction, most)
     known_items = {*survey.items_before_test, *survey.items_held_out}
     unmatched = describe_ids(survey.coverage, {*survey.unknown_items, *known_items}, item_ids)
     if not survey.item_positives:
@@ -158,9 +165,10 @@ def encode_tables(
             _of_items, batch_size=None, batch_format="pyarrow", fn_kwargs={"item_ids": ray.put(item_ids)}
         )
     item_ids_ref = ray.put(item_ids)
-    labelling = Labelling.of(features.interaction, split, tables.split_times)
+    most = events_per_user(interactions, features.interaction.events_per_user)
+    labelling = Labelling.of(features.interaction, split, tables.split_times).with_events_per_user(most)
     survey = _survey_interactions(interactions, item_ids_ref, labelling, None)
-    survey.notes += _say(survey, features.interaction)
+    survey.notes += log_events(survey.facts, survey.event_facts, features.interaction, most)
     labelling = labelling.with_value_maximum(survey.value_maximum)
     return _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
@@ -285,37 +293,6 @@ def _survey_block(
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     counted = pc.value_counts(column)
     return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
-
-
-def _say(survey: _Survey, meaning: InteractionSettings) -> list[str]:
-    """Log each decision about rows, with its count, and each suspicious finding; return the findings."""
-    facts = survey.facts
-    said = {
-        "unknown_items": "interactions with items that are not in the catalogue are left out",
-        "corrected": "interactions are left out, because a row of the same keys and time was created later",
-        "duplicates": "interactions that repeat another one in every column are counted once",
-        "bad_values": "ratings that are not finite are taken as missing",
-    }
-    for name, what in said.items():
-        if facts[name]:
-            LOGGER.warning("%s %s", f"{facts[name]:,}", what)
-    least = meaning.min_positive_value
-    below = "at or below 0" if least is None else f"below {least:g}"
-    if facts["disliked"]:
-        LOGGER.info("%s interactions are negatives: their value is %s", f"{facts['disliked']:,}", below)
-    if facts["beyond_events"]:
-        LOGGER.info(
-            "%s interactions of %s users are history only: an epoch learns from the newest %s of a user "
-            "(features.interaction.events_per_user)",
-            f"{facts['beyond_events']:,}",
-            f"{facts['beyond_users']:,}",
-            f"{meaning.events_per_user:,}",
-        )
-    counts = EventFacts(facts["events"], survey.types, facts["values"], facts["disliked"], survey.largest_user)
-    notes = event_notes(counts, meaning)
-    for note in notes:
-        LOGGER.warning("%s", note)
-    return notes
 
 
 def _survey_items(

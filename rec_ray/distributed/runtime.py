@@ -5,29 +5,42 @@ Settings go in, a running Ray comes out. It does not know what is computed on it
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import signal
+import socket
+import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import ray
 import ray.data
+from ray._common.utils import get_default_system_temp_dir
+from ray._private import services
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.job_config import JobConfig
 
 from rec_ray.config import RaySettings, Settings
+from rec_ray.distributed.machine import describe_memory, short_folder
 from rec_ray.errors import ConfigError, UnavailableError
 from rec_ray.logs import LOGGER
 
 IDLE_WORKERS = 8
-"""Worker processes that a local Ray keeps while they have nothing to do."""
+"""Idle worker processes that a local Ray keeps."""
+CONNECT_SECONDS, HEAD_SECONDS = 4.0, 9.0
+"""How long a connection to a cluster, and then the answer of its head, may take: together less than 15 seconds."""
+SLOW_START = "timed out during startup"
+"""In the text of Ray's error (2.60) when its processes were not up in 30 seconds."""
 
 
 def check_gpus(settings: Settings, *, can_come: bool) -> None:
-    """Say what would wait for a GPU that is not there, which Ray does for ever and without a word.
+    """Check for GPUs before a step waits for one: Ray waits for ever and logs nothing.
 
-    can_come: a cluster may get a node with one; then it is a warning.
+    can_come: a cluster may still get a node with a GPU, so their lack is only a warning.
 
     Raises:
         ConfigError: GPUs are wanted, and there are none.
@@ -49,26 +62,30 @@ def import_in_worker(modules: Sequence[str]) -> None:
 
 
 def _quieten_ray() -> None:
-    """Let Ray say what a person can act on, and that once."""
+    """Reduce the log of Ray to messages that a person can act on."""
     levels = {
         **dict.fromkeys(("ray", "ray.data", "ray.train"), logging.WARNING),
         "ray.data._internal.progress": logging.ERROR,
-        # That a step may hang, whenever the step before still holds the CPUs for a moment.
+        # "May hang" warnings, which are false while the step before releases its CPUs.
         "ray.data.dataset": logging.ERROR,
-        # That a Ray started here wants a token, which it has made itself.
+        # A note on the token that a local Ray makes for itself.
         "ray._private.authentication.authentication_token_setup": logging.ERROR,
-        # What a task raised, with a page of Ray's own calls and a request to report it; `cli` says it once.
+        # Errors of tasks with a page of Ray's own calls; `cli` prints the error once.
         "ray.data.exceptions": logging.CRITICAL,
         "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
     }
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-    # What libraries say to each other: Ray's own, and ibis to DuckDB when Feast reads offline features.
+    # Deprecations between libraries: within Ray, and of ibis with DuckDB when Feast reads offline features.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(ray|ibis)\.")
 
 
 def open_ray(settings: RaySettings) -> bool:
-    """Join the cluster or start a local Ray; return whether it is ours to stop."""
+    """Join the cluster or start a local Ray; return whether it is ours to stop.
+
+    Raises:
+        UnavailableError: the cluster does not answer, or Ray cannot be started here.
+    """
     _quieten_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -78,21 +95,139 @@ def open_ray(settings: RaySettings) -> bool:
         return False
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        if settings.address:
-            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING)
+        if is_local(settings):
+            _start(settings)
         else:
-            ray.init(
-                num_cpus=settings.num_cpus or os.cpu_count(),
-                object_store_memory=settings.object_store_memory,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                # Ray ends idle workers beyond the CPUs after a second, and each successor imports Feast and torch anew.
-                _system_config={"num_workers_soft_limit": IDLE_WORKERS},
-            )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UnavailableError(f"Ray at {settings.address or 'this machine'} cannot be reached: {error}") from error
-    if threading.current_thread() is threading.main_thread():
-        # ray.init puts a handler of its own there, which ends the process without a word.
-        signal.signal(signal.SIGTERM, on_terminate)
+            join_cluster(str(settings.address))
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            # The handler that ray.init installs ends the process without a message.
+            signal.signal(signal.SIGTERM, on_terminate)
     return True
+
+
+def is_local(settings: RaySettings) -> bool:
+    """Return whether the settings ask for a Ray of their own on this machine."""
+    return settings.address in (None, "", "local")
+
+
+def join_cluster(address: str) -> None:
+    """Join a cluster that answers; Ray itself tries a dead address for minutes.
+
+    Raises:
+        UnavailableError: nothing answers there.
+    """
+    where = f"Ray at {address} (ray.address, or RAY_ADDRESS where that is not set)"
+    by_client = address.startswith("ray://")
+    try:
+        head = address if by_client else services.canonicalize_bootstrap_address(address) or address
+    except (ConnectionError, ValueError) as error:
+        raise UnavailableError(f"{where} cannot be found: {_first_line(error)}") from error
+    if not (is_open(head) and (by_client or is_head(head))):
+        raise UnavailableError(
+            f"{where} is no cluster that answers; start it, correct the address, or unset it to run on this machine"
+        )
+    try:
+        ray.init(address=address, job_config=_job(), log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:
+        raise UnavailableError(f"{where} cannot be joined: {_first_line(error)}") from error
+
+
+def is_open(address: str, seconds: float = CONNECT_SECONDS) -> bool:
+    """Return whether somebody accepts connections at host:port."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_head(address: str, seconds: float = HEAD_SECONDS) -> bool:
+    """Return whether the head of a cluster answers at host:port."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        # Ray's client tries for 40 seconds; the thread is left behind.
+        with contextlib.suppress(Exception):
+            GcsClient(address=address)
+            answered.set()
+
+    asking = threading.Thread(target=ask, name="is_head", daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answered.is_set()
+
+
+def _start(settings: RaySettings) -> None:
+    """Start a Ray of this machine's own, whatever other Ray runs here."""
+    cpus = settings.num_cpus or os.cpu_count() or 1
+    enough, said = describe_memory(cpus)
+    if enough:
+        LOGGER.info("memory: %s", said)
+    else:
+        LOGGER.warning("memory: %s; processes may be killed: raise the limit or lower ray.num_cpus", said)
+    arguments = {
+        # Without an address Ray joins another one that runs here, and refuses all settings below.
+        "address": "local",
+        "num_cpus": cpus,
+        "object_store_memory": settings.object_store_memory,
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+        # Ray ends idle workers beyond the CPUs after a second, and each successor imports Feast and torch anew.
+        "_system_config": {"num_workers_soft_limit": IDLE_WORKERS},
+        **_folder_of_sockets(),
+    }
+    for attempt in (1, 2):
+        try:
+            ray.init(**arguments, job_config=_job())
+            return
+        except Exception as error:
+            ray.shutdown()
+            late = SLOW_START in str(error)
+            if attempt == 1 and late:
+                LOGGER.warning("Ray did not start in time; it is started once more")
+                continue
+            hint = "; is the machine overloaded?" if late else ""
+            raise UnavailableError(f"Ray cannot be started on this machine: {_first_line(error)}{hint}") from error
+
+
+def _folder_of_sockets() -> dict[str, str]:
+    """Return where Ray puts its sockets, unless the folder of temporary files will do.
+
+    Raises:
+        ConfigError: no folder will do.
+    """
+    folder = get_default_system_temp_dir()
+    found = short_folder(folder)
+    if found is None:
+        raise ConfigError(
+            f"Ray needs a folder for its sockets that can be written and has a short path; {folder} has not: set TMPDIR"
+        )
+    if found == folder:
+        return {}
+    LOGGER.info("Ray works in %s/ray: %s is missing, cannot be written, or is too long for its sockets", found, folder)
+    return {"_temp_dir": f"{found}/ray"}
+
+
+class _ImportPath(list[str]):
+    """Folders that Ray puts in front of the import path of its workers.
+
+    Ray (2.60) adds the working folder, and a file feast.py or torch.py there would be imported instead of the package.
+    It stays away unless this process imports from it, too.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Add folders."""
+        super().extend(folder for folder in folders if folder != str(Path.cwd()) or folder in sys.path)
+
+
+def _job() -> JobConfig:
+    job = JobConfig()
+    job._py_driver_sys_path = _ImportPath()
+    return job
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -1,7 +1,7 @@
-"""What a Ray worker process loads once and keeps: a model, an item matrix, a feature store; and what all tasks share.
+"""Values that a Ray worker process makes once and keeps, such as a model, and values that all tasks share.
 
-A key and a function that makes the value come in, the value goes out, made on the first call of this process. Tasks of
-several steps then run in the same warm processes, where an actor would need a new one and its imports (seconds each).
+A key and a function that makes the value come in, the value goes out, made on the first call in this process. Tasks of
+several steps then run in the same warm processes; an actor needs a new process and seconds for its imports.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Value = TypeVar("Value")
 PATIENCE_SECONDS = 5.0
-"""How long a task waits for a shared object before it takes it for lost."""
+"""Seconds after which a task takes a shared object for lost."""
 
 KEPT = 6
-"""Values that a process keeps; the one that was not asked for longest goes first."""
+"""Values that a process keeps; the least recently used one is dropped first."""
 _VALUES: OrderedDict[str, Any] = OrderedDict()
 
 
@@ -37,11 +37,12 @@ def get_or_create(key: str, make: Callable[[], Value]) -> Value:
 
 
 def get_shared(reference: ray.ObjectRef) -> Any:
-    """Return, in a task, what a reference stands for.
+    """Return, in a task, the value of a reference.
 
-    Who waits for an object that was made, and was lost with its node, keeps its CPU (Ray 2.60); where such tasks hold
-    all CPUs, what makes it anew never runs. Who waits for an object that was never made gives its CPU back. So after
-    some seconds this waits for a task that waits for the object: it needs no CPU, as Ray begins it when all is there.
+    A task blocked on an object that was lost with its node keeps its CPU (Ray 2.60). If such tasks hold every CPU,
+    the object is never made again. A task blocked on an object that was not made yet gives its CPU back. So after some
+    seconds this waits for a task of its own that takes the object as an argument: Ray starts it only when the object
+    is there.
     """
     while not ray.wait([reference], timeout=PATIENCE_SECONDS)[0]:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -51,4 +52,4 @@ def get_shared(reference: ray.ObjectRef) -> Any:
 
 @ray.remote(num_cpus=0)
 def _arrived(value: Any) -> None:
-    """Run where and when a value is there."""
+    """Run once the value is on this node."""

@@ -18,7 +18,8 @@ import ray
 import ray.data
 
 from rec_ray.config import Settings
-from rec_ray.distributed.runtime import check_gpus, import_in_worker, open_ray
+from rec_ray.distributed.killed_workers import explained_kills
+from rec_ray.distributed.runtime import check_gpus, import_in_worker, is_local, open_ray
 from rec_ray.errors import ConfigError, FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import portable_config, secrets_in
@@ -79,8 +80,8 @@ def open_context(settings: Settings, run: RunLedger | None = None) -> Iterator[R
         database.migrate()
         stop_ray = open_ray(settings.ray)
     try:
-        check_gpus(settings, can_come=not stop_ray or settings.ray.address is not None)
-        with log_context(run_id=run_id), exported_metrics():
+        check_gpus(settings, can_come=not stop_ray or not is_local(settings.ray))
+        with log_context(run_id=run_id), explained_kills(settings.ray), exported_metrics():
             with step("feast", seconds):
                 # A run that goes on has read Feast already, and its steps differ in what they need.
                 workers = 0 if run is not None and run.done else int(ray.cluster_resources().get("CPU", 1))

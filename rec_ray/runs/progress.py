@@ -1,8 +1,8 @@
-"""How far a step of many tasks is: rows, rows a second and the time that is left.
+"""Progress of a step of many tasks: rows done, rows a second and the time left.
 
-Tasks say how many rows they have done; the driver adds that up and shows a bar on a terminal, or writes one line a
-minute to the log. The figures go through the key-value store of the cluster's head, so that no process is started for
-them; a task that is run again begins at zero. It knows no step and no rows.
+Tasks report rows done; the driver adds them up and shows a bar on a terminal, or logs one line a minute. The figures go
+through the key-value store of the cluster's head, so no process is started for them. A task that is run again starts
+from zero.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rec_ray.logs import LOGGER
 
 LINE_SECONDS = 60.0
-"""Between two lines of a log."""
+"""Seconds between two log lines."""
 _LOOK_SECONDS = 1.0
 _NAMESPACE = b"rec_ray_progress"
 _REPORT_SECONDS = 0.5
 _DONE: dict[str, tuple[int, float]] = {}
-"""Rows that the task of this process has done and when it last said so, by its key; only the newest task is kept."""
+"""Task key -> rows done and the time of the last report, of the newest task of this process only."""
 
 
 def report_rows(name: str, rows: int, *, more: bool = False) -> None:
-    """Say, in a task, that it has done so many more rows.
+    """Report, in a task, rows done since the last call.
 
-    name: of the progress, as `show_progress` gives it. more: the task goes on, and a few rows may be said with others.
+    name: of the progress, from `show_progress`. more: the task continues, so frequent reports are put together.
     """
     key = f"{name}/{ray.get_runtime_context().get_task_id()}"
     done, said = _DONE.get(key, (0, -math.inf))

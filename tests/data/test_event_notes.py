@@ -9,7 +9,7 @@ from rec_ray.data.event_notes import EventFacts, event_notes
 
 
 def notes(facts: dict[str, Any], **settings: Any) -> list[str]:
-    return event_notes(EventFacts(**{"events": 1000} | facts), InteractionSettings(**settings))
+    return event_notes(EventFacts(**{"events": 1000} | facts), InteractionSettings(**settings), 1000)
 
 
 @pytest.mark.parametrize(

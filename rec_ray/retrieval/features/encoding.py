@@ -52,8 +52,6 @@ class _Meaning(Protocol):
     def negative_types(self) -> Sequence[str]: ...
     @property
     def min_positive_value(self) -> float | None: ...
-    @property
-    def events_per_user(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,11 @@ class Labelling:
             times.validation_start,
             times.test_start,
             min_positive_value=meaning.min_positive_value,
-            events_per_user=meaning.events_per_user,
         )
+
+    def with_events_per_user(self, events_per_user: int | None) -> Labelling:
+        """Return the same with a bound on the events of one user."""
+        return replace(self, events_per_user=events_per_user)
 
     def with_value_maximum(self, value_maximum: float) -> Labelling:
         """Return the same with the largest value."""

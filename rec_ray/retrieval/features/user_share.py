@@ -31,6 +31,24 @@ def beyond_newest(user: Array, split: Array, most: int | None) -> Array:
     return beyond
 
 
+USUAL_SHARE, TIMES_USUAL, LEAST_BOUND = 0.9, 10, 100
+"""A user may give so many times the events that this share of the users has at most, and never less than the bound."""
+
+
+def usual_bound(users_by_events: Array) -> int:
+    """Return a bound on the events of one user that only users far from the others exceed.
+
+    users_by_events: [m] how many users have 0, 1, 2, ... events; users without any do not count.
+    """
+    users = np.array(users_by_events, np.int64)
+    users[:1] = 0
+    through = np.cumsum(users)
+    if not len(through) or not through[-1]:
+        return LEAST_BOUND
+    usual = int(np.searchsorted(through, USUAL_SHARE * through[-1]))
+    return max(LEAST_BOUND, TIMES_USUAL * usual)
+
+
 def largest_user(user: Array, user_ids: pa.Array) -> tuple[str, int]:
     """Return the id and the number of events of the user with the most; without events an empty id and 0.
 

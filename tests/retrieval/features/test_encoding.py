@@ -421,10 +421,8 @@ def test_users_without_events_have_timelines_with_features_only() -> None:
 def test_the_meaning_of_events_and_the_times_make_a_labelling() -> None:
     from rec_ray.config import InteractionSettings
 
-    meaning = InteractionSettings(
-        weights={"buy": 3}, negative_types=["dislike"], min_positive_value=2, events_per_user=7
-    )
-    made = Labelling.of(meaning, "time", TIMES)
+    meaning = InteractionSettings(weights={"buy": 3}, negative_types=["dislike"], min_positive_value=2)
+    made = Labelling.of(meaning, "time", TIMES).with_events_per_user(7)
     assert made == labelling(
         weights={"buy": 3.0}, negative_types=("dislike",), min_positive_value=2.0, events_per_user=7
     )

@@ -9,7 +9,7 @@ from rec_ray.contracts import TEST, VALIDATION, SplitTimes
 from rec_ray.retrieval.features.encoding import Labelling, encode_timelines, label_events
 from rec_ray.retrieval.features.preprocessing import Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import Timelines, training_batch, training_windows
-from rec_ray.retrieval.features.user_share import beyond_newest, largest_user
+from rec_ray.retrieval.features.user_share import LEAST_BOUND, beyond_newest, largest_user, usual_bound
 from rec_ray.retrieval.lists.popularity import count_by_segment
 from rec_ray.retrieval.metrics.holdout import positives_before_test
 from rec_ray.retrieval.model.inference import seen_items
@@ -26,6 +26,15 @@ def test_the_newest_events_of_each_user_and_label_stay() -> None:
     assert beyond_newest(user, split, 1).tolist() == [True, True, False, False, False, False, True, False]
     assert not beyond_newest(user, split, None).any()
     assert beyond_newest(np.zeros(0, int), np.zeros(0, int), 1).tolist() == []
+
+
+def test_the_usual_bound_is_ten_times_what_nine_in_ten_users_have_and_a_crawler_does_not_raise_it() -> None:
+    eight_events = np.full(200, 8)
+    assert usual_bound(np.bincount([*eight_events, 32_000])) == LEAST_BOUND == 100
+    assert usual_bound(np.bincount([*np.full(18, 50), 400, 900_000])) == 500
+    assert usual_bound(np.bincount(np.full(20, 500))) == 5_000
+    assert usual_bound(np.bincount([*[0] * 900, *np.full(9, 60), 90_000])) == 600, "users without events do not count"
+    assert usual_bound(np.zeros(0, int)) == usual_bound(np.array([5])) == LEAST_BOUND
 
 
 def test_the_user_with_the_most_events_is_found() -> None:
@@ -54,7 +63,7 @@ def test_every_reader_of_timelines_agrees_on_what_is_a_positive() -> None:
         INTERACTIONS
     )
     items = pa.array([*"abcdefgh", "x"])
-    labelling = Labelling.of(_Meaning(), "time", TIMES)
+    labelling = Labelling.of(_Meaning(), "time", TIMES).with_events_per_user(3)
     labelled = label_events(block, items, labelling)
     none = fit_features(collect_statistics(block, {}), {}, text_buckets=8, max_vocabulary=10)
     preprocessor = Preprocessor(none, none, tuple(items.to_pylist()), ("skip", "view", "view (disliked)"))
@@ -86,4 +95,3 @@ class _Meaning:
     weights: dict[str, float] = {}
     negative_types = ("skip",)
     min_positive_value = None
-    events_per_user = 3

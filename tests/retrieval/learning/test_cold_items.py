@@ -35,7 +35,6 @@ class _Meaning:
     weights = {"view": 1.0, "cart": 2.0, "purchase": 3.0}
     negative_types = ("negative_view",)
     min_positive_value = None
-    events_per_user = None
 
 
 def encoded_shop() -> tuple[Timelines, Catalogue, Preprocessor]:
