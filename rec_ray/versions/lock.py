@@ -82,7 +82,7 @@ class PublishingLock:
         if self.run_id is not None and held["run_id"] == self.run_id:
             return f"it belongs to this run, {self.run_id}"
         here = held["machine"] is not None and held["machine"] == this_machine()
-        if here and start_of_process(held["pid"]) != held["pid_started"]:
+        if here and _has_ended(held["pid"], held["pid_started"]):
             return f"its process {held['pid']} on this machine has ended"
         span = timedelta(seconds=max(held["seconds"] or 0, self.seconds))
         if held["expires_at"] > at + span:
@@ -227,6 +227,20 @@ def this_machine() -> str | None:
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return None
+
+
+def _has_ended(pid: int, started: int | None) -> bool:
+    """Return whether a process of this machine is no more; another one may have its number now."""
+    found = start_of_process(pid)
+    if found is not None:
+        return found != started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False  # Of another user, whose processes /proc may hide.
+    return Path(f"/proc/{pid}/stat").exists()  # Only its parent has not taken note of its end.
 
 
 def start_of_process(pid: int) -> int | None:
