@@ -10,22 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs
 import pyarrow.parquet as pq
 
 from rec_ray.errors import ConfigError, EmptyDataError, RecRayError, SchemaError, UnavailableError, list_names
-from rec_ray.sample.survey import fetch_one, literal, query_files, quoted
-from rec_ray.schema import TIMESTAMP
+from rec_ray.sample.csv_files import copy_csv, infer_types
 
 TABLES = ("users", "items", "interactions")
 CSV_SUFFIXES = (".csv", ".csv.gz")
-WORDS_FOR_NULL = ("", "null", "none", "nan", "nat", "na", "n/a")
-"""Texts of a CSV file, in any case, that stand for no value in a column of numbers or times."""
 FORMAT = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(coerce_int96_timestamp_unit="us"))
 """Spark writes INT96 times; read as nanoseconds, the year 9999 would become 1816."""
 
@@ -161,11 +156,11 @@ def _open(name: str, path: Path, shown: str, scratch: Path) -> OwnFiles:
     is_text = kinds == {True}
     if is_text:
         copy = scratch / f"{name}.parquet"
-        _copy_csv(files, copy, shown)
+        copy_csv(files, copy, shown)
         files = [copy]
     dataset = _open_parquet(files, path if path.is_dir() and not is_text else None, shown)
     paths = tuple(map(str, files))
-    schema = _infer_types(dataset.schema, paths) if is_text else dataset.schema
+    schema = infer_types(dataset.schema, paths) if is_text else dataset.schema
     try:
         rows = int(dataset.count_rows())
     except (OSError, pa.ArrowInvalid) as error:
@@ -225,46 +220,3 @@ def _require_one_schema(files: Sequence[Path], shown: str) -> None:
                     f"{shown}: column {column.name!r} is {kind} in {first.name} and {column.type} in {file.name}; "
                     "write it with one type"
                 ) from None
-
-
-def _copy_csv(files: Sequence[Path], target: Path, shown: str) -> None:
-    """Copy CSV files with a header into one Parquet file, every value as text; an empty value is null."""
-    names = ", ".join(map(literal, files))
-    with duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(target.parent)}) as connection:
-        try:
-            connection.execute(
-                f"COPY (SELECT * FROM read_csv([{names}], all_varchar = true, header = true, union_by_name = true)) "
-                f"TO {literal(target)} (FORMAT parquet)"
-            )
-        except duckdb.Error as error:
-            reason = str(error).strip().splitlines()[0]
-            raise SchemaError(f"{shown} cannot be read as CSV with a header in UTF-8: {reason}") from None
-
-
-def _infer_types(schema: pa.Schema, paths: Sequence[str]) -> pa.Schema:
-    """Return the types that all values of each column have: whole numbers, numbers, true or false, times, or text.
-
-    A number with a zero in front, such as a postal code, is text.
-    """
-    with query_files(paths) as connection:
-        return pa.schema([pa.field(name, _type_of(connection, name)) for name in schema.names])
-
-
-def _type_of(connection: duckdb.DuckDBPyConnection, name: str) -> pa.DataType:
-    words = ", ".join(f"'{word}'" for word in WORDS_FOR_NULL)
-    column = f"trim({quoted(name)})"
-    known, whole, number, led, truth, time = fetch_one(
-        connection,
-        f"SELECT count(v), count(TRY_CAST(v AS BIGINT)) FILTER (regexp_full_match(v, '-?\\d+')), "
-        "count(TRY_CAST(v AS DOUBLE)), count(*) FILTER (regexp_matches(v, '^[+-]?0\\d|^\\+')), "
-        "count(*) FILTER (lower(v) IN ('true', 'false')), "
-        "count(TRY_CAST(v AS TIMESTAMP)) FILTER (regexp_matches(v, '^\\d{4}-\\d\\d-\\d\\d')) "
-        f"FROM (SELECT CASE WHEN lower({column}) IN ({words}) THEN NULL ELSE {column} END AS v FROM t)",
-    )
-    kinds: list[tuple[Any, pa.DataType]] = [
-        (whole == known and not led, pa.int64()),
-        (number == known and not led, pa.float64()),
-        (truth == known, pa.bool_()),
-        (time == known, TIMESTAMP),
-    ]
-    return next((kind for fits, kind in kinds if known and fits), pa.string())

@@ -26,6 +26,7 @@ from rec_ray.sample.roles import (
     choose_key,
     choose_row_time,
     find_arrival,
+    is_called,
     snake,
 )
 from rec_ray.sample.survey import fetch_one, query_files, quoted
@@ -284,7 +285,7 @@ def _why_unused(name: str) -> str:
 
 def _is_time_only(name: str, time: TimeColumn | None, is_event: bool) -> bool:
     """Whether a column is the time of a row and no feature beside that."""
-    return time is not None and name == time.column and (is_event or name in TIME_NAMES)
+    return time is not None and name == time.column and (is_event or is_called(name, *TIME_NAMES))
 
 
 def _can_be_id(files: OwnFiles, column: str, problems: Problems) -> bool:

@@ -78,13 +78,18 @@ def snake(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", spaced.lower()).strip("_")
 
 
+def is_called(name: str, *known: str) -> bool:
+    """Whether a column has one of some names in any spelling: `UserID`, `user id` and `user_id` are one name."""
+    return snake(name).replace("_", "") in {each.replace("_", "") for each in known}
+
+
 def choose_key(files: OwnFiles, key: str, names: ColumnNames, ask: Ask | None, problems: Problems) -> str | None:
     """Return the column with the ids of users or items, or None after adding a problem."""
     have = files.schema.names
     for name in (*names.of_key(key), key):
         if name in have:
             return name
-    spelt = [name for name in have if snake(name).replace("_", "") == key.replace("_", "")]
+    spelt = [name for name in have if is_called(name, key)]
     if len(spelt) == 1:
         return spelt[0]
     guess = _guess(key, have, files.name)
@@ -121,9 +126,8 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
             "--time-column NAME",
         )
         return None
-    for known in TIME_NAMES:
-        if known in files.schema.names:
-            return _read_as_time(files, known, names.time_unit, "the time of an event by its name", problems)
+    if (known := _named_time(files)) is not None:
+        return _read_as_time(files, known, names.time_unit, "the time of an event by its name", problems)
     times = [column.name for column in files.schema if is_time(column.type)]
     readable = [
         column.name
@@ -159,11 +163,17 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
 
 def choose_row_time(files: OwnFiles, names: ColumnNames, problems: Problems) -> TimeColumn | None:
     """Return the column from which on a row of a user or an item counts: one that is called so, or none."""
+    if (known := _named_time(files)) is not None:
+        return _read_as_time(files, known, names.time_unit, "the time from which a row counts by its name", problems)
+    return None
+
+
+def _named_time(files: OwnFiles) -> str | None:
+    """Return the column that is called as the time of a row, in any spelling."""
     for known in TIME_NAMES:
-        if known in files.schema.names:
-            return _read_as_time(
-                files, known, names.time_unit, "the time from which a row counts by its name", problems
-            )
+        for name in files.schema.names:
+            if is_called(name, known):
+                return name
     return None
 
 

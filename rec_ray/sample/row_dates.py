@@ -13,7 +13,7 @@ from pathlib import Path
 from rec_ray.errors import SchemaError
 from rec_ray.logs import LOGGER
 from rec_ray.sample.own_tables import KEYS, OwnTable
-from rec_ray.sample.roles import TIME_NAMES
+from rec_ray.sample.roles import TIME_NAMES, is_called
 from rec_ray.sample.survey import count_distinct, count_nulls, count_times, match_keys, share_with_row
 from rec_ray.sample.tables import WrittenTable, write_own_table
 from rec_ray.schema import EVENT_TIMESTAMP
@@ -97,7 +97,7 @@ def check_event_times(table: OwnTable, written: WrittenTable, *, named: bool) ->
 
 
 def _one_time(table: OwnTable, column: str, *, named: bool) -> str:
-    if not named and column not in TIME_NAMES:
+    if not named and not is_called(column, *TIME_NAMES):
         raise SchemaError(
             f"{table.files.shown}: every row has the same time in {column!r}, as the time of a load; name the column "
             "with the time of an event, or this one, with --time-column"

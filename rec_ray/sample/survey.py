@@ -50,11 +50,6 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def literal(text: object) -> str:
-    """Return a text as SQL writes it."""
-    return "'" + str(text).replace("'", "''") + "'"
-
-
 def earliest_time(path: Path) -> datetime:
     """Return the earliest event time.
 

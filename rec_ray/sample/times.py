@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_ray.sample.own_files import WORDS_FOR_NULL
+from rec_ray.sample.csv_files import WORDS_FOR_NULL
 from rec_ray.schema import TIMESTAMP
 
 UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001}
@@ -22,6 +21,8 @@ NOT_A_TIME = -(2**63) // 1000
 """Microseconds of numpy's NaT, a null that some programs write as the time 1677-09-21."""
 SENTINELS = tuple(datetime(year, 1, 1) for year in (1, 1900, 1970))
 """Times that stand for no time where something happened in a shop."""
+ZONE = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
+"""A zone ends a time; a date alone ends with `-02`, too."""
 ISO = r"^\d{4}-\d\d-\d\d"
 
 
@@ -84,17 +85,30 @@ def without_sentinels(times: pa.Array) -> pa.Array:
 
 def _parse(texts: pa.Array) -> pa.Array:
     """Parse ISO 8601: a date, optionally a time after `T` or a blank, optionally a zone."""
-    texts = pc.replace_substring_regex(texts, pattern=" UTC$", replacement="Z")
+    texts = pc.replace_substring_regex(texts, pattern=" ?UTC$", replacement="Z")
+    # Arrow reads six digits of a second.
+    texts = pc.replace_substring_regex(texts, pattern=r"(\.\d{6})\d+", replacement=r"\1")
     wrong = pc.invert(pc.fill_null(pc.match_substring_regex(texts, ISO), True))
     if pc.any(wrong).as_py():
-        raise pa.ArrowInvalid(f"{texts.filter(wrong)[0].as_py()!r} is no ISO time, such as 2024-05-31T12:00:00Z")
+        raise _no_time(texts.filter(wrong)[0])
+    zoned = pc.fill_null(pc.match_substring_regex(texts, ZONE), False)
+    null = pa.scalar(None, pa.string())
     try:
-        return pc.assume_timezone(pc.cast(texts, pa.timestamp("us")), "UTC")
+        with_zone = pc.cast(pc.if_else(zoned, texts, null), TIMESTAMP)
+        without = pc.assume_timezone(pc.cast(pc.if_else(zoned, null, texts), pa.timestamp("us")), "UTC")
     except pa.ArrowInvalid:
-        pass  # Some have a zone.
-    parsed = pd.to_datetime(texts.to_pandas(), utc=True, format="ISO8601", errors="coerce")
-    failed = parsed.isna().to_numpy() & pc.is_valid(texts).to_numpy(zero_copy_only=False)
-    if failed.any():
-        bad = texts.filter(pa.array(failed))[0].as_py()
-        raise pa.ArrowInvalid(f"{bad!r} is no ISO time, such as 2024-05-31T12:00:00Z")
-    return pc.cast(pa.Array.from_pandas(parsed), TIMESTAMP, safe=False)
+        raise _no_time(next(text for text in texts.drop_null() if not _is_iso(text))) from None
+    return pc.if_else(zoned, with_zone, without)
+
+
+def _is_iso(text: pa.Scalar) -> bool:
+    kind = pa.timestamp("us", "UTC" if pc.match_substring_regex(text, ZONE).as_py() else None)
+    try:
+        pc.cast(text, kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _no_time(text: pa.Scalar) -> pa.ArrowInvalid:
+    return pa.ArrowInvalid(f"{text.as_py()!r} is no ISO time, such as 2024-05-31T12:00:00Z")

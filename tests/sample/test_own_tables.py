@@ -139,6 +139,22 @@ def test_a_csv_that_is_none_is_refused(own: Path) -> None:
         read(own)
 
 
+@pytest.mark.parametrize("line", ["2,b", "2,b,2024-01-02,5"])
+@pytest.mark.parametrize("rows", [0, 30_000])
+def test_a_csv_line_that_does_not_fit_is_refused_and_never_passed_over(own: Path, line: str, rows: int) -> None:
+    lines = ["user_id,item_id,timestamp", *["1,a,2024-01-01"] * rows, line, "3,c,2024-01-03"]
+    (own / "interactions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(SchemaError, match=rf"cannot be read as CSV .*Expected 3 columns, got \d: {line}"):
+        read(own)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_csv_of_other_delimiters_with_a_byte_order_mark(own: Path, delimiter: str) -> None:
+    EVENTS.assign(note="a, b; c").to_csv(own / "interactions.csv", sep=delimiter, index=False, encoding="utf-8-sig")
+    found = events_of(own)
+    assert found["user_id"].tolist() == EVENTS["user_id"].tolist() and set(found["note"]) == {"a, b; c"}
+
+
 def test_tables_behind_an_address_are_fetched(
     own: Path, seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -223,9 +239,13 @@ def test_on_a_terminal_the_columns_are_asked_for_with_a_guess(own: Path) -> None
 
 
 def test_other_spellings_of_the_names_need_no_question(own: Path) -> None:
-    put(own, "interactions", EVENTS.rename(columns={"user_id": "UserID", "item_id": "ITEM_ID"}))
+    spelt = {"user_id": "UserID", "item_id": "ITEM_ID", "timestamp": " TimeStamp"}
+    put(own, "interactions", EVENTS.rename(columns=spelt).assign(loaded=T0))
+    put(own, "users", pd.DataFrame({"User_Id": ["u"], "Event Timestamp": [T0]}))
     tables = read(own)
-    assert [column.origin for column in tables.interactions.columns[:2]] == ["UserID", "ITEM_ID"]
+    assert [column.origin for column in tables.interactions.columns[:3]] == ["UserID", "ITEM_ID", " TimeStamp"]
+    assert tables.users is not None and tables.users.time is not None
+    assert [column.name for column in tables.users.columns] == ["user_id", "event_timestamp"]
 
 
 SECONDS = (EVENTS["timestamp"].astype("int64") // 10**9).to_numpy()
@@ -243,6 +263,8 @@ SECONDS = (EVENTS["timestamp"].astype("int64") // 10**9).to_numpy()
         ([f"{time:%Y-%m-%d %H:%M:%S}" for time in EVENTS["timestamp"]], None),
         ([f"{time:%Y-%m-%dT%H:%M:%S}Z" for time in EVENTS["timestamp"]], None),
         ([(time + timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%S+02:00") for time in EVENTS["timestamp"]], None),
+        ([f"{time:%Y-%m-%dT%H:%M:%S}{'.0000001' * (time.hour % 2)}" for time in EVENTS["timestamp"]], None),
+        ([f"{time:%Y-%m-%d %H:%M}{'Z' * (time.hour % 2)}" for time in EVENTS["timestamp"]], None),
         ([f"{time:%Y-%m-%d %H:%M:%S} UTC" for time in EVENTS["timestamp"]], None),
         (SECONDS * 1_000, "ms"),
     ],

@@ -305,3 +305,27 @@ def test_init_prints_the_table_of_decisions_and_names_every_problem(own, tmp_pat
     said = capsys.readouterr().err
     assert "interactions.parquet has no column 'when'" in said and "has no column 'kind'" in said
     assert said.count("rec-ray: ") == 1
+
+
+def test_on_a_terminal_init_asks_for_the_columns(own, tmp_path, capsys, monkeypatch):
+    """Enter takes the guess; an answer that is no column ends with the error of a run without a terminal."""
+    import io
+
+    from rec_ray.cli.main import main
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    source = tmp_path / "source"
+    source.mkdir()
+    events = pq.read_table(own / "interactions.parquet").rename_columns(["customer", "sku", "ts", "kind"])
+    pq.write_table(events, source / "interactions.parquet")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("sys.stdin", Terminal("\n\n"))
+    assert main(["init", str(tmp_path / "shop"), "--from", str(source)]) == 0
+    printed = capsys.readouterr().out
+    assert "has the id of the user? [customer]" in printed and "has the id of the item? [sku]" in printed
+    monkeypatch.setattr("sys.stdin", Terminal("nobody\n\n"))
+    assert main(["init", str(tmp_path / "other"), "--from", str(source)]) == 4
+    assert "lacks the columns 'user_id'" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""Reads CSV files of one table: every value as text into Parquet, and the types that all values have.
+
+In go files with a header, out come one Parquet file and a schema. A line that does not fit is an error, never passed
+over; ids such as `0007` keep their zeros, because text is what is stored.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from rec_ray.errors import SchemaError, list_names
+from rec_ray.sample.survey import fetch_one, query_files, quoted
+from rec_ray.schema import TIMESTAMP
+
+WORDS_FOR_NULL = ("", "null", "none", "nan", "nat", "na", "n/a")
+"""Texts of a CSV file, in any case, that stand for no value in a column of numbers or times."""
+DELIMITERS = ",;\t|"
+BLOCK_BYTES = 16 << 20
+
+
+def copy_csv(files: Sequence[Path], target: Path, shown: str) -> None:
+    """Copy CSV files into one Parquet file, every value as text; an empty value is null.
+
+    Raises:
+        SchemaError: a file is no CSV with a header in UTF-8, or a line has other columns than the header.
+    """
+    try:
+        headers = [_open(file, {}).schema.names for file in files]
+        names = list(dict.fromkeys(name for header in headers for name in header))
+        twice = sorted({name for header in headers for name in header if header.count(name) > 1})
+        if twice:
+            raise SchemaError(f"{shown} has the columns {list_names(twice)} twice; rename them")
+        schema = pa.schema([(name, pa.string()) for name in names])
+        with pq.ParquetWriter(target, schema) as writer:
+            for file, header in zip(files, headers, strict=True):
+                for batch in _open(file, dict.fromkeys(header, pa.string())):
+                    columns = [
+                        batch.column(name) if name in header else pa.nulls(batch.num_rows, pa.string())
+                        for name in names
+                    ]
+                    writer.write_table(pa.table(columns, schema=schema))
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise SchemaError(f"{shown} cannot be read as CSV with a header in UTF-8: {error}") from None
+
+
+def _open(file: Path, types: dict[str, pa.DataType]) -> pyarrow.csv.CSVStreamingReader:
+    """Open a file as a stream of batches. types: of the columns; others are inferred."""
+    return pyarrow.csv.open_csv(
+        pa.input_stream(str(file), compression="detect"),
+        read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=_delimiter(file), newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
+    )
+
+
+def _delimiter(file: Path) -> str:
+    """Return the delimiter that the first line of a file has most often."""
+    with gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb") as handle:
+        line = handle.readline(BLOCK_BYTES)
+    return max(DELIMITERS, key=lambda delimiter: line.count(delimiter.encode()))
+
+
+def infer_types(schema: pa.Schema, paths: Sequence[str]) -> pa.Schema:
+    """Return the types that all values of each column have: whole numbers, numbers, true or false, times, or text.
+
+    A number with a zero in front, such as a postal code, is text.
+    """
+    with query_files(paths) as connection:
+        return pa.schema([pa.field(name, _type_of(connection, name)) for name in schema.names])
+
+
+def _type_of(connection: duckdb.DuckDBPyConnection, name: str) -> pa.DataType:
+    words = ", ".join(f"'{word}'" for word in WORDS_FOR_NULL)
+    column = f"trim({quoted(name)})"
+    known, whole, number, led, truth, time = fetch_one(
+        connection,
+        f"SELECT count(v), count(TRY_CAST(v AS BIGINT)) FILTER (regexp_full_match(v, '-?\\d+')), "
+        "count(TRY_CAST(v AS DOUBLE)), count(*) FILTER (regexp_matches(v, '^[+-]?0\\d|^\\+')), "
+        "count(*) FILTER (lower(v) IN ('true', 'false')), "
+        "count(TRY_CAST(v AS TIMESTAMP)) FILTER (regexp_matches(v, '^\\d{4}-\\d\\d-\\d\\d')) "
+        f"FROM (SELECT CASE WHEN lower({column}) IN ({words}) THEN NULL ELSE {column} END AS v FROM t)",
+    )
+    kinds: list[tuple[Any, pa.DataType]] = [
+        (whole == known and not led, pa.int64()),
+        (number == known and not led, pa.float64()),
+        (truth == known, pa.bool_()),
+        (time == known, TIMESTAMP),
+    ]
+    return next((kind for fits, kind in kinds if known and fits), pa.string())
