@@ -27,7 +27,7 @@ class Coverage:
 
     rows: compared. known_now: feature -> rows whose entity has a value now. unknown_then: feature -> those of them
         that had none when the event happened.
-    ids: different ids in the events. unmatched: those of them without a row in the feature store.
+    ids: different ids in the events. unmatched: those of them without anything in the feature store.
     unmatched_id: the smallest of them. idle_id: the smallest id of the feature store that is in no event.
     """
 
@@ -145,8 +145,8 @@ def describe_unmatched(side: str, coverage: Coverage) -> str | None:
         return None
     other = f", the feature store has {coverage.idle_id!r}" if coverage.idle_id is not None else ""
     return (
-        f"{coverage.unmatched:,} of {coverage.ids:,} {side} ids in the events have no row in the feature store: events "
-        f"have {coverage.unmatched_id!r}{other}. {WRITINGS}"
+        f"{coverage.unmatched:,} of {coverage.ids:,} {side} ids in the events have nothing in the feature store: "
+        f"events have {coverage.unmatched_id!r}{other}. {WRITINGS}"
     )
 
 

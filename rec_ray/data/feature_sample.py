@@ -24,7 +24,7 @@ from rec_ray.data.feature_coverage import (
     describe_now,
     describe_unmatched,
 )
-from rec_ray.data.source_times import TimeSpan, describe_late_rows, span_in_footers
+from rec_ray.data.source_times import describe_late_rows, span_in_footers
 from rec_ray.errors import DataError
 from rec_ray.feature_store.api import FeatureStore, RepoConfig
 from rec_ray.feature_store.definitions import Side, SideName, find_side
@@ -109,8 +109,8 @@ def late_views(slices: Iterable[SourceSlice], middle: datetime) -> Iterable[str]
     for part in slices:
         by_view.setdefault(part.source.what, []).append(part)
     for what, parts in by_view.items():
-        span: TimeSpan | None = span_in_footers(parts)
-        if span is not None and (said := describe_late_rows(what, span, middle)):
+        span = span_in_footers(parts)
+        if span is not None and (said := describe_late_rows(what, span.first, middle)):
             yield said
 
 

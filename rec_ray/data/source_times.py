@@ -1,7 +1,7 @@
 """Times that the rows of a source span, and whether rows of users and items are older than the events that need them.
 
 Slices of `feature_source` come in, the first and the last time and sentences for people go out. Footers of Parquet
-files answer without reading a row; any other source is asked for its oldest and its newest stretch of time.
+files answer without reading a row; any other source is asked for its oldest stretch of time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
@@ -58,28 +57,33 @@ def span_in_footers(slices: Sequence[SourceSlice]) -> TimeSpan | None:
     return _whole(found)
 
 
-def span_of(config: RepoConfig, slices: Sequence[SourceSlice]) -> TimeSpan | None:
-    """Return the span of a source, reading rows where no footer has it; None where no row has a time.
+def first_time(config: RepoConfig, slices: Sequence[SourceSlice]) -> datetime | None:
+    """Return the first time of a source, reading rows where no footer has it; None where no row has a time.
 
     Raises:
         FeatureStoreError: the offline store does not answer.
     """
-    known = span_in_footers(slices)
-    if known is not None or not slices:
-        return known
-    if slices[0].path is not None:
-        return _whole([span for part in slices if (span := _read_span(config, part)) is not None])
-    first = next((span for part in slices if (span := _read_span(config, part)) is not None), None)
-    last = next((span for part in reversed(slices) if (span := _read_span(config, part)) is not None), None)
-    return None if first is None or last is None else TimeSpan(first.first, last.last)
+    span = span_in_footers(slices)
+    if span is not None:
+        return span.first
+    # Stretches of time are in order; parts of files are not.
+    in_order = bool(slices) and slices[0].path is None
+    found: list[datetime] = []
+    for part in slices:
+        earliest = pc.min(read_slice(config, part)[EVENT_TIMESTAMP])
+        if earliest.is_valid:
+            found.append(_as_utc(earliest.as_py()))
+            if in_order:
+                break
+    return min(found, default=None)
 
 
-def describe_late_rows(what: str, rows: TimeSpan, middle: datetime) -> str | None:
+def describe_late_rows(what: str, first: datetime, middle: datetime) -> str | None:
     """Say that the first row of a view is later than the middle of the events, which then see nothing of it."""
-    if rows.first <= middle:
+    if first <= middle:
         return None
-    begun = f"{rows.first:%Y-%m-%d %H:%M}"
-    return f"{what} has no row before {begun}, and half of the events are older than {middle:%Y-%m-%d %H:%M}"
+    begun, half = (f"{time:%Y-%m-%d %H:%M}" for time in (first, middle))
+    return f"{what} has no row before {begun}, and half of the events are older than {half}"
 
 
 def note_times(
@@ -105,9 +109,9 @@ def note_times(
         elif declared:
             for part in slices:
                 by_view.setdefault(part.source.what, []).append(part)
-    spans = ray.get([_span.remote(config, slices) for slices in by_view.values()])
-    for what, span in zip(by_view, spans, strict=True):
-        if span is not None and (said := describe_late_rows(what, span, middle)):
+    begun = ray.get([_first_time.remote(config, slices) for slices in by_view.values()])
+    for what, first in zip(by_view, begun, strict=True):
+        if first is not None and (said := describe_late_rows(what, first, middle)):
             notes.append(said)
     for note in notes:
         LOGGER.warning("%s", note)
@@ -115,8 +119,8 @@ def note_times(
 
 
 @ray.remote(num_cpus=1)
-def _span(config: RepoConfig, slices: Sequence[SourceSlice]) -> TimeSpan | None:
-    return span_of(config, slices)
+def _first_time(config: RepoConfig, slices: Sequence[SourceSlice]) -> datetime | None:
+    return first_time(config, slices)
 
 
 def _by_path(slices: Sequence[SourceSlice]) -> dict[str | None, list[SourceSlice]]:
@@ -129,18 +133,6 @@ def _by_path(slices: Sequence[SourceSlice]) -> dict[str | None, list[SourceSlice
 def _whole(spans: Iterable[TimeSpan]) -> TimeSpan | None:
     spans = list(spans)
     return TimeSpan(min(span.first for span in spans), max(span.last for span in spans)) if spans else None
-
-
-def _read_span(config: RepoConfig, part: SourceSlice) -> TimeSpan | None:
-    times = read_slice(config, part)[EVENT_TIMESTAMP]
-    found = pc.min_max(times)
-    if not found["min"].is_valid:
-        return None
-    return TimeSpan(*(_from_micros(found[name]) for name in ("min", "max")))
-
-
-def _from_micros(value: pa.Scalar) -> datetime:
-    return _as_utc(value.as_py())
 
 
 def _as_utc(value: Any) -> datetime:

@@ -18,6 +18,7 @@ from rec_ray.logs import LOGGER
 from rec_ray.sample.names import is_index, written_names
 from rec_ray.sample.own_files import OwnFiles, Problems, find_tables
 from rec_ray.sample.roles import (
+    OPTIONS,
     TIME_NAMES,
     Ask,
     ColumnNames,
@@ -144,6 +145,11 @@ def read_own_tables(
     names, problems = names or ColumnNames(), Problems()
     files = find_tables(source, scratch, problems)
     tables = {name: _plan(found, names, ask, problems) for name, found in files.items()}
+    have = {column for found in files.values() for column in found.schema.names}
+    for key in (USER_ID, ITEM_ID):
+        for name in names.of_key(key):
+            if name not in have:
+                problems.add(ConfigError(f"no file has the column {name!r} that {OPTIONS[key]} names"))
     problems.raise_all()
     naive = [
         f"{name}.{column.name}"

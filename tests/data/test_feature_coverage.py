@@ -66,6 +66,6 @@ def test_sentences_have_both_remedies_and_an_id_of_each_side() -> None:
     coverage = Coverage()
     coverage.match_ids(pa.array(["007", "008", "9"]), pa.array(["7", "8", "9"]))
     said = describe_unmatched("user", coverage) or ""
-    assert said.startswith("2 of 3 user ids in the events have no row") and "'007'" in said and "'7'" in said
+    assert said.startswith("2 of 3 user ids in the events have nothing") and "'007'" in said and "'7'" in said
     coverage.match_ids(pa.array(["1"]), pa.array(["1"]))
     assert describe_unmatched("user", coverage) is None, "half of them match"

@@ -130,9 +130,9 @@ def test_ids_written_in_two_ways_are_said_with_one_of_each(
     caplog.set_level(logging.WARNING, "rec_ray")
     data = prepare(project, tmp_path)
     users_said, items_said = data.notes
-    assert "72 of 72 user ids in the events have no row" in users_said
+    assert "72 of 72 user ids in the events have nothing" in users_said
     assert "events have 'u0', the feature store has '0u0'" in users_said
-    assert "58 of 60 item ids in the events have no row" in items_said
+    assert "58 of 60 item ids in the events have nothing" in items_said
     assert "events have 'i10', the feature store has 'i10.0'" in items_said
     assert {users_said, items_said} <= set(caplog.messages)
 

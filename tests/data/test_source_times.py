@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rec_ray.data.source_times import TimeSpan, describe_late_rows, span_in_footers, span_of
+from rec_ray.data.source_times import TimeSpan, describe_late_rows, first_time, span_in_footers
 from rec_ray.feature_store.api import FileSource
 from rec_ray.feature_store.offline_source import FeatureSource, slice_source
 
@@ -33,16 +33,16 @@ def test_the_span_comes_from_footers_or_else_from_rows(tmp_path: Path, options: 
     span = TimeSpan(START, START + timedelta(days=7))
     assert len(slices) == 4
     config: Any = None
-    assert span_of(config, slices) == span
+    assert first_time(config, slices) == span.first
     assert span_in_footers(slices) == (None if options else span)
-    assert span_of(config, slices[1:3]) == TimeSpan(START + timedelta(days=2), START + timedelta(days=5))
-    assert span_of(config, []) is None
+    assert first_time(config, slices[:0:-1]) == START + timedelta(days=2)
+    assert first_time(config, []) is None
 
 
 def test_a_view_that_begins_after_the_middle_of_the_events_is_named() -> None:
-    rows = TimeSpan(START + timedelta(days=5), START + timedelta(days=50))
-    assert describe_late_rows("view 'users'", rows, START + timedelta(days=5)) is None
-    said = describe_late_rows("view 'users'", rows, START + timedelta(days=4))
+    first = START + timedelta(days=5)
+    assert describe_late_rows("view 'users'", first, START + timedelta(days=5)) is None
+    said = describe_late_rows("view 'users'", first, START + timedelta(days=4))
     assert said == (
         "view 'users' has no row before 2024-01-06 00:00, and half of the events are older than 2024-01-05 00:00"
     )

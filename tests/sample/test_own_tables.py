@@ -220,6 +220,12 @@ def test_own_names_are_all_in_one_error_with_the_options_that_mend_it(own: Path)
     assert tables.users is not None and tables.users.columns[0].origin == "id"
 
 
+def test_an_option_that_names_no_column_is_refused(own: Path) -> None:
+    put(own, "interactions", EVENTS)
+    with pytest.raises(ConfigError, match="no file has the column 'costumer' that --user-column names"):
+        read(own, user=("costumer",))
+
+
 def test_on_a_terminal_the_columns_are_asked_for_with_a_guess(own: Path) -> None:
     put(own, "interactions", EVENTS.rename(columns={"user_id": "visitorid", "item_id": "productId"}))
     asked: list[Question] = []
