@@ -1,4 +1,4 @@
-"""What a run would do before it does anything: sizes, steps, memory and time, and what would become live.
+"""Estimates of a run before it starts: sizes, steps, memory, time, and the views that it would publish to.
 
 Settings come in, the registry of Feast and the footers of the files are read, and a `Plan` goes out with estimates from
 rates measured on two cores. It starts no Ray, reads no row, reserves no version and writes nothing.
@@ -48,7 +48,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do.
+    """The estimates of a run.
 
     rows: what -> rows, or None where only reading tells; a user or an item counts once for each row of its source.
     publishes: push source -> the view and fields that would be written. notes: what the estimates leave open.

@@ -1,8 +1,7 @@
-"""Feast into `FeatureTables`: every event with the features of its user as of then, and every item as of two instants.
+"""Loads `FeatureTables` from Feast: events with the features of their users, and the items as of two instants.
 
-A Feast store and the names in the settings come in, two streaming Ray Datasets come out; Feast does each point-in-time
-join and Ray spreads the joins over blocks (rows in = rows out is asserted at each). It knows nothing of encoding,
-models or what events and fields are used for, beyond the instants at which the features of users are wanted.
+Input: a Feast store and the settings. Output: two streaming Ray Datasets. Ray spreads the point-in-time joins over
+blocks, and each join returns one row per row. Encoding and the meaning of events are left to `training_data`.
 """
 
 from __future__ import annotations

@@ -35,12 +35,12 @@ INTERACTION_COLUMNS: Mapping[str, str | None] = {
     EVENT_TYPE: "interaction_type",
     EVENT_VALUE: "rating",
 }
-"""What a column of ours is called in the side tables where the settings do not say."""
+"""Default name in the side tables of each of our columns."""
 
 
 @dataclass(frozen=True)
 class SideTable:
-    """A table that is there, with the columns wanted of it.
+    """An existing table and the columns to read.
 
     name: may begin with a schema and a dot. columns: our name -> the table's. features: field -> the table's column.
     """
@@ -55,14 +55,14 @@ class SideTable:
 
 @dataclass(frozen=True)
 class SideTables:
-    """The side tables there are."""
+    """The side tables that exist."""
 
     users: SideTable | None = None
     interactions: SideTable | None = None
 
 
 def find_side_tables(settings: SideTableSettings, features: FeatureSettings) -> SideTables:
-    """Look up which side tables there are; one that is not there is said, once, and is no error.
+    """Find the side tables that exist; a missing one is logged once and is no error.
 
     Raises:
         ConfigError: the address cannot be read.

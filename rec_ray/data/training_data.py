@@ -1,8 +1,8 @@
-"""`FeatureTables` into `TrainingData`: what must be known before encoding is fitted, then timelines are written once.
+"""Makes `TrainingData` from `FeatureTables`: surveys the events, fits the preprocessor, and writes encoded Parquet.
 
-Blocks that hold all rows of their users come in; encoded timelines and two encoded catalogues (as of the test cut-off,
-and as of now) are left as Parquet under the prefix of the run, with the raw fields that filters read. It fits on
-training events only, knows nothing of Feast, and never holds a table of all events in one process.
+Input: blocks that hold all rows of their users. Output under the prefix of the run: encoded timelines and two encoded
+catalogues (as of the test cut-off, and as of now), with the raw fields that filters read. Only training events are
+fitted, and no process holds a table of all events.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TIMELINES_FOLDER, CATALOGUE_FOLDER, CATALOGUE_NOW_FOLDER = "timelines", "catalog
 
 @dataclass
 class _Survey:
-    """What blocks say before anything is fitted; surveys add up."""
+    """Counts and statistics of blocks that fitting needs; `merge` adds them up."""
 
     users: FeatureStatistics = field(default_factory=FeatureStatistics)
     types: Counter[str] = field(default_factory=Counter)

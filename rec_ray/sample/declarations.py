@@ -1,4 +1,4 @@
-"""Decides once, when a project is made, what the columns of a user's tables are, and says why.
+"""Declares the features of a new project from the types and values of its tables, with a reason for each column.
 
 In goes a table as it lies in the project, out come the feature declarations and notes that are written into
 `rec_ray.yaml`, where a person corrects them; a run reads only that file and never guesses. It knows column types and
@@ -43,7 +43,7 @@ _IGNORED = {USER_ID, ITEM_ID, EVENT_TIMESTAMP, PLACEHOLDER}
 
 @dataclass(frozen=True)
 class Declared:
-    """The features of a table, by name, and a line for each column about why it is so or left out."""
+    """The features of a table by name, and the decision on each of its columns, also as lines."""
 
     features: dict[str, FeatureDeclaration] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Declared:
 
 
 def declare_features(table: WrittenTable) -> Declared:
-    """Decide what each column of a users or items table is."""
+    """Declare the columns of a users or items table as features, or leave them out."""
     declared = Declared(notes=list(table.notes))
     with query_table(table.path) as connection:
         for column in table.schema:

@@ -36,16 +36,16 @@ from rec_ray.schema import ITEM_ID, USER_ID, FeatureDeclaration
 REPO = "feature_repo"
 SHOP_EPOCHS = 6
 NEWCOMERS = 0.9
-"""When so large a share of the users in the last 10 % of the events is new, a split by time leaves nothing to test."""
+"""Share of new users in the last 10 % of the events from which on one event of each user is held out instead."""
 REPEATS = 0.1
-"""When so large a share of the users ends with an item that they had before, such items are recommended too."""
+"""Share of users whose last item is one that they had before, from which on seen items are recommended too."""
 
 
 @dataclass(frozen=True)
 class ProjectSummary:
-    """What `init_project` made.
+    """Result of `init_project`.
 
-    source: where the data is from, in words. users, items: different ids. interactions: rows.
+    source: of the data, in words. users, items: different ids. interactions: rows.
     features: names of the declared features. decisions: the role of each column of the user's files.
     notes: further decisions and warnings, a sentence each.
     """

@@ -1,7 +1,7 @@
-"""Answers questions about a Parquet file of the project, whatever its size, with DuckDB.
+"""Statistics of the Parquet tables of a project, of any size, computed with DuckDB.
 
-In goes the path of a written table, out come plain numbers: when the events begin, how many ids there are, how many
-users are newcomers. Memory is bounded, larger work spills to disk; it knows nothing of settings or Feast.
+In go paths of tables, out come plain numbers: the first event, different ids, shares of newcomers and of matched ids.
+Memory is bounded, and larger work spills to disk.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def earliest_time(path: Path) -> datetime:
 
 
 def count_distinct(path: Path, key: str) -> int:
-    """Return how many different ids a table holds; one may have several rows, each a version of its features."""
+    """Return the number of different ids in a table; an id has a row for each version of its features."""
     with query_table(path) as connection:
         return int(fetch_one(connection, f"SELECT count(DISTINCT {quoted(key)}) FROM t")[0])
 
@@ -149,7 +149,7 @@ def count_times(path: Path) -> int:
 
 
 def share_of_newcomers(path: Path) -> float:
-    """Return which share of the users in the last 10 % of the events has no earlier event."""
+    """Return the share of the users in the last 10 % of the events that have no earlier event."""
     with query_table(path) as connection:
         time = f"epoch_us({EVENT_TIMESTAMP})"
         new, active = fetch_one(
@@ -163,7 +163,7 @@ def share_of_newcomers(path: Path) -> float:
 
 
 def share_of_repeats(path: Path) -> float:
-    """Return for which share of the users with two events or more the last one is of an item that they had before."""
+    """Return the share of users, of those with two events or more, whose last item is one that they had before."""
     with query_table(path) as connection:
         repeats, users = fetch_one(
             connection,
