@@ -72,8 +72,11 @@ def write_dated(table: OwnTable, path: Path, interactions: WrittenTable, earlies
 
 def _undated(table: OwnTable) -> str:
     dates = [column.origin for column in table.columns if str(column.type).startswith("timestamp")]
-    others = f"; not taken for the time of a row: {', '.join(dates)}" if dates else ""
-    return f"the earliest event, as no column is called {' or '.join(TIME_NAMES)}{others}"
+    known = f"the earliest event, as no column is called {' or '.join(TIME_NAMES)}: today's values count for all events"
+    if not dates:
+        return known
+    moved = "one that events move, such as a last login, tells training the future: take it out of the features"
+    return f"{known}; not taken for the time of a row: {', '.join(dates)} ({moved})"
 
 
 def check_event_times(table: OwnTable, written: WrittenTable, *, named: bool) -> list[str]:
