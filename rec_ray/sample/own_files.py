@@ -177,8 +177,16 @@ def _files_in(folder: Path) -> list[Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and not any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
-        and (path.suffix == ".parquet" or _is_csv(path))
+        and (_is_csv(path) or _is_parquet(path))
     ]
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet by its name, or by its first bytes: Hive writes names such as `000000_0`."""
+    if path.suffix == ".parquet":
+        return True
+    with path.open("rb") as handle:
+        return handle.read(4) == b"PAR1"
 
 
 def _is_csv(path: Path) -> bool:

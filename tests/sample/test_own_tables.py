@@ -108,6 +108,13 @@ def test_a_folder_of_parquet_is_one_table_in_the_order_of_its_files(own: Path, i
     assert found["n"].tolist() == [0] * 20 + [1] * 20 + [2] * 20
 
 
+def test_parts_without_an_ending_are_known_by_their_first_bytes(own: Path) -> None:
+    put(own / "interactions", "000000_0", EVENTS)
+    (own / "interactions" / "000000_0.parquet").rename(own / "interactions" / "000000_0")
+    (own / "interactions" / "notes.txt").write_text("no table")
+    assert events_of(own)["user_id"].tolist() == EVENTS["user_id"].tolist()
+
+
 def test_hive_folders_are_a_column(own: Path) -> None:
     put(own, "items", pd.DataFrame({"item_id": ["i0"], "price": [1.0]}))
     for day, rows in EVENTS.groupby(EVENTS["timestamp"].dt.date):
