@@ -25,6 +25,7 @@ TRAIN, VALIDATION, TEST = Split.TRAIN, Split.VALIDATION, Split.TEST
 
 MODEL, REFITTED, LIVE = "model", "model_refitted", "live"
 POPULARITY, RECENT, KNN, TRANSITIONS = "popularity", "recent_popularity", "item_knn", "item_transitions"
+RANDOM_WALK = "random_walk"
 """Methods of an evaluation: the model, itself refitted with the validation events, the live version, the baselines."""
 
 
@@ -104,6 +105,8 @@ class EpochResult:
     """One epoch of training: mean loss, validation NDCG@10 and speed.
 
     averaged: True if the NDCG belongs to the running average of the weights, because the average was better.
+    chance: mean loss of scores by popularity on the same batches, 0 if unknown. effective_rank, mean_cosine: of the
+    item vectors; a rank near 1 and a cosine near 1 are those of a model that collapsed.
     """
 
     epoch: int
@@ -112,14 +115,28 @@ class EpochResult:
     seconds: float
     examples_per_second: float
     averaged: bool = False
+    chance: float = 0.0
+    effective_rank: float = 0.0
+    mean_cosine: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """Optimizer steps of a training, refits included, and the seconds from its start to the first step."""
+    """Course of a training.
+
+    steps: of the optimizer, refits included. seconds_to_first_step: from its start. history: the encoder chosen, with
+    the reason. attempts: settings and best epoch of each attempt. effective_rank, mean_cosine: of the item vectors of
+    the best epoch. nothing_learned: a sentence if the chosen attempt collapsed.
+    """
 
     steps: int = 0
     seconds_to_first_step: float | None = None
+    history: str | None = None
+    reason: str | None = None
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    effective_rank: float | None = None
+    mean_cosine: float | None = None
+    nothing_learned: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +202,7 @@ class EvaluationFacts:
         the user had seen the item before, or because the item was not known before the test.
     known_items: items that were ranked. periods: split -> number of events, seconds since 1970 of the first and the
     last. lists: method -> figures of its lists, if filters or diversity change the lists. live_version: None if not
-    compared.
+    compared. history, reason, effective_rank, mean_cosine, nothing_learned: as in `TrainingFacts`.
     """
 
     targets: int = 0
@@ -195,6 +212,11 @@ class EvaluationFacts:
     periods: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     lists: dict[str, dict[str, float]] = field(default_factory=dict)
     live_version: str | None = None
+    history: str | None = None
+    reason: str | None = None
+    effective_rank: float | None = None
+    mean_cosine: float | None = None
+    nothing_learned: str | None = None
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def train_model(context: RunContext, data: TrainingData, version: str) -> Traine
             epochs=len(trained.epochs),
             best_epoch=trained.best_epoch,
             steps=trained.facts.steps,
+            history=trained.facts.history,
             refit=settings.train.refit,
         )
         running.result = trained

@@ -33,7 +33,7 @@ def bench_ray_train() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary) / "shop"
         make_shop(project, 200_000)
-        settings = load_settings(project / "rec_ray.yaml", ["model.history=transformer"])
+        settings = load_settings(project / "rec_ray.yaml", ["model.history=transformer", "train.ahead=1"])
         open_ray(settings.ray)
         data, storage = encode(settings, Path(temporary) / "store")
         through_ray, plain, first_steps = [], [], []
@@ -101,7 +101,6 @@ def train_plainly(settings: Any, data: Any, storage: Any) -> list[float]:
     timelines = Timelines.from_table(pq.read_table(data.timelines, filesystem=storage.filesystem), shapes[1])
     catalogue = Catalogue.from_table(pq.read_table(data.catalogue, filesystem=storage.filesystem), shapes[0])
     windows = training_windows(timelines, settings.model.history_length, VALIDATION)
-    names = LearningSettings.__dataclass_fields__
     model = build_two_tower(
         vocabulary_size=data.preprocessor.vocabulary_size,
         item_shape=asdict(shapes[0]),
@@ -113,7 +112,7 @@ def train_plainly(settings: Any, data: Any, storage: Any) -> list[float]:
     learner = Learner(
         model,
         catalogue,
-        LearningSettings(**{name: getattr(settings.train, name) for name in names}),
+        LearningSettings.of(settings.train),
         total_steps=STEADY_EPOCHS * steps,
     )
     speeds = []
@@ -155,11 +154,9 @@ def bench_catalogue_size() -> dict[str, Any]:
             vocabulary_size=items + 1,
             item_shape=asdict(shape),
             user_shape=asdict(shape),
-            **model_settings.model_dump(),
+            **{**model_settings.model_dump(), "history": "transformer"},
         )
-        names = LearningSettings.__dataclass_fields__
-        settings = LearningSettings(**{name: getattr(train, name) for name in names})
-        return Learner(model, catalogue, settings, total_steps=10_000)
+        return Learner(model, catalogue, LearningSettings.of(train), total_steps=10_000)
 
     def batch_of(items: int) -> TimelineBatch:
         drawn = torch.from_numpy(rng.integers(1, items + 1, (batch_size, width + 1)))

@@ -20,6 +20,7 @@ from rec_ray.feature_store.offline_source import SourceSlice, entity_sources, ev
 from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import find_search_targets, list_unfed_views
 from rec_ray.publishing.push import SINGLE_WRITERS, find_push_targets
+from rec_ray.retrieval.learning.attempts import SMALL_EVENTS
 from rec_ray.runs.context import open_feature_store
 from rec_ray.runs.stores import open_object_store, open_version_database
 
@@ -159,8 +160,11 @@ def _steps(settings: Settings, events: int, users: int, items: int, cores: int, 
     block = min(events + 3 * users, settings.feast.join_rows) * (ROW_BYTES + fields * FIELD_BYTES)
     whole = (events + 3 * users) * (ROW_BYTES + fields * FIELD_BYTES)
     processes = cores * PROCESS_BYTES
-    again = {"continue": train.refit_epochs, "full": train.epochs, "off": 0}[train.refit]
-    epochs = train.epochs + again * (2 if train.refit_check else 1)
+    passes = train.passes(-(-events // train.batch_size))
+    again = {"continue": train.refit_epochs, "full": passes, "off": 0}[train.refit]
+    # With history auto small data are learned from with both histories.
+    tried = 2 if model.history == "auto" and events <= SMALL_EVENTS else 1
+    epochs = tried * passes + again * (2 if train.refit_check else 1)
     workers = train.least_workers * train.cpus_per_worker
     table = items * size * 4
     # Weights, their gradients' squares and the best epoch's copy; scores of a batch with their gradients.

@@ -89,7 +89,7 @@ class Settings(Section):
     def _fits_together(self) -> Settings:
         if self.evaluation.test_fraction + self.evaluation.validation_fraction >= 1:
             raise ValueError("evaluation.test_fraction and evaluation.validation_fraction leave nothing to train on")
-        if self.model.history == "transformer" and self.model.embedding_size % self.model.heads:
+        if self.model.history in ("auto", "transformer") and self.model.embedding_size % self.model.heads:
             raise ValueError(
                 f"model.embedding_size {self.model.embedding_size} is not a multiple of model.heads {self.model.heads}"
             )

@@ -18,7 +18,11 @@ class ModelSettings(Section):
     """The two towers."""
 
     embedding_size: Positive = Field(64, description="Dimensions of user and item vectors.")
-    history: Literal["none", "mean", "transformer"] = Field("transformer", description="How past events are read.")
+    history: Literal["auto", "none", "mean", "transformer"] = Field(
+        "auto",
+        description="How past events are read; auto tries mean and transformer on small data and keeps the better by "
+        "validation, on larger data takes transformer where the order of events predicts and mean where it does not.",
+    )
     history_length: Positive = Field(50, description="Events of a user that are read at most, the newest.")
     layers: int = Field(2, ge=1, le=64, description="Layers of the history transformer.")
     heads: Positive = Field(2, description="Attention heads of a layer.")

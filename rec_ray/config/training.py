@@ -24,15 +24,28 @@ WarmStart = Annotated[Literal["live", "off"], BeforeValidator(lambda start: "off
 History = Literal["as_of_event", "as_of_now"]
 
 
-def _validate_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Refuse with one message what is neither of two kinds; pydantic has one for each."""
+def _one_message(value: Any, check: ValidatorFunctionWrapHandler, expected: str) -> Any:
+    """Refuse with one message a value of neither kind; pydantic has a message for each."""
     try:
         return check(value)
     except ValidationError:
-        raise ValueError("expected a number from 1 on, or [least, most]") from None
+        raise ValueError(f"expected a number from 1 on, or {expected}") from None
 
 
-Workers = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_validate_once)]
+def _workers(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return _one_message(value, check, "[least, most]")
+
+
+def _number_or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return _one_message(value, check, "auto")
+
+
+USUAL_EPOCHS, MOST_EPOCHS = 8, 100
+LEAST_STEPS, PATIENT_STEPS = 600, 150
+"""With `train.epochs: auto`: steps of a training at least, and steps without a better validation before it stops."""
+
+Workers = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_workers)]
+PositiveOrAuto = Annotated[Positive | Literal["auto"], WrapValidator(_number_or_auto)]
 
 
 # YAML reads unquoted ids as numbers.
@@ -42,13 +55,23 @@ UserId = Annotated[str, BeforeValidator(lambda user: str(user) if isinstance(use
 class TrainSettings(Section):
     """How the towers learn."""
 
-    epochs: Positive = Field(8, description="Passes over the training events at most.")
-    patience: Positive = Field(3, description="Epochs without a better validation NDCG@10 before stopping.")
+    epochs: PositiveOrAuto = Field(
+        "auto", description="Passes over the training events at most; auto: 8, or as many as make 600 steps."
+    )
+    patience: Positive = Field(
+        3,
+        description="Epochs without a better validation NDCG@10 before stopping; with epochs: auto 150 steps or more.",
+    )
     batch_size: Positive = Field(512, description="Events in a batch of one worker.")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of the dense weights.")
     warmup: Fraction = Field(0.05, description="Share of the steps in which the learning rate rises.")
     temperature: float = Field(0.07, gt=0, description="Divides similarities before the softmax.")
+    ahead: PositiveOrAuto = Field(
+        "auto",
+        description="A target is drawn from the next so many events; auto: as many as a user has in the validation "
+        "period (1 with leave_one_out), because the lists are judged by all of them.",
+    )
     loss: Literal["softmax", "bpr"] = Field("softmax", description="Softmax over many negatives, or pairwise.")
     in_batch_negatives: bool = Field(True, description="Other positives of the batch are negatives.")
     uniform_negatives: int = Field(2048, ge=0, description="Items drawn uniformly as negatives, the same for a batch.")
@@ -96,6 +119,16 @@ class TrainSettings(Section):
         if self.least_workers > self.most_workers:
             raise ValueError(f"num_workers [{self.least_workers}, {self.most_workers}]: the least is above the most")
         return self
+
+    def passes(self, steps: int) -> int:
+        """Return the passes over the training events at most. steps: of one pass."""
+        if self.epochs != "auto":
+            return self.epochs
+        return max(USUAL_EPOCHS, min(MOST_EPOCHS, -(-LEAST_STEPS // max(1, steps))))
+
+    def patient_passes(self, steps: int) -> int:
+        """Return the passes without a better validation before stopping. steps: of one pass."""
+        return self.patience if self.epochs != "auto" else max(self.patience, -(-PATIENT_STEPS // max(1, steps)))
 
     @property
     def least_workers(self) -> int:

@@ -1,4 +1,4 @@
-"""Counts of everything before the test, made in parallel: what the baselines and the segments are fitted from.
+"""Counts of the events before the test, made in parallel, from which baselines and segments are fitted.
 
 Encoded timelines come in as a Ray dataset; out go the fitted baselines, as a reference into Ray's object store, the
 bounds of the users' activity and the periods of the split. Blocks are counted side by side; it ranks nothing.
@@ -15,7 +15,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from rec_ray.contracts import KNN, POPULARITY, RECENT, TEST, TRAIN, TRANSITIONS, VALIDATION
+from rec_ray.contracts import KNN, POPULARITY, RANDOM_WALK, RECENT, TEST, TRAIN, TRANSITIONS, VALIDATION
+from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.timelines import Timelines
 from rec_ray.retrieval.metrics.baselines import (
@@ -26,6 +27,7 @@ from rec_ray.retrieval.metrics.baselines import (
     count_popularity,
     count_transitions,
     fit_item_knn,
+    fit_random_walk,
     fit_transitions,
 )
 from rec_ray.retrieval.metrics.holdout import positives_before_test, users_with_targets
@@ -39,7 +41,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Counted:
-    """What was counted before any ranking.
+    """Baselines and counts from before any ranking.
 
     baselines: reference to the fitted baselines by name. bounds: of activity, of the users who are asked about.
     periods: `train`, `validation` and `test` -> number of events, and the seconds since 1970 of the first and the last.
@@ -72,12 +74,19 @@ def fit_baselines(timelines: ray.data.Dataset, shape: FeatureShape, items: int) 
         if parts:
             numbers, begins, ends = zip(*parts, strict=True)
             periods[name] = (sum(numbers), min(begins), max(ends))
-    return Counted(_fit.remote(counts[0]), activity_bounds(users), periods)
+    fitted, dropped = _fit.remote(counts[0])
+    if pairs := ray.get(dropped):
+        LOGGER.warning(
+            "the rarest %s pairs of items are left out of item-kNN, the random walk and transitions, to bound memory: "
+            "these figures may be a little too low",
+            f"{pairs:,}",
+        )
+    return Counted(fitted, activity_bounds(users), periods)
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """What a block says before anything is counted.
+    """Survey of a block, which must be known before anything is counted.
 
     first, last: seconds of the positives before the test. users_by_events: of the users who have a target.
     periods: label of the split -> its number of events, and the seconds of the first and the last.
@@ -134,11 +143,14 @@ def _merge(first: _Counts, *others: _Counts) -> _Counts:
     return merged
 
 
-@ray.remote(num_cpus=1)
-def _fit(counts: _Counts) -> dict[str, Popularity | Neighbours]:
-    return {
+@ray.remote(num_cpus=1, num_returns=2)
+def _fit(counts: _Counts) -> tuple[dict[str, Popularity | Neighbours], int]:
+    """Return the baselines, and the number of pairs that did not fit into memory."""
+    baselines: dict[str, Popularity | Neighbours] = {
         POPULARITY: Popularity(counts.popularity),
         RECENT: Popularity(counts.recent),
         KNN: fit_item_knn(counts.together),
+        RANDOM_WALK: fit_random_walk(counts.together),
         TRANSITIONS: fit_transitions(counts.following),
     }
+    return baselines, counts.together.dropped + counts.following.dropped

@@ -42,7 +42,9 @@ from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.storage.object_store import Storage
 
 USERS = 4096
-"""Timelines of one task: the sums that it gives back have the same size for one user and for all of these."""
+"""Timelines of one task. Its output has a constant size, so large batches are cheaper."""
+TRAINING_FACTS = ("history", "reason", "effective_rank", "mean_cosine", "nothing_learned")
+"""Facts about the training that an evaluation carries, for the gate and the report."""
 DRAWN_ITEMS, DRAWN_SCORES = 400, 1000
 """Points at most of a drawn curve over all items; scores at most of a drawn distribution."""
 
@@ -63,9 +65,8 @@ def evaluate_model(
         the recommendations do; a held-out positive among them is no target then, and is counted. Where filters or other
         options change the lists, the lists as recommended are judged beside the model, on the same targets, with what
         the fields of items and users were at the test cut-off.
-    live: the version to judge on the same users, if there is one; one whose events are those of other users is said
-        and left out.
-    refitted: the model refitted with the validation events, which the baselines count too: what refitting is worth.
+    live: the version to judge on the same users, if there is one; one with other users is left out with a warning.
+    refitted: the model refitted with the validation events, which the baselines count too: the gain of refitting.
     """
     timelines = read_rows(storage, data.timelines)
     counted = fit_baselines(timelines, bundle.preprocessor.users.shape, data.items)
@@ -79,6 +80,7 @@ def evaluate_model(
     found = EvaluationAccumulator(SegmentMetrics(settings.ks, counted.bounds, data.items))
     for row in _rank(timelines, plan(MODEL, bundle, data.catalogue, counted.baselines)):
         found.add(row)
+    training = bundle.metadata.get("training") or {}
     facts = EvaluationFacts(
         targets=found.counts["targets"],
         seen_targets=found.counts["seen_targets"],
@@ -86,6 +88,7 @@ def evaluate_model(
         known_items=found.known.get("known_items", 0),
         periods=counted.periods,
         lists={method: own.means() for method, own in found.lists.items()},
+        **{name: training.get(name) for name in TRAINING_FACTS},
     )
     users = found.sums.users(MODEL)
     if not users:
@@ -211,7 +214,7 @@ def _summarise(found: EvaluationAccumulator, facts: EvaluationFacts, learned: An
 
 
 def _learned(data: TrainingData, storage: Storage) -> Any:
-    """Return how often each item is in the events to learn from."""
+    """Return the training positives of each item."""
     table = pq.read_table(data.catalogue, columns=["count"], filesystem=storage.filesystem)
     return table["count"].to_numpy()
 

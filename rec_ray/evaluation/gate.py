@@ -1,7 +1,7 @@
-"""The gate: whether a model is good enough to go live, beside popularity and beside the version that is live now.
+"""Quality gate: compares a model with popularity and with the live version, and refuses one that learned nothing.
 
-An `Evaluation` and the settings come in; a word comes out, or a `GateError` with the figures. It reads metrics only: it
-knows nothing of how they were made, of stores, or of what publishing is.
+An `Evaluation` and the settings come in; a verdict comes out, or a `GateError` with the figures. It reads metrics and
+facts only: it knows nothing of how they were made, of stores, or of publishing.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ def check_gate(evaluation: Evaluation, settings: EvaluationSettings) -> str:
 
 
 def find_reasons(evaluation: Evaluation, settings: EvaluationSettings) -> list[str]:
-    """Return a phrase with the figures for each comparison that the model does not stand."""
+    """Return a phrase with the figures for each comparison that the model fails, a collapsed training first."""
     if settings.gate == "off" or MODEL not in evaluation.metrics:
         return []
     model = evaluation.metrics[MODEL][GATE_METRIC]
     margins = {POPULARITY: ("popularity's", settings.gate_margin)}
     live = evaluation.facts.live_version
     margins[LIVE] = (f"that of the live version{f' {live}' if live else ''}", settings.gate_live_margin)
-    reasons = []
+    nothing = evaluation.facts.nothing_learned
+    reasons = [str(nothing)] if nothing else []
     for method, (whose, margin) in margins.items():
         if method not in evaluation.metrics:
             continue

@@ -21,6 +21,7 @@ _NAMES = {
     "popularity": "popularity",
     "recent_popularity": "recent popularity",
     "item_knn": "item-kNN",
+    "random_walk": "random walk",
     "item_transitions": "item transitions",
 }
 
@@ -57,8 +58,12 @@ def compare_model(evaluation: Evaluation) -> list[str]:
     if the other method is outside the model's own interval.
     """
     sentences = [_compare_with_popularity(evaluation)]
+    if nothing := evaluation.facts.nothing_learned:
+        sentences.insert(0, f"{nothing[0].upper()}{nothing[1:]}.")
     metrics = evaluation.metrics
-    baselines = [name for name in ("recent_popularity", "item_knn", "item_transitions") if name in metrics]
+    baselines = [
+        name for name in ("recent_popularity", "item_knn", "random_walk", "item_transitions") if name in metrics
+    ]
     if baselines:
         best = max(baselines, key=lambda name: _recall(evaluation, name))
         if _recall(evaluation, best) > _recall(evaluation, POPULARITY):

@@ -1,14 +1,14 @@
-"""How far a training is, as files: what a run that was stopped needs to go on as if it had not been.
+"""Progress of a training, as files: attempts, curves, weights and moments, so that a stopped run goes on.
 
-The learner's weights and moments, the curves so far and the best weights of each stage go into a checkpoint of Ray
-Train and come back from it. It does not know what the stages are, where batches come from or who decides to stop.
+`Progress` goes into a checkpoint after each epoch and comes back from it. It does not know what the stages are, where
+batches come from or who decides to stop; how a checkpoint is reported is handed in.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,38 +19,105 @@ from safetensors.torch import load_file, save_file
 
 from rec_ray.contracts import EpochResult
 from rec_ray.logs import LOGGER
+from rec_ray.retrieval.learning.attempts import Attempt, has_begun, is_collapsed
 from rec_ray.retrieval.learning.learner import Learner
 
 PROGRESS, STATE = "progress.json", "state.safetensors"
 
 Tensors = dict[str, torch.Tensor]
+Send = Callable[[dict[str, Any], str | None], None]
+"""Reports the metrics of an epoch; the folder of a checkpoint comes from the first worker only."""
+
+
+def send_to_ray_train(metrics: dict[str, Any], folder: str | None) -> None:
+    """Report an epoch to Ray Train, from within one of its workers."""
+    if folder is None:
+        ray.train.report(metrics)
+    else:
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+@dataclass
+class AttemptRecord:
+    """Results of one attempt at the watched stage.
+
+    best_epoch: its best one, 0 before the first. done: whether it ended.
+    """
+
+    attempt: Attempt
+    epochs: list[EpochResult] = field(default_factory=list)
+    best_epoch: int = 0
+    done: bool = False
+
+    @property
+    def best(self) -> EpochResult | None:
+        """Result of the best epoch."""
+        return self.epochs[self.best_epoch - 1] if self.best_epoch else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the loss ever left its value at chance."""
+        return any(has_begun(epoch.loss, epoch.chance) for epoch in self.epochs)
+
+    def is_over(self, patience: int) -> bool:
+        """Return whether the best epoch is `patience` epochs ago; not before the loss left its value at chance."""
+        begun = next((e.epoch for e in self.epochs if has_begun(e.loss, e.chance)), None)
+        return begun is not None and len(self.epochs) - max(self.best_epoch, begun - 1) >= patience
+
+    def has_collapsed(self, items: int) -> bool:
+        """Return whether the attempt learned nothing. items: of the catalogue."""
+        best = self.best
+        return best is not None and is_collapsed(begun=self.begun, mean_cosine=best.mean_cosine, items=items)
+
+    def describe_collapse(self) -> str:
+        """Return the figures of the best epoch by which the attempt counts as collapsed."""
+        best = self.best
+        if best is None:
+            return "no epoch"
+        return (
+            f"loss {best.loss:.3f}, {best.chance:.3f} by popularity alone; item vectors of effective rank "
+            f"{best.effective_rank:.1f} and mean cosine {best.mean_cosine:.2f}"
+        )
 
 
 @dataclass
 class Progress:
     """Where a training stands.
 
-    epochs: results of the stage that is watched. best_epoch: the best of them, 0 before the first.
-    models: by stage, the weights to use. finished: stages that are done. stage, stage_epochs: the stage at work and how
-    many of its epochs are done. average: running average of the weights after each of these. steps: of the finished
-    stages. seconds_to_first_step: what starting the workers and reading their shards took.
+    attempts: of the watched stage, in their order; reason: of the choice of histories. chosen: place of the attempt
+    with the best validation. models: by stage, the weights to use. finished: stages that are done. stage, attempt,
+    stage_epochs: the stage at work, its attempt, and how many of its epochs are done. average: running average of the
+    weights after each of these. steps: of the finished attempts and stages. seconds_to_first_step: from the request to
+    the first step, start of the workers and reading included.
     """
 
-    epochs: list[EpochResult] = field(default_factory=list)
-    best_epoch: int = 0
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    reason: str = ""
+    chosen: int = 0
     models: dict[str, Tensors] = field(default_factory=dict)
     finished: list[str] = field(default_factory=list)
     stage: str = ""
+    attempt: int = 0
     stage_epochs: int = 0
     average: Tensors = field(default_factory=dict)
     steps: int = 0
     seconds_to_first_step: float | None = None
     state: Tensors = field(default_factory=dict)
 
-    def begin(self, stage: str) -> None:
-        """Begin a stage, unless it is the one at work already."""
-        if self.stage != stage:
-            self.stage, self.stage_epochs, self.average = stage, 0, {}
+    @property
+    def epochs(self) -> list[EpochResult]:
+        """Results of the chosen attempt."""
+        return self.attempts[self.chosen].epochs if self.attempts else []
+
+    @property
+    def best_epoch(self) -> int:
+        """Best epoch of the chosen attempt, 0 before the first."""
+        return self.attempts[self.chosen].best_epoch if self.attempts else 0
+
+    def begin(self, stage: str, attempt: int = 0) -> None:
+        """Begin an attempt at a stage, unless it is the one at work already."""
+        if (self.stage, self.attempt) != (stage, attempt):
+            self.stage, self.attempt, self.stage_epochs, self.average = stage, attempt, 0, {}
 
     def average_in(self, weights: Tensors, share: float) -> None:
         """Let the running average of the stage move to the weights after one more epoch. share: how far, up to 1.
@@ -65,51 +132,71 @@ class Progress:
             else:
                 self.average[name].copy_(value)
 
-    def is_over(self, patience: int) -> bool:
-        """Whether the best epoch is `patience` epochs ago."""
-        return bool(self.epochs) and len(self.epochs) - self.best_epoch >= patience
-
     def add(self, epoch: EpochResult, *, watched: bool) -> bool:
-        """Add a result; return whether it is the best so far. Without users to watch, the last is the best."""
-        best = self.epochs[self.best_epoch - 1].validation_ndcg if self.best_epoch else -1.0
-        self.epochs.append(epoch)
+        """Add a result to the attempt at work; return whether it is the best of all attempts.
+
+        Without users to watch, the last is the best.
+        """
+        own = self.attempts[self.attempt]
+        best_of_own = -1.0 if own.best is None else own.best.validation_ndcg
+        best = max((one.best.validation_ndcg for one in self.attempts if one.best is not None), default=-1.0)
+        own.epochs.append(epoch)
+        if watched and epoch.validation_ndcg <= best_of_own:
+            return False
+        own.best_epoch = epoch.epoch
         if watched and epoch.validation_ndcg <= best:
             return False
-        self.best_epoch = epoch.epoch
+        self.chosen = self.attempt
         return True
 
-    def report(self, learner: Learner, epoch: EpochResult, rank: int, *, ends: bool) -> None:
-        """Count an epoch of the stage and report it to Ray Train; the first worker writes the checkpoint.
+    def report(
+        self,
+        learner: Learner,
+        epoch: EpochResult,
+        rank: int,
+        *,
+        ends: bool,
+        watched: bool = False,
+        send: Send = send_to_ray_train,
+    ) -> None:
+        """Count an epoch of the stage and report it; the first worker writes the checkpoint.
 
-        ends: whether the stage is done.
+        ends: whether the attempt, or the stage, is done. watched: whether the stage has attempts.
         """
         self.stage_epochs = epoch.epoch
         if ends:
-            self.finished.append(self.stage)
             self.steps += learner.steps
-        metrics = {"stage": self.stage, "epoch": epoch.epoch, "loss": epoch.loss}
+            if watched:
+                self.attempts[self.attempt].done = True
+            else:
+                self.finished.append(self.stage)
+        metrics = {"stage": self.stage, "attempt": self.attempt, "epoch": epoch.epoch, "loss": epoch.loss}
         if epoch.validation_ndcg:
             metrics["validation_ndcg@10"] = epoch.validation_ndcg
+        if watched:
+            metrics |= {"effective_rank": epoch.effective_rank, "mean_cosine": epoch.mean_cosine}
         if rank != 0:
-            ray.train.report(metrics)
+            send(metrics, None)
             return
         with tempfile.TemporaryDirectory() as folder:
             for stage, weights in self.models.items():
                 save_file(weights, weights_file(folder, stage))
-            # A stage that is done is not gone on with: its moments are not needed.
+            # An attempt that is done is not gone on with: its moments are not needed.
             state = {} if ends else _state_of(learner) | {f"average.{name}": w for name, w in self.average.items()}
             save_file(state, Path(folder) / STATE)
             progress = {
-                "epochs": [asdict(each) for each in self.epochs],
-                "best_epoch": self.best_epoch,
+                "attempts": [asdict(each) for each in self.attempts],
+                "reason": self.reason,
+                "chosen": self.chosen,
                 "finished": self.finished,
                 "stage": self.stage,
+                "attempt": self.attempt,
                 "stage_epochs": self.stage_epochs,
                 "steps": self.steps,
                 "seconds_to_first_step": self.seconds_to_first_step,
             }
             (Path(folder) / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            send(metrics, folder)
 
     def restore(self, learner: Learner) -> None:
         """Give a fresh learner the weights, the moments and the number of steps of the checkpoint.
@@ -141,22 +228,17 @@ class Progress:
         plain = json.loads((Path(folder) / PROGRESS).read_text(encoding="utf-8"))
         state = load_file(Path(folder) / STATE)
         models = {file.name.split(".")[1]: load_file(file) for file in Path(folder).glob("model.*.safetensors")}
-        return cls(
-            epochs=[EpochResult(**epoch) for epoch in plain["epochs"]],
-            best_epoch=plain["best_epoch"],
-            models=models,
-            finished=plain["finished"],
-            stage=plain["stage"],
-            stage_epochs=plain["stage_epochs"],
-            steps=plain["steps"],
-            average=_below(state, "average."),
-            seconds_to_first_step=plain["seconds_to_first_step"],
-            state=state,
-        )
+        attempts = [
+            AttemptRecord(
+                Attempt(**one["attempt"]), [EpochResult(**e) for e in one["epochs"]], one["best_epoch"], one["done"]
+            )
+            for one in plain.pop("attempts")
+        ]
+        return cls(attempts=attempts, models=models, average=_below(state, "average."), state=state, **plain)
 
 
 def weights_file(folder: str | Path, stage: str) -> Path:
-    """Return where a checkpoint's folder keeps the weights of a stage."""
+    """Return the path of a stage's weights in the folder of a checkpoint."""
     return Path(folder) / f"model.{stage}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""A worker's share of the encoded timelines: which rows are its own, how they are read, and what they hold in numbers.
+"""Shard of the encoded timelines of one worker: its rows, their batches, and counts of their events.
 
 The folder that `training_data` wrote comes in with the place of the worker among all; batches come out, the same ones
 in the same order whenever the same epoch is asked for. It does not know towers, losses, or how workers find each other.
@@ -31,7 +31,8 @@ class Shard:
     """Rows `rank / world` of the timelines: in memory when they fit, else streamed in each epoch.
 
     events: by the first label that is not learned from, how many events the stretches of this shard have.
-    positives: [3, items + 1], positives of each item by label. watched: users to validate on, or None.
+    positives: [3, items + 1], positives of each item by label. asked: users with a validation positive.
+    watched: users to validate on, or None.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Shard:
         self.events = dict.fromkeys((VALIDATION, TEST, TEST + 1), 0)
         self.positives: Array = np.zeros((3, items + 1), np.int64)
         kept: list[pa.Table] | None = []
+        self.asked = 0
         size, watched = 0, _Sample(-(-watched_users // world))
         for table in self._tables():
             timelines = Timelines.from_table(table, user_shape)
             self._count(timelines)
             users = np.flatnonzero(np.diff(timelines.positives(VALIDATION)[1]) > 0)
             watched.add(table, users)
+            self.asked += len(users)
             size += table.nbytes
             if size > cache_bytes:
                 kept = None
@@ -78,15 +81,22 @@ class Shard:
         if sample is not None:
             self.watched = Timelines.from_table(sample, user_shape)
 
-    def batches(self, max_split: int, batch_size: int, seed: int) -> Iterator[TimelineBatch]:
-        """Yield the batches of an epoch, whose order `seed` decides.
+    def batches(self, max_split: int, batch_size: int, seed: int, *, ahead: int = 1) -> Iterator[TimelineBatch]:
+        """Yield the batches of an epoch; `seed` decides their order and the drawn targets.
 
         below: events labelled so or later are not learned from. batch_size: in events, to within a stretch.
+        ahead: as in `training_batch`.
         """
         for number, timelines in enumerate(self._parts()):
             windows = training_windows(timelines, self.history_length, max_split)
-            for chosen in shuffled_batches(windows, batch_size, seed * 1_000_003 + number):
-                yield training_batch(timelines, windows, chosen)
+            of_part = seed * 1_000_003 + number
+            generator = np.random.default_rng([of_part, 1])
+            for chosen in shuffled_batches(windows, batch_size, of_part):
+                yield training_batch(timelines, windows, chosen, ahead=ahead, generator=generator)
+
+    def sample(self) -> Timelines | None:
+        """Return the first timelines of the shard, those of one block at most; None when it has none."""
+        return next(self._parts(), None)
 
     def _parts(self) -> Iterator[Timelines]:
         if self.cached is not None:

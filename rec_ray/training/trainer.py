@@ -1,8 +1,8 @@
 """`TrainingData` into a `TrainedModel` with Ray Train: as many workers as asked for, the best epoch kept.
 
-The folder of encoded timelines goes to the workers, each of which reads its own rows; what a worker does is
-`training_loop`, and from its last checkpoint the weights of each stage come back as bundles. It knows nothing of Feast,
-raw ids or what is done with the model.
+The folder of encoded timelines goes to the workers, each of which reads its own rows and runs `training_loop`; the
+weights of each stage come back from the last checkpoint as bundles. It knows nothing of Feast, raw ids or what is done
+with the model.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from ray.train.torch import TorchTrainer
 from rec_ray.config import ModelSettings, RaySettings, TrainSettings
 from rec_ray.contracts import TrainedModel, TrainingData, TrainingFacts
 from rec_ray.errors import DataError, RecRayError, StorageError
+from rec_ray.logs import LOGGER
+from rec_ray.retrieval.learning.attempts import describe_attempts
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.model.warm_start import carry_over
 from rec_ray.storage.object_store import Storage
-from rec_ray.training.checkpoint import Progress
+from rec_ray.training.checkpoint import AttemptRecord, Progress
 from rec_ray.training.worker import CHECK, LEARN, PUBLISH, TrainingPlan, train_loop_per_worker
 
 TRAINING_FOLDER = "training"
@@ -62,15 +64,21 @@ def train_two_tower(
         RecRayError: the workers failed more often than `train.max_failures`.
     """
     preprocessor = data.preprocessor
+    architecture = model.model_dump()
+    history = architecture.pop("history")
+    if live is not None and history == "auto":
+        # Carried weights fit the history that they were learned with only.
+        history = str(live.arguments["history"])
     arguments = {
         "vocabulary_size": preprocessor.vocabulary_size,
         "item_shape": asdict(preprocessor.items.shape),
         "user_shape": asdict(preprocessor.users.shape),
         "event_types": len(preprocessor.event_types) + 1,
-        **model.model_dump(),
+        **architecture,
     }
     plan = TrainingPlan(
         arguments=arguments,
+        history=history,
         user_shape=preprocessor.users.shape,
         item_shape=preprocessor.items.shape,
         timelines=data.timelines,
@@ -84,9 +92,16 @@ def train_two_tower(
         exclude_seen=exclude_seen,
         threads=ray_settings.threads,
         started=time.time(),
-        start=_write_start(live, arguments, data, storage, run_id) if live is not None else None,
+        start=_write_start(live, {**arguments, "history": history}, data, storage, run_id)
+        if live is not None
+        else None,
     )
     progress = _run(plan, train, storage, run_id, callbacks, local=ray_settings.address is None)
+
+    if not progress.attempts:
+        raise RecRayError("training ended without a checkpoint")
+    chosen = progress.attempts[progress.chosen]
+    arguments["history"] = chosen.attempt.history
 
     def towers(stage: str) -> TwoTower | None:
         if stage not in progress.models:
@@ -101,13 +116,14 @@ def train_two_tower(
     epochs = tuple(progress.epochs)
     curves = {"epochs": [asdict(epoch) for epoch in epochs], "best_epoch": progress.best_epoch}
     refit = {"refit": train.refit, "warm_start": "live" if live is not None else "off"}
-    bundle = TwoTowerBundle(learned, arguments, preprocessor, {**metadata, **curves, **refit})
+    how = _describe(progress, chosen, data.items)
+    bundle = TwoTowerBundle(learned, arguments, preprocessor, {**metadata, **curves, **refit, "training": how})
     checked, published = towers(CHECK), towers(PUBLISH)
     return TrainedModel(
         bundle=bundle,
         epochs=epochs,
         best_epoch=progress.best_epoch,
-        facts=TrainingFacts(progress.steps, progress.seconds_to_first_step),
+        facts=TrainingFacts(progress.steps, progress.seconds_to_first_step, **how),
         checked=None if checked is None else TwoTowerBundle(checked, arguments, preprocessor, bundle.metadata),
         published=bundle
         if published is None
@@ -115,10 +131,44 @@ def train_two_tower(
     )
 
 
+def _describe(progress: Progress, chosen: AttemptRecord, items: int) -> dict[str, Any]:
+    """Return the attempts and the figures of the chosen one, for the bundle, the log and the report.
+
+    nothing_learned: one sentence when the chosen attempt collapsed, else None.
+    """
+    attempts = [
+        {
+            "history": record.attempt.history,
+            "careful": record.attempt.careful,
+            "epochs": len(record.epochs),
+            "best_epoch": record.best_epoch,
+            "validation_ndcg": record.best.validation_ndcg if record.best is not None else 0.0,
+            "seconds": round(sum(epoch.seconds for epoch in record.epochs), 1),
+            "collapsed": record.has_collapsed(items),
+        }
+        for record in progress.attempts
+    ]
+    nothing = None
+    if chosen.has_collapsed(items):
+        nothing = f"the model learned nothing beyond popularity ({chosen.describe_collapse()})"
+        LOGGER.warning("%s; check the events and features with `rec-ray doctor`", nothing)
+    elif len(attempts) > 1:
+        LOGGER.info("history %s is kept: validation NDCG@10 %s", chosen.attempt.history, describe_attempts(attempts))
+    best = chosen.best
+    return {
+        "history": chosen.attempt.history,
+        "reason": progress.reason,
+        "attempts": attempts,
+        "effective_rank": round(best.effective_rank, 2) if best is not None else None,
+        "mean_cosine": round(best.mean_cosine, 4) if best is not None else None,
+        "nothing_learned": nothing,
+    }
+
+
 def _write_start(
     live: TwoTowerBundle, arguments: dict[str, Any], data: TrainingData, storage: Storage, run_id: str
 ) -> str:
-    """Write the weights to begin with where every worker finds them, also when the run goes on; return their key."""
+    """Store the weights to begin with for all workers of all attempts; return their key."""
     key = f"{TRAINING_FOLDER}/{run_id}/start.safetensors"
     storage.write_bytes(key, carry_over(live, arguments, data.preprocessor))
     return key

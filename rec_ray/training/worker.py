@@ -1,7 +1,7 @@
-"""What each worker of Ray Train does: read its shard, learn epoch by epoch, and refit what will be published.
+"""Loop of a training worker: read the shard, try the planned histories, keep the best epoch, and refit it.
 
-A `TrainingPlan` comes in, which says where the encoded timelines lie; checkpoints go out, one an epoch, from which a
-lost worker, or the same run started again, goes on with the same batches in the same order and the same random numbers.
+A `TrainingPlan` with the folders of the encoded data comes in; checkpoints go out, one an epoch, from which a lost
+worker, or the same run started again, goes on with the same batches in the same order and the same random numbers.
 It knows nothing of Feast, raw ids, who started it or what is done with the model.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,21 +25,27 @@ import torch.distributed as dist
 
 from rec_ray.config import TrainSettings
 from rec_ray.contracts import TEST, VALIDATION, EpochResult
+from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.catalogue import Catalogue
+from rec_ray.retrieval.features.event_order import EventOrder, measure_order
 from rec_ray.retrieval.features.timelines import TimelineBatch
+from rec_ray.retrieval.learning.attempts import Attempt, careful_attempt, measure_spread, plan_attempts
 from rec_ray.retrieval.learning.gradients import world_size
 from rec_ray.retrieval.learning.learner import Learner, LearningSettings
 from rec_ray.retrieval.learning.prefetch import prefetched
+from rec_ray.retrieval.model.inference import embed_catalogue
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.model.warm_start import load_start, share_unknown_row
 from rec_ray.storage.object_store import Storage
-from rec_ray.training.checkpoint import Progress
+from rec_ray.training.checkpoint import AttemptRecord, Progress, Send, send_to_ray_train
 from rec_ray.training.shard import Shard
 
 REFIT_RATE = 0.5
-"""Peak learning rate of `refit: continue`, as a share of that of the training. Beauty, four passes: test Recall@10
-.1033 at a third, .1046 at a half, .1042 at the whole of it (one run each, from the same weights)."""
+"""Peak learning rate of `refit: continue`, as a share of that of the training."""
+
+MOST_AHEAD = 4
+"""Events from which `ahead: auto` draws a target at most."""
 
 LEARN, CHECK, PUBLISH = "learn", "check", "publish"
 """The stages of a training, in this order: what is evaluated; the same refitted with the validation events, to measure
@@ -51,12 +58,14 @@ Array = npt.NDArray[Any]
 class TrainingPlan:
     """All that a worker needs.
 
+    arguments: of `build_two_tower`, without the history. history: auto, none, mean or transformer.
     timelines, catalogue, catalogue_now: folders; the catalogues, of so many `items`, are as of the test cut-off and as
     of now. start: key of the weights to begin with, as `warm_start.carry_over` lays them out, or None. started: when
-    the training was asked for, seconds since 1970.
+    the training was requested, seconds since 1970.
     """
 
     arguments: dict[str, Any]
+    history: str
     user_shape: FeatureShape
     item_shape: FeatureShape
     timelines: str
@@ -92,10 +101,25 @@ def stages_of(train: TrainSettings) -> list[Stage]:
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Do all stages of the plan in `config["plan"]`, from the checkpoint of the run if there is one."""
-    plan: TrainingPlan = config["plan"]
     context = ray.train.get_context()
-    world, rank = context.get_world_size(), context.get_world_rank()
-    # A thread more than there are free cores makes OpenMP spin: measured 10 times slower.
+    train_stages(
+        config["plan"],
+        Progress.load(),
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        send=send_to_ray_train,
+    )
+
+
+def train_stages(
+    plan: TrainingPlan, progress: Progress, *, rank: int, world: int, device: torch.device, send: Send
+) -> Progress:
+    """Do all stages of a plan that `progress` has not finished, and return it.
+
+    send: reports the metrics of an epoch and the folder of its checkpoint.
+    """
+    # A thread more than there are free cores makes OpenMP spin.
     torch.set_num_threads(plan.threads or plan.train.cpus_per_worker)
     shard = Shard(
         plan.timelines,
@@ -108,63 +132,127 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         rank=rank,
         world=world,
     )
-    positives = _summed(shard.positives)
-    progress = Progress.load()
+    positives = _summed(shard.positives, device)
+    asked = int(_summed(np.array([shard.asked]), device)[0])
+    shared = _Shared(plan, shard, positives, _ahead(plan, positives, asked), progress, rank, world, device, send)
     for number, stage in enumerate(stages_of(plan.train)):
         if stage.name in progress.finished:
             continue
-        worker = _Worker(plan, stage, number, shard, positives, progress, rank, world)
-        worker.learn()
+        if stage.name == LEARN:
+            _learn_attempts(shared, stage, asked)
+        else:
+            _Worker(shared, stage, number, progress.attempts[progress.chosen].attempt).learn()
+    return progress
+
+
+def _ahead(plan: TrainingPlan, positives: Array, asked: int) -> int:
+    """Return the events from which a target is drawn. asked: users with a validation positive."""
+    if plan.train.ahead != "auto":
+        return plan.train.ahead
+    # A quarter less: with 1.25 events a user the next one is nearly all that is asked for.
+    return max(1, min(MOST_AHEAD, math.ceil(positives[VALIDATION].sum() / max(1, asked) - 0.25)))
+
+
+def _learn_attempts(shared: _Shared, stage: Stage, asked: int) -> None:
+    """Run the planned attempts, and a careful one when the best of them collapsed."""
+    plan, progress = shared.plan, shared.progress
+    if not progress.attempts:
+        order = _order_of_events(shared) if plan.history == "auto" else None
+        learned = int(shared.positives[: stage.max_split].sum())
+        attempts, progress.reason = plan_attempts(plan.history, learned, validated=asked > 0, order=order)
+        progress.attempts = [AttemptRecord(attempt) for attempt in attempts]
+        if shared.rank == 0:
+            LOGGER.info("history: %s", progress.reason)
+    while True:
+        for number, record in enumerate(progress.attempts):
+            if not record.done:
+                _Worker(shared, stage, number, record.attempt).learn()
+        chosen = progress.attempts[progress.chosen]
+        if not chosen.has_collapsed(plan.items) or any(one.attempt.careful for one in progress.attempts):
+            return
+        careful = careful_attempt(plan.history)
+        if shared.rank == 0:
+            LOGGER.warning(
+                "training collapsed: %s; one more attempt with a third of the learning rate, a long warm-up and "
+                "history %s",
+                chosen.describe_collapse(),
+                careful.history,
+            )
+        progress.attempts.append(AttemptRecord(careful))
+
+
+def _order_of_events(shared: _Shared) -> EventOrder:
+    """Measure the order of the training positives on a part of each worker's users."""
+    timelines = shared.shard.sample()
+    hits = np.zeros(3, np.int64)
+    if timelines is not None:
+        chosen = (timelines.split < VALIDATION) & (timelines.weight > 0)
+        user = np.repeat(np.arange(len(timelines)), np.diff(timelines.first))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(user[chosen], minlength=len(timelines)))])
+        seed = shared.plan.train.seed
+        hits += dataclasses.astuple(
+            measure_order(timelines.item_index[chosen], offsets, shared.plan.items + 1, seed=seed)
+        )
+    return EventOrder(*_summed(hits, shared.device).tolist())
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all attempts and stages of one worker share. positives: [3, items + 1] of all workers, as in `Shard`."""
+
+    plan: TrainingPlan
+    shard: Shard
+    positives: Array
+    ahead: int
+    progress: Progress
+    rank: int
+    world: int
+    device: torch.device
+    send: Send
 
 
 class _Worker:
-    """One stage on one worker."""
+    """One stage, or one attempt at the first stage, on one worker."""
 
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        stage: Stage,
-        number: int,
-        shard: Shard,
-        positives: Array,
-        progress: Progress,
-        rank: int,
-        world: int,
-    ) -> None:
-        """positives: [3, items + 1] of all workers, as in `Shard`."""
-        self.plan, self.stage, self.number, self.shard, self.progress = plan, stage, number, shard, progress
-        self.rank, self.world = rank, world
-        train = plan.train
+    def __init__(self, shared: _Shared, stage: Stage, number: int, attempt: Attempt) -> None:
+        """number: of the stage, or of the attempt."""
+        self.shared, self.stage, self.number, self.attempt = shared, stage, number, attempt
+        self.plan, self.shard, self.progress = shared.plan, shared.shard, shared.progress
+        self.rank, self.world = shared.rank, shared.world
+        train, progress = self.plan.train, self.progress
         self.from_best = stage.name != LEARN and train.refit == "continue"
-        self.epochs = train.epochs
+        events = self.shard.events[stage.max_split]
+        steps = self._agreed(max(1, -(-events // train.batch_size)), dist.ReduceOp.MAX)
+        most = train.passes(steps)
+        self.patience = train.patient_passes(steps)
+        self.epochs = most
         if stage.name != LEARN:
             self.epochs = train.refit_epochs if self.from_best else progress.best_epoch
-        events = shard.events[stage.max_split]
-        steps = _agreed(max(1, -(-events // train.batch_size)), dist.ReduceOp.MAX)
         # A full refit repeats the schedule of the training up to its best epoch.
-        scheduled = self.epochs if self.from_best else train.epochs
-        names = LearningSettings.__dataclass_fields__
-        settings = LearningSettings(**{name: getattr(train, name) for name in names})
+        scheduled = self.epochs if self.from_best else most
+        settings = attempt.adapt(LearningSettings.of(train, ahead=shared.ahead))
         if self.from_best:
             settings = dataclasses.replace(settings, learning_rate=settings.learning_rate * REFIT_RATE)
         model, known_rows = self._first_model()
-        catalogue = _read_catalogue(plan, now=stage.name == PUBLISH)
+        catalogue = _read_catalogue(self.plan, now=stage.name == PUBLISH)
         self.learner = Learner(
             model,
-            dataclasses.replace(catalogue, count=positives[: stage.max_split].sum(axis=0)),
+            dataclasses.replace(catalogue, count=shared.positives[: stage.max_split].sum(axis=0)),
             settings,
             total_steps=steps * scheduled,
-            device=ray.train.torch.get_device(),
+            device=shared.device,
             known_rows=known_rows,
         )
-        if progress.stage == stage.name and progress.stage_epochs:
+        number_of_attempt = number if stage.name == LEARN else 0
+        if (progress.stage, progress.attempt) == (stage.name, number_of_attempt) and progress.stage_epochs:
             progress.restore(self.learner)
+        progress.begin(stage.name, number_of_attempt)
 
     def _first_model(self) -> tuple[TwoTower, torch.Tensor | None]:
         """Return the towers to begin with and which rows of item ids an earlier version had learned."""
         # Towers start equal on all workers; dropout and negatives must not: see `_seed`.
         torch.manual_seed(self.plan.train.seed)
-        model, known_rows = build_two_tower(**self.plan.arguments), None
+        model, known_rows = build_two_tower(**self.plan.arguments, history=self.attempt.history), None
         if self.plan.start is not None:
             known_rows = load_start(self.plan.storage.read_bytes(self.plan.start), model)
         if self.from_best:
@@ -174,8 +262,7 @@ class _Worker:
     def learn(self) -> None:
         """Learn until the epochs of the stage are over or, where a validation is watched, it stops getting better."""
         progress, watches = self.progress, self.stage.name == LEARN
-        progress.begin(self.stage.name)
-        over = watches and progress.is_over(self.plan.train.patience)
+        over = watches and progress.attempts[self.number].is_over(self.patience)
         while progress.stage_epochs < self.epochs and not over:
             epoch = progress.stage_epochs + 1
             self._seed(epoch)
@@ -187,32 +274,46 @@ class _Worker:
                     progress.seconds_to_first_step = time.time() - self.plan.started
                 positives += int((batch.weight > 0).sum())
             seconds = time.perf_counter() - started
+            chance = self.learner.take_chance()
             self._average()
             plain, averaged, users = self._validate() if watches else (0.0, 0.0, 0)
-            sums = _summed(np.array([plain, averaged, users, positives], np.float64)).tolist()
+            sums = _summed(np.array([plain, averaged, users, positives], np.float64), self.shared.device).tolist()
+            # The epoch loss of every worker goes into one mean, so that all stop and restart together.
+            means = _summed(np.array([float(np.mean(losses or [0.0])), chance]), self.shared.device) / self.world
+            rank, cosine = self._spread() if watches else (0.0, 0.0)
             result = EpochResult(
                 epoch=epoch,
-                loss=float(np.mean(losses)) if losses else 0.0,
+                loss=float(means[0]),
                 validation_ndcg=max(sums[:2]) / sums[2] if sums[2] else 0.0,
                 seconds=seconds,
                 examples_per_second=sums[3] / seconds,
                 averaged=sums[1] > sums[0],
+                chance=float(means[1]),
+                effective_rank=rank,
+                mean_cosine=cosine,
             )
             improved = progress.add(result, watched=sums[2] > 0) if watches else epoch == self.epochs
             if improved:
                 progress.models[self.stage.name] = self._weights(averaged=self._takes_average(result))
-            over = watches and progress.is_over(self.plan.train.patience)
-            progress.report(self.learner, result, self.rank, ends=epoch == self.epochs or over)
+            over = watches and progress.attempts[self.number].is_over(self.patience)
+            ends = epoch == self.epochs or over
+            progress.report(self.learner, result, self.rank, ends=ends, watched=watches, send=self.shared.send)
+
+    def _spread(self) -> tuple[float, float]:
+        """Return the effective rank and the mean cosine of the item vectors; items are the same on all workers."""
+        items = self.learner.catalogue
+        known = torch.from_numpy(items.known[1:])
+        return measure_spread(embed_catalogue(self.learner.model, items)[1:].cpu()[known])
 
     def _takes_average(self, result: EpochResult) -> bool:
-        """Whether what this stage gives is the average: where that was better, or was in the stage it repeats."""
+        """Return whether to keep the averaged weights: they won validation here or in the stage that is repeated."""
         if self.stage.name == LEARN:
             return result.averaged
         best = self.progress.best_epoch
         return not self.from_best and best > 0 and self.progress.epochs[best - 1].averaged
 
     def _weights(self, *, averaged: bool) -> dict[str, torch.Tensor]:
-        """Return the weights as they will be used: items that nothing was learned about have the unknown one's row."""
+        """Return the weights for use: items without any positive get the row of the unknown item."""
         weights = self.progress.average if averaged else self.learner.model.state_dict()
         weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
         share_unknown_row(weights, self.learner.untrained_rows)
@@ -220,22 +321,35 @@ class _Worker:
 
     def _seed(self, epoch: int) -> None:
         """Let the random numbers of an epoch depend on nothing before it, so that a run can go on where it stopped."""
-        seed = (self.plan.train.seed * 1000 + self.number) * 100_000 + epoch * 100 + self.rank
+        seed = (self.plan.train.seed * 1000 + self._place()) * 100_000 + epoch * 100 + self.rank
         torch.manual_seed(seed)
         self.learner.negatives.manual_seed(seed + 1_000_003)
 
+    def _place(self) -> int:
+        """Return a number below 10 that differs between the stages; the attempts are alike but for their settings."""
+        return 0 if self.stage.name == LEARN else self.number
+
     def _in_step(self, epoch: int) -> Iterator[TimelineBatch]:
         """Yield a worker's batches as long as every worker has one: gradients are averaged at each step."""
-        seed = (self.plan.train.seed * 10 + self.number) * 1000 + epoch
-        made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed)
+        seed = (self.plan.train.seed * 10 + self._place()) * 1000 + epoch
+        ahead = self.shared.ahead
+        made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed, ahead=ahead)
         batches = prefetched(made, self.learner.device)
         while True:
             batch = next(batches, None)
-            if self.world > 1 and not _agreed(int(batch is not None), dist.ReduceOp.MIN):
+            if self.world > 1 and not self._agreed(int(batch is not None), dist.ReduceOp.MIN):
                 return
             if batch is None:
                 return
             yield batch
+
+    def _agreed(self, value: int, operation: Any) -> int:
+        """Return the least or the largest value of all workers."""
+        if world_size() == 1:
+            return value
+        tensor = torch.tensor([value], device=self.shared.device)
+        dist.all_reduce(tensor, op=operation)
+        return int(tensor)
 
     def _average(self) -> None:
         """Count the weights after an epoch into their average, which may be the better model (Izmailov et al. 2018)."""
@@ -258,7 +372,7 @@ class _Worker:
             exclude_seen=self.plan.exclude_seen,
         )
         plain, users = judged()
-        # After one epoch the average is what it is an average of.
+        # With one epoch the average equals the weights; skip the second validation.
         if not self.progress.average or self.progress.stage_epochs == 0:
             return plain, plain, users
         model = self.learner.model
@@ -274,19 +388,10 @@ def _read_catalogue(plan: TrainingPlan, *, now: bool) -> Catalogue:
     return Catalogue.from_table(table, plan.item_shape)
 
 
-def _agreed(value: int, operation: Any) -> int:
-    """Return the least or the largest value of all workers."""
-    if world_size() == 1:
-        return value
-    tensor = torch.tensor([value], device=ray.train.torch.get_device())
-    dist.all_reduce(tensor, op=operation)
-    return int(tensor)
-
-
-def _summed(values: Array) -> Array:
+def _summed(values: Array, device: torch.device) -> Array:
     """Return the sums over all workers."""
     if world_size() == 1:
         return values
-    tensor = torch.from_numpy(values).to(ray.train.torch.get_device())
+    tensor = torch.from_numpy(values).to(device)
     dist.all_reduce(tensor)
     return tensor.cpu().numpy()

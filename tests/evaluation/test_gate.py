@@ -57,3 +57,12 @@ def test_both_reasons_are_named():
     assert "below popularity's 0.1000 and the model's NDCG@10 is 0.0500, below that of the live version" in str(
         caught.value
     )
+
+
+def test_a_model_that_learned_nothing_is_refused_or_warned_about_whatever_its_figures(caplog):
+    evaluation = compared(0.2, 0.1)
+    evaluation.facts["nothing_learned"] = "the model learned nothing beyond popularity (loss 5.0)"
+    assert check_gate(evaluation, EvaluationSettings(gate="warn")) == "warned"
+    assert "learned nothing beyond popularity" in caplog.messages[0]
+    with pytest.raises(GateError, match="learned nothing beyond popularity"):
+        check_gate(evaluation, EvaluationSettings(gate="refuse"))

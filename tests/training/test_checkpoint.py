@@ -3,7 +3,8 @@
 import torch
 
 from rec_ray.contracts import EpochResult
-from rec_ray.training.checkpoint import Progress
+from rec_ray.retrieval.learning.attempts import Attempt
+from rec_ray.training.checkpoint import AttemptRecord, Progress
 
 
 class Steps:
@@ -29,14 +30,38 @@ def test_the_average_moves_by_its_share_and_begins_anew_with_a_stage() -> None:
     assert not progress.average
 
 
-def test_training_is_over_when_the_best_epoch_is_long_ago() -> None:
-    progress = Progress()
-    improved = [
-        progress.add(EpochResult(number, 1.0, ndcg, 1.0, 1.0), watched=True)
-        for number, ndcg in enumerate([0.1, 0.3, 0.2, 0.3], start=1)
-    ]
+def epoch(number: int, ndcg: float, loss: float = 1.0, chance: float = 0.0) -> EpochResult:
+    return EpochResult(number, loss, ndcg, 1.0, 1.0, chance=chance)
+
+
+def test_an_attempt_is_over_when_its_best_epoch_is_long_ago() -> None:
+    progress = Progress(attempts=[AttemptRecord(Attempt("mean"))])
+    improved = [progress.add(epoch(n, ndcg), watched=True) for n, ndcg in enumerate([0.1, 0.3, 0.2, 0.3], start=1)]
     assert improved == [True, True, False, False]
-    assert progress.best_epoch == 2 and progress.is_over(2) and not progress.is_over(3)
+    record = progress.attempts[0]
+    assert progress.best_epoch == 2 and record.is_over(2) and not record.is_over(3)
+
+
+def test_patience_counts_from_the_epoch_in_which_the_loss_left_its_value_at_chance() -> None:
+    losses = [5.1, 5.0, 5.0, 4.99, 4.0, 3.9, 3.8]
+    record = AttemptRecord(Attempt("transformer"))
+    over = []
+    for number, loss in enumerate(losses, start=1):
+        record.epochs.append(epoch(number, 0.1, loss, chance=5.0))
+        record.best_epoch = 1
+        over.append(record.is_over(2))
+    assert over == [False] * 5 + [True] * 2
+    assert record.begun and not AttemptRecord(Attempt("mean"), record.epochs[:4], 1).begun
+
+
+def test_the_best_epoch_of_all_attempts_is_chosen() -> None:
+    progress = Progress(attempts=[AttemptRecord(Attempt("mean")), AttemptRecord(Attempt("transformer"))])
+    improved = []
+    for attempt, figures in enumerate([[0.2, 0.3], [0.1, 0.25, 0.4]]):
+        progress.begin("learn", attempt)
+        improved += [progress.add(epoch(n, ndcg), watched=True) for n, ndcg in enumerate(figures, start=1)]
+    assert improved == [True, True, False, False, True]
+    assert (progress.chosen, progress.best_epoch, progress.attempts[0].best_epoch) == (1, 3, 2)
 
 
 def test_other_workers_go_on_after_the_same_share_of_the_steps() -> None:

@@ -1,4 +1,4 @@
-"""Raw feature columns and ids in, the numbers that the towers read out; what was learned from data is kept.
+"""Fitted preprocessing: raw feature columns and ids in, the numbers that the towers read out.
 
 `FeaturePreprocessor` handles the declared features of one side (users or items): blocks of Arrow tables give partial
 `FeatureStatistics`, these merge, and `fit` turns them into vocabularies and scales; `Preprocessor` adds the vocabulary
@@ -21,21 +21,26 @@ import pyarrow.compute as pc
 from rec_ray.errors import BundleError
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.columns import as_numbers, as_values, as_vectors, hash_words, index_of, interleave
+from rec_ray.retrieval.features.number_scales import CLIP, bend, fit_bend, sketch
 from rec_ray.schema import FeatureDeclaration
 
 NUMBERS = ("numeric", "timestamp")
 TOKENS = ("categorical", "categories", "category_path", "text")
-CLIP = 5.0
-"""Standard deviations beyond which a number is cut: one absurd price must not drown all others."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass
 class FeatureStatistics:
-    """What one or more blocks say about the declared features; statistics of several blocks add up."""
+    """Statistics of the declared features over one or more blocks; those of several blocks add up."""
 
     rows: int = 0
+    present: dict[str, int] = field(default_factory=dict)
+    """Feature -> rows with a value; counted for texts and vectors, the others have it below."""
+    sketches: dict[str, list[tuple[Array, float]]] = field(default_factory=dict)
+    """Feature -> for each block, quantiles of its finite values and the number of values that one stands for."""
+    vectors: dict[str, tuple[int, Array, float]] = field(default_factory=dict)
+    """Feature -> number of vectors that are not zero, their mean, and the sum of squared distances from it."""
     moments: dict[str, tuple[int, float, float]] = field(default_factory=dict)
     """Feature -> number of finite values, their mean, and the sum of squared distances from it."""
     counts: dict[str, Counter[str]] = field(default_factory=dict)
@@ -56,7 +61,19 @@ class FeatureStatistics:
         counts = {name: Counter(values) for name, values in self.counts.items()}
         for name, values in other.counts.items():
             counts.setdefault(name, Counter()).update(values)
-        return FeatureStatistics(self.rows + other.rows, moments, counts)
+        present = Counter(self.present)
+        present.update(other.present)
+        sketches = dict(self.sketches)
+        for name, parts in other.sketches.items():
+            sketches[name] = [*sketches.get(name, []), *parts]
+        vectors = dict(self.vectors)
+        for name, (n_b, centre_b, square_b) in other.vectors.items():
+            n_a, centre_a, square_a = vectors.get(name, (0, np.zeros_like(centre_b), 0.0))
+            n = max(n_a + n_b, 1)
+            apart = centre_b - centre_a
+            square = square_a + square_b + float(np.square(apart).sum()) * n_a * n_b / n
+            vectors[name] = (n_a + n_b, centre_a + apart * n_b / n, square)
+        return FeatureStatistics(self.rows + other.rows, dict(present), sketches, vectors, moments, counts)
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,9 @@ class FeaturePreprocessor:
     """The fitted features of one side.
 
     Every number becomes two: its standardised value and whether it was missing. Every field of categories or text
-    becomes a bag of tokens in one table shared by the side; token 0 is a value that was not seen when fitting.
+    becomes a bag of tokens in one table shared by the side; token 0 is a value that was not seen when fitting. Vectors
+    are centred and scaled as a whole. A feature without any value when fitting is missing in every row, later too:
+    nothing was learned about it.
     """
 
     declarations: Mapping[str, FeatureDeclaration]
@@ -86,6 +105,13 @@ class FeaturePreprocessor:
     vocabularies: Mapping[str, Sequence[str]]
     """Feature -> its values, the most frequent first."""
     text_buckets: int = 0
+    bends: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Number with heavy tails -> median and unit; `scales` is of asinh((value - median) / unit), which is linear near
+    the median and logarithmic far from it."""
+    centres: Mapping[str, tuple[Sequence[float], float]] = field(default_factory=dict)
+    """Vector -> the mean that is subtracted, and the standard deviation of an entry."""
+    absent: tuple[str, ...] = ()
+    """Features that had no value when fitting."""
 
     def __post_init__(self) -> None:
         offsets, first = {}, 1
@@ -129,11 +155,17 @@ class FeaturePreprocessor:
             SchemaError: a declared column is missing or cannot be read as its kind.
         """
         n = table.num_rows
+        for name in self.absent:
+            if name in table.column_names:
+                nulls = pa.nulls(n, table.schema.field(name).type)
+                table = table.set_column(table.schema.get_field_index(name), name, nulls)
         numbers = [as_numbers(table, name, self.declarations[name]) for name in self._named(NUMBERS)]
         numeric = np.zeros((n, 2 * len(numbers)), np.float32)
         for i, (name, values) in enumerate(zip(self._named(NUMBERS), numbers, strict=True)):
             mean, deviation = self.scales[name]
             missing = np.isnan(values)
+            if name in self.bends:
+                values = bend(values, *self.bends[name])
             numeric[:, 2 * i] = np.where(missing, 0.0, np.clip((values - mean) / deviation, -CLIP, CLIP))
             numeric[:, 2 * i + 1] = missing
         bags = []
@@ -147,15 +179,28 @@ class FeaturePreprocessor:
                 found = pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
                 bags.append((counts, np.where(found < 0, 0, found + offset).astype(np.int32)))
         tokens, token_counts = interleave(bags, n)
-        vectors = [as_vectors(table, name, self.declarations[name]) for name in self._named(("vector",))]
+        vectors = [
+            self._centred(name, as_vectors(table, name, self.declarations[name])) for name in self._named(("vector",))
+        ]
         vector = np.concatenate(vectors, axis=1) if vectors else np.zeros((n, 0), np.float32)
         return EncodedFeatures(numeric, tokens, token_counts, vector)
+
+    def _centred(self, name: str, vectors: Array) -> Array:
+        """Subtract the mean and divide by the deviation; a zero vector is a missing one and stays zero."""
+        if name not in self.centres:
+            return vectors
+        centre, deviation = self.centres[name]
+        there = vectors.any(axis=1, keepdims=True)
+        return np.where(there, (vectors - np.asarray(centre, np.float32)) / np.float32(deviation), 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fitted state as plain JSON values."""
         return {
             "declarations": {name: dataclasses.asdict(declared) for name, declared in self.declarations.items()},
-            "scales": {name: list(scale) for name, scale in self.scales.items()},
+            # A program that does not know `bends` must not read these as plain scales: the key is another one.
+            "numbers": {name: [*scale, *self.bends.get(name, ())] for name, scale in self.scales.items()},
+            "centres": {name: [list(centre), deviation] for name, (centre, deviation) in self.centres.items()},
+            "absent": list(self.absent),
             "vocabularies": {name: list(values) for name, values in self.vocabularies.items()},
             "text_buckets": self.text_buckets,
         }
@@ -163,16 +208,29 @@ class FeaturePreprocessor:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> FeaturePreprocessor:
         """Rebuild from `to_dict`."""
+        # Bundles of before have `scales` instead.
+        numbers = {name: [float(value) for value in values] for name, values in _numbers_of(state).items()}
         return cls(
             {name: FeatureDeclaration(**declared) for name, declared in state["declarations"].items()},
-            {name: (float(mean), float(deviation)) for name, (mean, deviation) in state["scales"].items()},
+            {name: (values[0], values[1]) for name, values in numbers.items()},
             {name: tuple(values) for name, values in state["vocabularies"].items()},
             int(state["text_buckets"]),
+            {name: (values[2], values[3]) for name, values in numbers.items() if len(values) == 4},
+            {
+                name: (tuple(float(value) for value in centre), float(deviation))
+                for name, (centre, deviation) in state.get("centres", {}).items()
+            },
+            tuple(state.get("absent", ())),
         )
 
 
+def _numbers_of(state: Mapping[str, Any]) -> Mapping[str, Sequence[float]]:
+    numbers: Mapping[str, Sequence[float]] = state["numbers"] if "numbers" in state else state["scales"]
+    return numbers
+
+
 def collect_statistics(table: pa.Table, declarations: Mapping[str, FeatureDeclaration]) -> FeatureStatistics:
-    """Return what one block says about the declared features; NaN and infinite numbers count as missing.
+    """Return the statistics of one block; NaN and infinite numbers count as missing.
 
     Raises:
         SchemaError: a declared column is missing or cannot be read as its kind.
@@ -184,13 +242,20 @@ def collect_statistics(table: pa.Table, declarations: Mapping[str, FeatureDeclar
             values = values[~np.isnan(values)]
             mean = float(values.mean()) if len(values) else 0.0
             statistics.moments[name] = (len(values), mean, float(np.square(values - mean).sum()))
+            statistics.sketches[name] = [sketch(values)] if len(values) else []
         elif declaration.kind in TOKENS and declaration.kind != "text":
             _, flat = as_values(table, name, declaration)
             counted = pc.value_counts(flat)
             pairs = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
             statistics.counts[name] = Counter(dict(pairs))
+        elif declaration.kind == "text":
+            statistics.present[name] = int(as_values(table, name, declaration)[0].astype(bool).sum())
         elif declaration.kind == "vector":
-            as_vectors(table.slice(0, 1), name, declaration)
+            vectors = as_vectors(table, name, declaration)
+            vectors = vectors[vectors.any(axis=1)].astype(np.float64)
+            statistics.present[name] = len(vectors)
+            centre = vectors.mean(axis=0) if len(vectors) else np.zeros(declaration.length or 0)
+            statistics.vectors[name] = (len(vectors), centre, float(np.square(vectors - centre).sum()))
     return statistics
 
 
@@ -202,22 +267,38 @@ def fit_features(
     max_vocabulary: int,
 ) -> FeaturePreprocessor:
     """Turn statistics into scales and vocabularies; of a longer list of values the most frequent stay."""
-    scales, vocabularies = {}, {}
+    scales, bends, vocabularies, centres, absent = {}, {}, {}, {}, []
     for name, declaration in declarations.items():
         if declaration.kind in NUMBERS:
             n, mean, square = statistics.moments.get(name, (0, 0.0, 0.0))
+            present = n
             deviation = float(np.sqrt(square / n)) if n else 0.0
             scales[name] = (mean, deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0)
-        elif declaration.kind in TOKENS and declaration.kind != "text":
+            heavy = fit_bend(statistics.sketches.get(name, []), deviation)
+            if heavy is not None:
+                bends[name], scales[name] = heavy
+        elif declaration.kind == "vector":
+            present, centre, square = statistics.vectors.get(name, (0, np.zeros(declaration.length or 0), 0.0))
+            deviation = float(np.sqrt(square / (present * len(centre)))) if present else 0.0
+            if deviation > 1e-12:
+                centres[name] = (tuple(centre.tolist()), deviation)
+        elif declaration.kind == "text":
+            present = statistics.present.get(name, 0)
+        else:
             ranked = sorted(statistics.counts.get(name, Counter()).items(), key=lambda pair: (-pair[1], pair[0]))
             vocabularies[name] = tuple(value for value, _ in ranked[:max_vocabulary])
+            present = len(ranked)
+        if not present:
+            absent.append(name)
     has_text = any(declaration.kind == "text" for declaration in declarations.values())
-    return FeaturePreprocessor(dict(declarations), scales, vocabularies, text_buckets if has_text else 0)
+    return FeaturePreprocessor(
+        dict(declarations), scales, vocabularies, text_buckets if has_text else 0, bends, centres, tuple(absent)
+    )
 
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """All that was fitted before the towers: the features of both sides, the item ids and the event types.
+    """Everything fitted before the towers: the features of both sides, the item ids and the event types.
 
     item_ids: the items that have an embedding row of their own, row 1 on; every other item is row 0, carried by its
         features. event_types: index 1 on; 0 is a type that was not seen when fitting.

@@ -153,6 +153,22 @@ class TimelineBatch:
     weight: Tensor
     negative: Tensor
 
+    def explicit_negatives(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Pair each positive with the declared negatives of the same stretch, but not of the same item.
+
+        place: [b, L + 1] bool, where the positives are. Returns the items and the rows of the positives, both [e].
+        """
+        disliked = self.negative > 0
+        of_timeline = disliked.sum(1)
+        first = of_timeline.cumsum(0) - of_timeline
+        timeline = place.nonzero()[:, 0]
+        counts = of_timeline[timeline]
+        row = torch.repeat_interleave(torch.arange(len(timeline), device=place.device), counts)
+        within = torch.arange(len(row), device=place.device) - (counts.cumsum(0) - counts)[row]
+        items = self.negative[disliked][first[timeline][row] + within]
+        different = items != self.target[place][row]
+        return items[different], row[different]
+
     def pin_memory(self) -> TimelineBatch:
         """Return the same batch in page-locked memory."""
         return TimelineBatch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
@@ -210,10 +226,20 @@ def training_windows(timelines: Timelines, history_length: int, below_split: int
     return Windows(windows.user[useful], windows.start[useful], windows.events[useful], windows.stale[useful])
 
 
-def training_batch(timelines: Timelines, windows: Windows, chosen: Array) -> TimelineBatch:
+def training_batch(
+    timelines: Timelines,
+    windows: Windows,
+    chosen: Array,
+    *,
+    ahead: int = 1,
+    generator: np.random.Generator | None = None,
+) -> TimelineBatch:
     """Pad the chosen stretches into one batch: L is their longest less one, as the last event is only predicted.
 
     chosen: [b] int64 places in `windows`.
+    ahead: a positive is replaced by a random one of the next `ahead` events of its stretch, where that is a positive
+        too (the all-action objective of PinnerFormer, Pancha et al. 2022). 1 predicts the next event.
+    generator: draws these; needed when `ahead` is above 1.
     """
     start, events = windows.start[chosen], windows.events[chosen]
     user = windows.user[chosen]
@@ -223,6 +249,11 @@ def training_batch(timelines: Timelines, windows: Windows, chosen: Array) -> Tim
     fresh = np.arange(width + 1)[None, :] >= windows.stale[chosen][:, None]
     negative = np.where(fresh & mask & (weight == 0), item_index, 0)
     weight = np.where(fresh, np.maximum(weight, 0.0), 0.0)
+    target = np.where(weight > 0, item_index, 0)
+    if ahead > 1:
+        if generator is None:
+            raise ValueError(f"targets up to {ahead} events ahead are drawn at random: pass a generator")
+        target, weight = _drawn_ahead(target, weight, ahead, generator)
     # The rows of features have QUERIES entries more for each user that stands before.
     rows = _padded(timelines.feature_row, start + QUERIES * user, events, width + 1)[0]
     used, feature_row = np.unique(rows, return_inverse=True)
@@ -235,10 +266,23 @@ def training_batch(timelines: Timelines, windows: Windows, chosen: Array) -> Tim
         length=torch.from_numpy(length),
         user_features=timelines.user_features.select(torch.from_numpy(used)),
         feature_row=torch.from_numpy(feature_row.reshape(rows.shape)),
-        target=torch.from_numpy(np.where(weight > 0, item_index, 0)),
+        target=torch.from_numpy(target),
         weight=torch.from_numpy(weight.astype(np.float32)),
         negative=torch.from_numpy(negative),
     )
+
+
+def _drawn_ahead(target: Array, weight: Array, ahead: int, generator: np.random.Generator) -> tuple[Array, Array]:
+    """Replace each positive by one drawn from the next `ahead` places of its row, unless that is no positive.
+
+    target, weight: [b, L + 1]; returned likewise.
+    """
+    place = np.arange(target.shape[1]) + generator.integers(0, ahead, target.shape)
+    inside = place < target.shape[1]
+    place = np.minimum(place, target.shape[1] - 1)
+    later_target, later_weight = (np.take_along_axis(values, place, axis=1) for values in (target, weight))
+    replaced = inside & (weight > 0) & (later_weight > 0)
+    return np.where(replaced, later_target, target), np.where(replaced, later_weight, weight)
 
 
 def query_batch(timelines: Timelines, chosen: Array, *, split: int, query: int, history_length: int) -> TimelineBatch:

@@ -1,11 +1,11 @@
-"""Recommenders that only count: popularity, recent popularity, item-kNN, and what followed the last item.
+"""Recommenders that only count: popularity, recent popularity, item-kNN, item transitions and a random walk.
 
 Timelines come in as flat arrays (`items` [events], in the order of time within a user, and `offsets` [users + 1]);
 counts of blocks of users are merged, then fitted; out go scores [users, items] of the whole catalogue for a block of
 histories. They know no features, no split and no files; what a user has seen is excluded by whoever ranks.
 
-Every method ends in scores by which the whole catalogue can be ranked: the more popular item wins a tie, and items that
-a method knows nothing about follow those it scored, in the order of popularity.
+Every method scores the whole catalogue: the more popular item wins a tie, and items without a score of their own
+follow those with one, in the order of popularity.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ Scores = NDArray[np.float64]
 
 _TIE = 1e-9
 """Weight of popularity among items with equal scores; else the numbering of items would decide."""
+_UNIT = float(2**24)
+"""One step of a random walk in fixed point: sums of whole numbers do not depend on the order of blocks."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,12 @@ def count_popularity(
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Weights of ordered pairs of items, sorted by pair: what item-kNN and item transitions are fitted from.
+    """Weights of ordered pairs of items, sorted by pair, from which item-kNN, transitions and the walk are fitted.
 
     pairs: [p] int64, `first * item_count + second`, ascending.  weights: [p] float64.
     users_per_item: [n] float64, users with the item.  events_per_item: [n] float64.
     dropped: pairs that `merge` left out to stay below its limit.
+    steps: [p] float64 of whole numbers, sum over the users with both items of `_UNIT` / items of the user; or None.
     """
 
     pairs: NDArray[np.int64]
@@ -74,6 +77,7 @@ class PairCounts:
     users_per_item: Scores
     events_per_item: Scores
     dropped: int = 0
+    steps: Scores | None = None
 
     @property
     def item_count(self) -> int:
@@ -83,44 +87,56 @@ class PairCounts:
     def merge(self, other: PairCounts, *, most_pairs: int = 50_000_000) -> PairCounts:
         """Return the counts of both blocks of users.
 
-        Above `most_pairs` (16 bytes each) the pairs with the smallest weights are dropped and counted in `dropped`.
+        Above `most_pairs` (16 to 24 bytes each) the pairs with the smallest weights are dropped and counted in
+        `dropped`.
         """
-        pairs, weights = _summed(
-            np.concatenate([self.pairs, other.pairs]), np.concatenate([self.weights, other.weights])
+        pairs, columns = _summed(
+            np.concatenate([self.pairs, other.pairs]), np.concatenate([self._columns(), other._columns()])
         )
         excess = max(0, len(pairs) - most_pairs)
         if excess:
-            keep = np.sort(np.argpartition(weights, excess)[excess:])
-            pairs, weights = pairs[keep], weights[keep]
+            keep = np.sort(np.argpartition(columns[:, 0], excess)[excess:])
+            pairs, columns = pairs[keep], columns[keep]
         return PairCounts(
             pairs,
-            weights,
+            columns[:, 0].copy(),
             self.users_per_item + other.users_per_item,
             self.events_per_item + other.events_per_item,
             self.dropped + other.dropped + excess,
+            columns[:, 1].copy() if columns.shape[1] > 1 else None,
         )
+
+    def _columns(self) -> Scores:
+        """Return weights and, where there are, steps as columns: [p, 1 or 2]."""
+        return np.stack([self.weights] if self.steps is None else [self.weights, self.steps], axis=1)
 
 
 def count_cooccurrences(items: Items, offsets: Offsets, item_count: int, *, history: int = 50) -> PairCounts:
-    """Count users who have both items of a pair among their last `history` distinct items (both orders are kept)."""
+    """Count users who have both items of a pair among their last `history` distinct items (both orders are kept).
+
+    The counts have `steps`, for `fit_random_walk`.
+    """
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     distinct = _last_of_each(user * item_count + items)
     user, item = user[distinct], np.asarray(items)[distinct].astype(np.int64)
     from_end = np.searchsorted(user, user, side="right") - np.arange(len(user))
     user, item = user[from_end <= history], item[from_end <= history]
-    sums = _Sums()
+    step = np.round(_UNIT / np.maximum(np.bincount(user, minlength=len(offsets) - 1), 1))
+    sums = _Sums(columns=2)
     for lag in range(1, min(history, len(user))):
         near = user[lag:] == user[:-lag]
         if not near.any():
             break
         one, two = item[:-lag][near], item[lag:][near]
-        sums.add(np.concatenate([one * item_count + two, two * item_count + one]), 1.0)
-    pairs, weights = sums.total()
+        both = np.concatenate([one * item_count + two, two * item_count + one])
+        sums.add(both, np.ones(len(both)), np.tile(step[user[:-lag][near]], 2))
+    pairs, columns = sums.total()
     return PairCounts(
         pairs,
-        weights,
+        columns[:, 0].copy(),
         np.bincount(item, minlength=item_count).astype(np.float64),
         np.bincount(items, minlength=item_count).astype(np.float64),
+        steps=columns[:, 1].copy(),
     )
 
 
@@ -131,8 +147,10 @@ def count_transitions(items: Items, offsets: Offsets, item_count: int, *, reach:
     sums = _Sums()
     for lag in range(1, min(reach + 1, len(user))):
         near = (user[lag:] == user[:-lag]) & (item[lag:] != item[:-lag])
-        sums.add(item[:-lag][near] * item_count + item[lag:][near], 1 / lag)
-    pairs, weights = sums.total()
+        followed = item[:-lag][near] * item_count + item[lag:][near]
+        sums.add(followed, np.full(len(followed), 1 / lag))
+    pairs, columns = sums.total()
+    weights = columns[:, 0].copy()
     events = np.bincount(item, minlength=item_count).astype(np.float64)
     users = np.bincount(item[_last_of_each(user * item_count + item)], minlength=item_count).astype(np.float64)
     return PairCounts(pairs, weights, users, events)
@@ -182,8 +200,28 @@ def fit_item_knn(
     return _strongest(counts, counts.weights / norm, neighbours, history, decay)
 
 
+def fit_random_walk(
+    counts: PairCounts, *, beta: float = 0.5, neighbours: int = 200, history: int = 50, decay: float = 1.0
+) -> Neighbours:
+    """Fit RP3beta: three random steps on the graph of users and items, damped by popularity (Paudel et al. 2016).
+
+    From an item to one of its users, to one of that user's items; the chance is divided by the users of the item to the
+    power of beta.
+
+    counts: from `count_cooccurrences`, for its `steps`.
+
+    Raises:
+        ValueError: the counts have no steps.
+    """
+    if counts.steps is None:
+        raise ValueError("the random walk needs counts of count_cooccurrences; these have no steps")
+    first, second = np.divmod(counts.pairs, counts.item_count)
+    users = np.maximum(counts.users_per_item, 1.0)
+    return _strongest(counts, counts.steps / _UNIT / users[first] / users[second] ** beta, neighbours, history, decay)
+
+
 def fit_transitions(counts: PairCounts, *, neighbours: int = 200, history: int = 1, decay: float = 0.5) -> Neighbours:
-    """Fit what followed: an item scores by how often it followed the last item (with history > 1: the last items).
+    """Fit item transitions: an item scores by how often it followed the last item (with history > 1: the last items).
 
     counts: from `count_transitions`.
     """
@@ -205,36 +243,36 @@ def _strongest(counts: PairCounts, weights: Scores, neighbours: int, history: in
 
 
 class _Sums:
-    """Sums of weights per pair; what waits to be sorted in is bounded."""
+    """Sums of columns of weights per pair, with a bound on the pairs that wait to be sorted in."""
 
     most_waiting = 4_000_000
 
-    def __init__(self) -> None:
-        self.parts: list[tuple[NDArray[np.int64], Scores]] = [(np.zeros(0, np.int64), np.zeros(0))]
+    def __init__(self, columns: int = 1) -> None:
+        self.parts: list[tuple[NDArray[np.int64], Scores]] = [(np.zeros(0, np.int64), np.zeros((0, columns)))]
         self.waiting = 0
 
-    def add(self, pairs: NDArray[np.int64], weight: float) -> None:
-        """Add the weight to each of the pairs."""
-        self.parts.append((pairs, np.full(len(pairs), weight)))
+    def add(self, pairs: NDArray[np.int64], *weights: Scores) -> None:
+        """Add weights to the pairs. pairs: [p]; weights: a column of [p] each."""
+        self.parts.append((pairs, np.stack(weights, axis=1)))
         self.waiting += len(pairs)
         if self.waiting > self.most_waiting:
             self.total()
 
     def total(self) -> tuple[NDArray[np.int64], Scores]:
-        """Return the distinct pairs, ascending, and their weights."""
+        """Return the distinct pairs, ascending, and their weights [p, columns]."""
         pairs, weights = (np.concatenate(column) for column in zip(*self.parts, strict=True))
         self.parts, self.waiting = [_summed(pairs, weights)], 0
         return self.parts[0]
 
 
 def _summed(pairs: NDArray[np.int64], weights: Scores) -> tuple[NDArray[np.int64], Scores]:
-    """Sort the pairs and add the weights of equal ones."""
+    """Sort the pairs and add the weights of equal ones. weights: [p, columns]."""
     if not len(pairs):
         return pairs, weights
     order = np.argsort(pairs, kind="stable")
     pairs, weights = pairs[order], weights[order]
     begin = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]]))
-    return pairs[begin], np.add.reduceat(weights, begin)
+    return pairs[begin], np.add.reduceat(weights, begin, axis=0)
 
 
 def _last_of_each(keys: NDArray[np.int64]) -> NDArray[np.int64]:

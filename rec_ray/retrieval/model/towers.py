@@ -7,6 +7,7 @@ from; `build_two_tower` takes plain JSON-able arguments, which is all that a bun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -18,18 +19,18 @@ from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
 from rec_ray.retrieval.model.history import MeanHistory, TransformerHistory, init_parameter
 
 TABLE_STD = 0.02
-"""Spread of fresh embedding rows. Under cosine, how fast a row turns is learning rate over length: rows that start at
-length 1 (0.125 at 64 dimensions) learned Beauty to test NDCG@10 0.052 in ten epochs, 0.025 to 0.058 (one run each)."""
+"""Standard deviation of fresh weights. Under cosine a row turns by learning rate over length, so short rows learn
+faster; see docs/experiments.md."""
 
 
 HISTORY_ROW_DROPOUT = 0.25
 """Chance in training that an item in a history is read without its second row, where there is any dropout. Without it
-the second rows learned Beauty by heart: test NDCG@10 0.055 and falling after five epochs, with it 0.0574 and steady."""
+the second rows learn small data by heart; see docs/experiments.md."""
 
 
 SPARSE_ROWS = 32_768
-"""Rows from which a table has sparse gradients. Below, most rows are touched in a step anyway, and adding up the
-repeats of a sparse gradient took a third of a step on a catalogue with texts."""
+"""Rows from which a table has sparse gradients. In a smaller table a step touches most rows, and adding up the repeated
+rows of a sparse gradient costs more than it saves."""
 
 
 def _table(rows: int, embedding_size: int) -> nn.Embedding:
@@ -59,6 +60,28 @@ class FeatureEncoder(nn.Module):
             if hidden and not shape.is_empty
             else None
         )
+        self._balance()
+
+    @torch.no_grad()
+    def _balance(self) -> None:
+        """Draw the first weights so that all features together are as long as an id row, each with an equal share.
+
+        Under cosine a long part that all rows have in common hides the others, and takes thousands of steps to turn.
+        """
+        numbers = self.shape.numeric // 2
+        share = TABLE_STD / math.sqrt(max(1, self.shape.fields + numbers + (self.shape.vector > 0)))
+        if self.tokens is not None:
+            nn.init.normal_(self.tokens.weight, std=share)
+        if self.dense is not None:
+            nn.init.normal_(self.dense.weight, std=share)
+            # The second column of a number marks it as missing: none of its rows differ at first.
+            self.dense.weight[:, 1 : self.shape.numeric : 2] = 0.0
+            self.dense.weight[:, self.shape.numeric :] /= math.sqrt(max(1, self.shape.vector))
+            nn.init.zeros_(self.dense.bias)
+        if self.interaction is not None:
+            last = cast(nn.Linear, self.interaction[-1])
+            nn.init.normal_(last.weight, std=TABLE_STD / math.sqrt(last.in_features))
+            nn.init.zeros_(last.bias)
 
     def forward(self, features: FeatureBatch) -> Tensor:
         """Features of n rows -> [n, d]; zeros where the shape is empty."""
@@ -77,7 +100,7 @@ class FeatureEncoder(nn.Module):
 
 
 class ItemTower(nn.Module):
-    """An item's vector: what its id has learned plus what its features say."""
+    """An item's vector: the row of its id plus the encoding of its features."""
 
     def __init__(
         self,
@@ -292,7 +315,7 @@ class TwoTower(nn.Module):
         return [parameter for parameter in self.parameters() if id(parameter) not in sparse]
 
     def _finish(self, vectors: Tensor) -> Tensor:
-        # Products may be in bf16; what a vector is must not depend on it by more than they do.
+        # The products may be in bf16; the norm is taken in float32.
         vectors = vectors.float()
         return F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 

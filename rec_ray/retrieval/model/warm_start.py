@@ -113,14 +113,19 @@ def _features(
         weight = torch.zeros_like(fresh[dense])
         columns_then = _columns(then)
         for key, column in _columns(now).items():
-            if key in columns_then:
+            if key in columns_then and _read_alike(key[0], then, now):
                 weight[:, column] = before[dense][:, columns_then[key]]
         carried[dense] = weight
     return carried
 
 
+def _read_alike(name: str, then: FeaturePreprocessor, now: FeaturePreprocessor) -> bool:
+    """Return whether both read a feature by the same kind of scale; else its weights mean something else."""
+    return (name in then.bends, name in then.centres) == (name in now.bends, name in now.centres)
+
+
 def _columns(features: FeaturePreprocessor) -> dict[tuple[str, int], int]:
-    """Return which column of the numbers and ready-made vectors is the i-th of each feature."""
+    """Return the column of the i-th number of each feature among all numbers and vectors."""
     found: dict[tuple[str, int], int] = {}
     for name, declaration in features.declarations.items():
         if declaration.kind in NUMBERS:

@@ -10,8 +10,8 @@ import pytest
 
 from rec_ray.errors import BundleError, SchemaError
 from rec_ray.retrieval.features.batch import FeatureShape
+from rec_ray.retrieval.features.number_scales import CLIP
 from rec_ray.retrieval.features.preprocessing import (
-    CLIP,
     EncodedFeatures,
     FeaturePreprocessor,
     FeatureStatistics,
@@ -211,10 +211,84 @@ def test_all_kinds_together_have_the_declared_shape() -> None:
     np.testing.assert_array_equal(batch.tokens.numpy(), encoded.tokens)
 
 
-def test_vectors_of_several_features_stand_side_by_side_and_null_is_zero() -> None:
+def test_vectors_of_several_features_stand_side_by_side_centred_and_null_is_zero() -> None:
+    """The vectors of b have the mean [6, 8] and, over all entries, the deviation sqrt((1 + 1 + 4 + 4) / 4)."""
     declarations = {name: FeatureDeclaration("vector", length=2) for name in ("a", "b")}
-    data = pa.table({"b": [[5.0, 6.0], [7.0, 8.0]], "a": [[1.0, 2.0], None]})
-    assert fit(data, declarations).encode(data).vector.tolist() == [[1, 2, 5, 6], [0, 0, 7, 8]]
+    data = pa.table({"b": [[5.0, 6.0], [7.0, 10.0]], "a": [[1.0, 2.0], None]})
+    one, two = 1 / np.sqrt(2.5), 2 / np.sqrt(2.5)
+    encoded = fit(data, declarations).encode(data).vector
+    np.testing.assert_allclose(encoded, [[1, 2, -one, -two], [0, 0, one, two]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("cuts", [[0], [1, 2, 3], [50, 50, 199]])
+def test_vectors_of_blocks_are_centred_as_those_of_the_whole(cuts: list[int]) -> None:
+    values = np.random.default_rng(1).normal([3.0, -1.0, 0.5], [1.0, 2.0, 0.1], (200, 3))
+    declared = {"f": FeatureDeclaration("vector", length=3)}
+    whole = pa.table({"f": pa.array(values.tolist(), pa.list_(pa.float32()))})
+    merged = FeatureStatistics()
+    for start, end in zip([0, *cuts], [*cuts, 200], strict=True):
+        merged = merged.merge(collect_statistics(whole.slice(start, end - start), declared))
+    encoded = fit_features(merged, declared, text_buckets=1, max_vocabulary=1).encode(whole).vector
+    np.testing.assert_allclose(encoded.mean(axis=0), 0, atol=1e-5)
+    assert encoded.std() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "values"),
+    [
+        (FeatureDeclaration("numeric"), pa.array([9.0, -3.0])),
+        (FeatureDeclaration("timestamp"), pa.array([0, 10**15], pa.timestamp("us", "UTC"))),
+        (FeatureDeclaration("categorical"), pa.array(["a", "b"])),
+        (FeatureDeclaration("categories", separator=","), pa.array(["a,b", "b"])),
+        (FeatureDeclaration("category_path", separator="/"), pa.array(["a/b", "b"])),
+        (FeatureDeclaration("text"), pa.array(["red cup", "blue"])),
+        (FeatureDeclaration("vector", length=2), pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32()))),
+    ],
+)
+def test_a_feature_without_any_value_in_training_is_missing_when_it_comes_later(
+    declaration: FeatureDeclaration, values: pa.Array
+) -> None:
+    """A dimension table that was exported once is null before its date: its later values meet untrained weights."""
+    nulls = pa.nulls(3, values.type)
+    fitted = fit(pa.table({"f": nulls}), {"f": declaration})
+    assert fitted.absent == ("f",)
+    stored = FeaturePreprocessor.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    for preprocessor in (fitted, stored):
+        assert_same(preprocessor.encode(pa.table({"f": values})), preprocessor.encode(pa.table({"f": nulls[:2]})))
+
+
+def test_one_absurd_number_does_not_blunt_the_others() -> None:
+    """Without the outlier a hundred prices spread over a deviation of 1; they still do so with it."""
+    prices = np.linspace(10.0, 30.0, 100)
+    fitted = fit_one([*prices, 1e30, -1e25], FeatureDeclaration("numeric"))
+    encoded = fitted.encode(pa.table({"f": [*prices, 1e30]})).numeric[:, 0]
+    assert encoded[:100].std() > 0.5
+    assert np.all(np.diff(encoded[:100]) > 0) and encoded[100] == CLIP
+
+
+def test_skewed_positives_are_read_by_their_logarithm_and_others_are_not() -> None:
+    rng = np.random.default_rng(0)
+    skewed, plain = np.exp(rng.normal(3.0, 1.5, 5000)), rng.normal(40, 15, 5000)
+    fitted = fit_one(skewed, FeatureDeclaration("numeric"))
+    encoded = fitted.encode(pa.table({"f": skewed})).numeric[:, 0]
+    assert encoded.std() == pytest.approx(1, rel=0.02)
+    for few in (0.1, 0.25, 0.75, 0.9):
+        assert -2.5 < np.quantile(encoded, few) < 2.5
+    assert np.quantile(encoded, 0.5) - np.quantile(encoded, 0.1) > 0.3, "the cheap half is told apart too"
+    assert not fit_one(plain, FeatureDeclaration("numeric")).bends
+
+
+def test_the_scale_of_a_mostly_constant_number_is_that_of_the_others() -> None:
+    values = [0.0] * 80 + [1.0, 2.0, 3.0, 4.0] * 5 + [1e12]
+    encoded = fit_one(values, FeatureDeclaration("numeric")).encode(pa.table({"f": [0.0, 2.0, 4.0]})).numeric[:, 0]
+    assert encoded[1] - encoded[0] > 0.5 and encoded[2] > encoded[1]
+
+
+def test_bundles_of_before_are_read_with_plain_scales() -> None:
+    state = fit_one([2.0, 2.0, 6.0, 6.0], FeatureDeclaration("numeric")).to_dict()
+    del state["numbers"], state["centres"], state["absent"]
+    old = FeaturePreprocessor.from_dict({**state, "scales": {"f": [4.0, 2.0]}})
+    assert old.encode(pa.table({"f": [7.0]})).numeric.tolist() == [[1.5, 0.0]]
 
 
 def test_slices_and_chunks_encode_as_the_whole() -> None:
@@ -242,8 +316,8 @@ def test_fitting_on_an_empty_table_knows_no_value() -> None:
     fitted = fit(table().slice(0, 0), DECLARATIONS)
     encoded = fitted.encode(table())
     assert set(fitted.vocabularies.values()) == {()}
-    assert encoded.tokens[encoded.tokens > 0].min() == 1  # only text has tokens of its own
-    assert np.isfinite(encoded.numeric).all()
+    assert set(fitted.absent) == set(DECLARATIONS)
+    assert encoded.numeric.tolist() == [[0, 1, 0, 1]] * 200 and not encoded.token_counts.any()
 
 
 # --- what a bundle stores

@@ -234,6 +234,23 @@ def test_padding_types_gaps_and_features_of_a_training_batch() -> None:
     assert batch.gap_seconds.dtype == torch.float32 and batch.target.dtype == torch.int64
 
 
+def test_targets_are_drawn_from_the_next_positives_and_all_of_them_turn_up() -> None:
+    """Events 1 to 6 in one stretch, of which the third is no positive: each place draws from itself and the next."""
+    timelines = timelines_of(user_row("u", [TRAIN] * 6, weights=[1.0, 2.0, 0.0, 4.0, 5.0, 6.0]))
+    windows = training_windows(timelines, 10, EVERYTHING)
+    generator = np.random.default_rng(0)
+    found: list[set[int]] = [set() for _ in range(6)]
+    for _ in range(60):
+        batch = training_batch(timelines, windows, np.array([0]), ahead=2, generator=generator)
+        target, weight = batch.target[0].tolist(), batch.weight[0].tolist()
+        assert [w for t, w in zip(target, weight, strict=True) if t] == [float(t) for t in target if t]
+        for place, item in enumerate(target):
+            found[place].add(item)
+    assert found == [{1, 2}, {2}, {0}, {4, 5}, {5, 6}, {6}]
+    with pytest.raises(ValueError, match="pass a generator"):
+        training_batch(timelines, windows, np.array([0]), ahead=2)
+
+
 def test_the_gap_of_a_stretch_s_first_event_is_to_the_event_before_the_stretch() -> None:
     seconds = [0, 1, 3, 7, 15, 31]
     timelines = timelines_of(user_row("x", [TRAIN]), user_row("a", [TRAIN] * 6, seconds=seconds))

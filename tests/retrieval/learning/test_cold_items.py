@@ -83,7 +83,7 @@ def encoded_shop() -> tuple[Timelines, Catalogue, Preprocessor]:
 def test_items_without_any_training_event_are_recalled_at_50_five_times_as_often_as_by_chance() -> None:
     timelines, catalogue, preprocessor = encoded_shop()
     model, train = ModelSettings(history="mean"), TrainSettings(epochs=5)
-    settings = LearningSettings(**{name: getattr(train, name) for name in LearningSettings.__dataclass_fields__})
+    settings = LearningSettings.of(train)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -343,18 +343,33 @@ def rates(warmup: float, total: int) -> list[float]:
 
 
 def test_the_learning_rate_rises_over_the_warm_up_and_falls_along_a_cosine() -> None:
-    found = rates(0.2, 10)
-    assert found[0] == pytest.approx(1 / 2 * (1 + math.cos(math.pi * 0.1)) / 2)
-    assert found[1] == pytest.approx((1 + math.cos(math.pi * 0.2)) / 2)
+    found = rates(0.5, 10)
+    assert found[0] == pytest.approx(1 / 5 * (1 + math.cos(math.pi * 0.1)) / 2)
     assert found[4] == pytest.approx(0.5)
     assert found[7] == pytest.approx((1 + math.cos(math.pi * 0.8)) / 2)
     assert found[9:] == [pytest.approx(LEAST_RATE)] * 3
 
 
-def test_without_a_warm_up_the_learning_rate_starts_high() -> None:
-    found = rates(0.0, 100)
-    assert found[0] > 0.999
-    assert all(later <= earlier for earlier, later in itertools.pairwise(found))
+@pytest.mark.parametrize(("steps", "rise"), [(100, 30), (1000, 150)])
+def test_a_short_warm_up_is_made_longer_in_steps_up_to_a_share(steps: int, rise: int) -> None:
+    found = rates(0.0, steps)
+    assert found[0] == pytest.approx(1 / rise, rel=1e-3)
+    assert found[rise - 1] == pytest.approx((1 + math.cos(math.pi * rise / steps)) / 2)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(found[rise - 1 :]))
+
+
+def test_the_loss_at_chance_is_that_of_scores_by_popularity() -> None:
+    """With all items as negatives it is the cross entropy of the popularity, over the positives of the batch."""
+    learner = learner_of(changed())
+    batch = small_batch()
+    learner.step(batch)
+    probability = learner.probability[learner.known]
+    weight = batch.weight[batch.weight > 0]
+    own = learner.probability[batch.target[batch.weight > 0]]
+    clamped = probability.clamp(min=1e-12)
+    expected = float((weight * (clamped.sum().log() - own.log())).sum() / weight.sum())
+    assert learner.take_chance() == pytest.approx(expected, rel=1e-5)
+    assert learner.take_chance() == 0.0
 
 
 # --- the loss
@@ -446,8 +461,7 @@ def test_declared_negatives_join_the_denominator_of_their_user_alone(uniform: in
 def test_an_item_that_is_a_positive_too_is_no_negative_of_itself() -> None:
     timelines = timelines_of([[5, 6, 5]], [[TRAIN] * 3], [0], weights=[[0.0, 1.0, 1.0]])
     batch = training_batch(timelines, training_windows(timelines, HISTORY, VALIDATION), np.array([0]))
-    learner = learner_of(changed(explicit_negatives=True))
-    items, rows = learner._explicit_negatives(batch, batch.weight > 0)
+    items, rows = batch.explicit_negatives(batch.weight > 0)
     assert (items.tolist(), rows.tolist()) == ([5], [0])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from rec_ray.retrieval.metrics.baselines import (
     count_popularity,
     count_transitions,
     fit_item_knn,
+    fit_random_walk,
     fit_transitions,
 )
 
@@ -82,6 +85,30 @@ def test_item_knn_by_hand():
     # cosines: (0, 1) 2 / sqrt(2 * 3); (0, 2) 1 / sqrt(2); (3, 1) 1 / sqrt(3)
     assert scores[0, 1] == pytest.approx(2 / np.sqrt(6) + 0.5 / np.sqrt(3))
     assert scores[0, 2] == pytest.approx(1 / np.sqrt(2))
+
+
+def test_random_walk_by_hand():
+    """Users have 3, 2 and 2 items: from 0 to 1 by both of its users, 1/2 (1/3 + 1/2), over the root of 3 users."""
+    counts = count_cooccurrences(ITEMS, OFFSETS, 4)
+    scores = fit_random_walk(counts, beta=0.5).scores(np.array([0]), np.array([0, 1]))[0]
+    assert scores[1] == pytest.approx((1 / 3 + 1 / 2) / 2 / np.sqrt(3), rel=1e-6)
+    assert scores[2] == pytest.approx(1 / 3 / 2 / 1, rel=1e-6)
+    with pytest.raises(ValueError, match="no steps"):
+        fit_random_walk(count_transitions(ITEMS, OFFSETS, 4))
+
+
+def test_the_steps_of_blocks_add_up_exactly_in_any_order():
+    items, offsets = random_timelines(7, 300, 40)
+    cuts = [0, 90, 200, 300]
+    blocks = [
+        count_cooccurrences(items[offsets[a] : offsets[b]], offsets[a : b + 1] - offsets[a], 40)
+        for a, b in itertools.pairwise(cuts)
+    ]
+    whole = count_cooccurrences(items, offsets, 40)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        merged = blocks[order[0]].merge(blocks[order[1]]).merge(blocks[order[2]])
+        np.testing.assert_array_equal(merged.steps, whole.steps)
+        np.testing.assert_array_equal(merged.pairs, whole.pairs)
 
 
 def test_cooccurrences_look_at_the_last_distinct_items():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
+from rec_ray.retrieval.learning.attempts import measure_spread
 from rec_ray.retrieval.model import towers
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 
@@ -22,6 +23,8 @@ ARGUMENTS = {
     "history_length": 5,
     "event_types": 3,
 }
+
+SHAPELESS = dataclasses.asdict(FeatureShape())
 
 
 def features(shape: FeatureShape, rows: int, seed: int = 0) -> FeatureBatch:
@@ -79,6 +82,64 @@ def test_an_item_vector_is_its_id_plus_the_mean_of_each_bag_plus_its_numbers() -
             if bag:
                 expected[row] = expected[row] + table[bag].mean(0)
     torch.testing.assert_close(model.embed_items(index, batch), expected)
+
+
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize("hidden", [0, 128])
+@pytest.mark.parametrize("numbers", [0, 1, 2, 5, 30])
+@pytest.mark.parametrize("fields", [0, 1, 8])
+@pytest.mark.parametrize("vector", [0, 16, 512])
+def test_fresh_items_differ_and_have_a_short_mean_whatever_their_features(
+    ids: bool, hidden: int, numbers: int, fields: int, vector: int
+) -> None:
+    """No feature drowns the others: with ids vectors fill the space, without them as much of it as features span."""
+    if not (ids or numbers + fields + vector):
+        return
+    torch.manual_seed(3)
+    rows = 500
+    shape = FeatureShape(numeric=2 * numbers, fields=fields, tokens=1 + 20 * fields, vector=vector)
+    numeric = torch.randn(rows, 2 * numbers)
+    numeric[:, 1::2] = 0.0
+    tokens = torch.stack([1 + 20 * f + torch.randint(20, (rows,)) for f in range(fields)], 1) if fields else None
+    batch = FeatureBatch.from_numpy(
+        numeric.numpy(),
+        np.zeros(0, np.int32) if tokens is None else tokens.reshape(-1).int().numpy(),
+        np.ones((rows, fields), np.int32),
+        torch.randn(rows, vector).numpy(),
+    )
+    model = build_two_tower(
+        vocabulary_size=rows + 1,
+        item_shape=dataclasses.asdict(shape),
+        user_shape=dataclasses.asdict(shape),
+        item_hidden=hidden,
+    ).eval()
+    index = torch.arange(1, rows + 1) if ids else torch.zeros(rows, dtype=torch.long)
+    with torch.no_grad():
+        items = model.embed_items(index, batch)
+        users = model.user_tower.features(batch)
+    rank, cosine = measure_spread(items)
+    span = min(numbers + 19 * fields + vector, 64)
+    assert abs(cosine) < 0.2
+    assert rank > (25 if ids else 0.4 * span**0.8)
+    if numbers + fields + vector:
+        assert abs(measure_spread(users)[1]) < 0.2
+        parts = model.item_tower.features(batch).norm(dim=1).mean().detach()
+        assert 0.5 < float(parts / model.item_tower.ids.weight[1:].norm(dim=1).mean().detach()) < 2
+
+
+def test_a_feature_that_all_items_share_does_not_make_them_alike() -> None:
+    """One category, and a number that is missing everywhere."""
+    shape = FeatureShape(numeric=2, fields=1, tokens=2)
+    batch = FeatureBatch.from_numpy(
+        np.tile(np.float32([[0.0, 1.0]]), (300, 1)),
+        np.ones(300, np.int32),
+        np.ones((300, 1), np.int32),
+        np.zeros((300, 0), np.float32),
+    )
+    model = build_two_tower(vocabulary_size=301, item_shape=dataclasses.asdict(shape), user_shape=SHAPELESS).eval()
+    with torch.no_grad():
+        rank, cosine = measure_spread(model.embed_items(torch.arange(1, 301), batch))
+    assert rank > 10 and cosine < 0.5
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])

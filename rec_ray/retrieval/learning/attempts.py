@@ -1,0 +1,106 @@
+"""Attempts of a training: which histories are tried, whether an attempt has begun to learn, and whether it collapsed.
+
+Settings and figures of epochs come in; a list of attempts and verdicts about them go out. It trains nothing: the
+training loop runs the attempts and keeps the one with the best validation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rec_ray.retrieval.features.event_order import EventOrder
+from rec_ray.retrieval.learning.learner import MOST_WARMUP, LearningSettings
+
+SMALL_EVENTS = 100_000
+"""Training positives up to which a second history costs little enough to be tried."""
+CAREFUL_RATE = 1 / 3
+"""Learning rate of the careful attempt as a share of the setting."""
+BEGUN = 0.99
+"""Share of the loss at chance below which a training has begun to learn."""
+COLLAPSED_COSINE, FEW_ITEMS = 0.95, 8
+"""Mean cosine of item vectors from which they count as one vector, if there are so many items."""
+SPREAD_ITEMS = 4096
+"""Items at most whose vectors are measured."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One training from the start. careful: with a lower learning rate and the longest warm-up, after a collapse."""
+
+    history: str
+    careful: bool = False
+
+    def adapt(self, settings: LearningSettings) -> LearningSettings:
+        """Return the settings that this attempt learns with."""
+        if not self.careful:
+            return settings
+        return replace(settings, learning_rate=settings.learning_rate * CAREFUL_RATE, warmup=MOST_WARMUP)
+
+
+def plan_attempts(
+    history: str, positives: int, *, validated: bool, order: EventOrder | None
+) -> tuple[list[Attempt], str]:
+    """Return the attempts that `model.history` asks for, and the reason in one sentence.
+
+    history: auto, none, mean or transformer. positives: to learn from. validated: whether there are validation events
+    to choose by. order: measured for auto, else None.
+    """
+    if history != "auto":
+        return [Attempt(history)], f"model.history is set to {history}"
+    if order is None:
+        raise ValueError("history 'auto' needs the measured order of events")
+    if validated and positives <= SMALL_EVENTS:
+        return (
+            [Attempt("mean"), Attempt("transformer")],
+            f"{positives:,} training positives are few enough to try both histories; validation NDCG@10 chooses",
+        )
+    chosen = "transformer" if order.matters else "mean"
+    return [Attempt(chosen)], f"{order.describe()}, so the history is read by {chosen}"
+
+
+def careful_attempt(history: str) -> Attempt:
+    """Return the attempt that follows a collapse. history: of the setting; auto and transformer fall back to mean."""
+    return Attempt("none" if history == "none" else "mean" if history == "auto" else history, careful=True)
+
+
+def has_begun(loss: float, chance: float) -> bool:
+    """Return whether a mean loss is below that of a model which knows popularity only. chance 0: unknown, so true."""
+    return chance <= 0 or loss < BEGUN * chance
+
+
+def is_collapsed(*, begun: bool, mean_cosine: float, items: int) -> bool:
+    """Return whether an attempt learned nothing, or its item vectors are nearly one vector."""
+    return not begun or (items >= FEW_ITEMS and mean_cosine >= COLLAPSED_COSINE)
+
+
+@torch.no_grad()
+def measure_spread(vectors: Tensor) -> tuple[float, float]:
+    """Return the effective rank of item vectors and the mean cosine of two different ones.
+
+    The effective rank is the exponential of the entropy of the normalised squared singular values (Roy & Vetterli
+    2007). Of more than `SPREAD_ITEMS` items evenly spaced ones are measured.
+
+    vectors: [n, d].
+    """
+    n = len(vectors)
+    if n < 2:
+        return float(n), 0.0
+    chosen = vectors[torch.linspace(0, n - 1, min(n, SPREAD_ITEMS), device=vectors.device).long()]
+    unit = torch.nn.functional.normalize(chosen.double(), dim=1)
+    energy = torch.linalg.eigvalsh(unit.T @ unit).clamp(min=0)
+    share = energy / energy.sum().clamp(min=1e-12)
+    rank = float(torch.exp(-torch.special.xlogy(share, share).sum()))
+    count = len(unit)
+    cosine = float((unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1)))
+    return rank, cosine
+
+
+def describe_attempts(attempts: list[dict[str, Any]]) -> str:
+    """Return one line about several attempts: history and best validation NDCG@10 of each."""
+    return ", ".join(
+        f"{one['history']}{' (careful)' if one['careful'] else ''} {one['validation_ndcg']:.4f}" for one in attempts
+    )
