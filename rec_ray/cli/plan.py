@@ -195,7 +195,7 @@ def _steps(settings: Settings, events: int, users: int, items: int, cores: int, 
         ),
         PlannedStep(
             "evaluate",
-            f"rank {items:,} items for the users with held-out events, beside four baselines",
+            f"rank {items:,} items for the users with held-out events, beside five that only count",
             users / RANKED_USERS / cores + products / SCORES_A_SECOND / cores,
             processes + scoring,
         ),

@@ -19,7 +19,7 @@ from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue,
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
-METHODS = ["model", "popularity", "recent_popularity", "item_knn", "item_transitions"]
+METHODS = ["model", "popularity", "recent_popularity", "item_knn", "random_walk", "item_transitions"]
 
 
 def evaluate(tiny, data=None, exclude_seen=True, **settings):

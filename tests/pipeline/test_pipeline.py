@@ -50,7 +50,7 @@ def report(shop: Path) -> Any:
 
 def test_the_model_finds_the_structure_of_the_shop(report: Any) -> None:
     metrics = report["evaluation"]["metrics"]
-    counted = {"popularity", "recent_popularity", "item_knn", "item_transitions"}
+    counted = {"popularity", "recent_popularity", "item_knn", "random_walk", "item_transitions"}
     assert set(metrics) == {"model", *counted}
     assert metrics["model"]["recall@10"] >= 3 * metrics["popularity"]["recall@10"]
     assert metrics["model"]["ndcg@10"] >= 3 * metrics["popularity"]["ndcg@10"]

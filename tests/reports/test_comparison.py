@@ -88,3 +88,9 @@ def test_without_any_interval_a_difference_is_not_called_better():
 
 def test_a_method_that_has_no_name_yet_is_called_by_its_key():
     assert (name_method("item_knn"), name_method("re_ranked")) == ("item-kNN", "re ranked")
+
+
+def test_a_training_that_learned_nothing_is_said_first():
+    evaluation = figures(0.3, 0.1, (0.18, 0.22))
+    evaluation["facts"] = {"nothing_learned": "the model learned nothing beyond popularity (loss 5.0)"}
+    assert verdict(evaluation)[0] == "The model learned nothing beyond popularity (loss 5.0)."

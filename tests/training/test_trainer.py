@@ -161,9 +161,9 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(trained, tiny_data, tmp_
 
         batches = training_loop.Shard.batches
 
-        def batches_until_death(self, max_split, batch_size, seed):
+        def batches_until_death(self, max_split, batch_size, seed, *, ahead):
             stage, epoch = {1: "learn", 2: "check", 3: "publish"}[max_split], seed % 1000
-            for number, batch in enumerate(batches(self, max_split, batch_size, seed)):
+            for number, batch in enumerate(batches(self, max_split, batch_size, seed, ahead=ahead)):
                 mark = Path(marks) / f"{stage} {epoch}"
                 if number == 3 and (stage, epoch) in deaths and not mark.exists():
                     mark.touch()

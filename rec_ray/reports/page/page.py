@@ -52,6 +52,7 @@ def render_report(facts: ReportFacts) -> str:
         legend=_place_items(facts.item_map, facts)[1] if facts.item_map else [],
         examples=[_example(facts, example) for example in evaluation.examples],
         periods=_periods(evaluation),
+        learned=evaluation.facts,
         settings=yaml.safe_dump(facts.settings, sort_keys=False, allow_unicode=True) if facts.settings else "",
     )
 
