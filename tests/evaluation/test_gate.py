@@ -1,5 +1,7 @@
 """The gate says its figures, beside popularity and beside the live version, and refuses only when it is told to."""
 
+import dataclasses
+
 import pytest
 
 from rec_ray.config import EvaluationSettings
@@ -60,8 +62,8 @@ def test_both_reasons_are_named():
 
 
 def test_a_model_that_learned_nothing_is_refused_or_warned_about_whatever_its_figures(caplog):
-    evaluation = compared(0.2, 0.1)
-    evaluation.facts["nothing_learned"] = "the model learned nothing beyond popularity (loss 5.0)"
+    facts = EvaluationFacts(nothing_learned="the model learned nothing beyond popularity (loss 5.0)")
+    evaluation = dataclasses.replace(compared(0.2, 0.1), facts=facts)
     assert check_gate(evaluation, EvaluationSettings(gate="warn")) == "warned"
     assert "learned nothing beyond popularity" in caplog.messages[0]
     with pytest.raises(GateError, match="learned nothing beyond popularity"):

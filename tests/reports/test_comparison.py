@@ -1,5 +1,7 @@
 """Sentences are honest: better only where it is more than chance, worse where it is worse."""
 
+from dataclasses import replace
+
 import pytest
 
 from rec_ray.contracts import Evaluation, EvaluationFacts
@@ -91,6 +93,6 @@ def test_a_method_that_has_no_name_yet_is_called_by_its_key():
 
 
 def test_a_training_that_learned_nothing_is_said_first():
-    evaluation = figures(0.3, 0.1, (0.18, 0.22))
-    evaluation["facts"] = {"nothing_learned": "the model learned nothing beyond popularity (loss 5.0)"}
-    assert verdict(evaluation)[0] == "The model learned nothing beyond popularity (loss 5.0)."
+    facts = EvaluationFacts(nothing_learned="the model learned nothing beyond popularity (loss 5.0)")
+    evaluation = replace(figures(0.3, 0.1, (0.18, 0.22)), facts=facts)
+    assert compare_model(evaluation)[0] == "The model learned nothing beyond popularity (loss 5.0)."

@@ -166,9 +166,12 @@ def _describe(fitted: FeaturePreprocessor, name: str) -> str:
     return f"{len(values):,} values; most often {first}"
 
 
+_WITHOUT_VALUE = {each.name for each in fields(EvaluationFacts) if each.default is None}
+
+
 def _with_nan(value: Any, name: str = "") -> Any:
-    """Undo `replace_non_finite`: null is a number that is not finite, except for a missing live version."""
-    if value is None and name != "live_version":
+    """Undo `replace_non_finite`: null is a number that is not finite, except in facts that may have no value."""
+    if value is None and name not in _WITHOUT_VALUE:
         return math.nan
     if isinstance(value, Mapping):
         return {key: _with_nan(entry, key) for key, entry in value.items()}
