@@ -21,11 +21,12 @@ from rec_ray.contracts import (
     TrainingData,
     UpdateReport,
 )
+from rec_ray.feature_store.push_targets import is_published
+from rec_ray.preflight import check_definitions
 from rec_ray.publishing.forget import Forgotten
-from rec_ray.publishing.push import check_push_targets
 from rec_ray.publishing.steps import forget_ids, publish_increment, publish_once, publish_version, roll_back
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
-from rec_ray.runs.context import RunContext, open_context
+from rec_ray.runs.context import RunContext, open_context, open_feature_store
 from rec_ray.runs.ledger import RunLedger, open_run
 from rec_ray.runs.stores import open_object_store
 from rec_ray.runs.summary import (
@@ -36,6 +37,7 @@ from rec_ray.runs.summary import (
     count_update,
     report_run,
     restore_report,
+    say_unpublished,
 )
 from rec_ray.steps import (
     check_search,
@@ -66,10 +68,10 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
     with open_run(open_object_store(settings), settings, "run", run_id) as run:
         if run.report is not None:
             return restore_report(run)
+        store = open_feature_store(settings)
+        check_definitions(store, settings)
+        publishes = is_published(store, settings.publish)
         with open_context(settings, run) as context:
-            check_push_targets(
-                context.store, settings.publish, settings.model.similarity, settings.model.embedding_size
-            )
             check_search(context)
             data, bundle, evaluation, stored = _learn(context, run)
             verdict = judge_model(context, data, bundle, stored.version, evaluation)
@@ -79,8 +81,11 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
             search = run.once("search_vectors", SearchVectors, lambda: encode_search(context, data, stored.version))
             counts = count_data(data) | count_candidates(candidates) | count_search(search)
             page = write_page(context, data, bundle, evaluation, stored.version, counts, verdict)
-            update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
-            report = report_run(context, "run", stored, evaluation, counts | count_update(update), verdict, page)
+            if publishes:
+                update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
+                counts |= count_update(update)
+            report = report_run(context, "run", stored, evaluation, counts, verdict, page)
+            report = report if publishes else say_unpublished(report)
         run.finish(report)
         return report
 
@@ -90,6 +95,7 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
     with open_run(open_object_store(settings), settings, "train", run_id) as run:
         if run.report is not None:
             return restore_report(run)
+        check_definitions(open_feature_store(settings), settings)
         with open_context(settings, run) as context:
             data, bundle, evaluation, stored = _learn(context, run)
             page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")

@@ -25,27 +25,31 @@ from rec_ray.cli.plan import plan_run
 from rec_ray.config import Settings
 from rec_ray.data.event_sample import examine_events
 from rec_ray.data.feature_sample import examine_features
-from rec_ray.data.load_items import ITEMS
 from rec_ray.data.side_tables import find_side_tables
 from rec_ray.distributed.runtime import check_gpus, is_local, open_ray
 from rec_ray.errors import ConfigError, DataError, FeatureStoreError, RecRayError, UnavailableError, list_names
 from rec_ray.feature_store.api import FeatureStore, PushMode
-from rec_ray.feature_store.definitions import find_side, require_fields
+from rec_ray.feature_store.definitions import find_side
 from rec_ray.feature_store.offline_source import entity_sources, event_source, read_slice, slice_source
 from rec_ray.feature_store.pgvector import missing_vector_indexes
 from rec_ray.feature_store.point_in_time import portable_config
-from rec_ray.feature_store.push_targets import PushTarget, push_frame, read_online
+from rec_ray.feature_store.push_targets import PushTarget, is_published, push_frame, read_online
 from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
+from rec_ray.preflight import DEFINITIONS, SOURCES, find_faults, raise_faults
 from rec_ray.publishing.push import check_push_targets, find_push_targets
 from rec_ray.runs.context import open_feature_store
 from rec_ray.runs.stores import open_object_store, open_version_database
-from rec_ray.schema import INTERACTIONS, ITEM_IDS, SCORES, USER_ID
+from rec_ray.schema import ITEM_IDS, SCORES, USER_ID
 from rec_ray.search_views.vectors import search_dimensions
 
 CANARY = "__rec_ray_canary__"
 CANARY_NUMBER = -(2**53)
 """The user that the canary row belongs to, where ids are texts and where they are whole numbers; no shop has it."""
+UNPUBLISHED = (
+    "no view takes recommendations, so a run stores its lists and publishes nothing; `rec-ray feast-views --apply` "
+    "adds views"
+)
 PACKAGES = ("ray", "rec_ray", "feast", "torch", "pyarrow")
 
 
@@ -76,9 +80,9 @@ def examine(settings: Settings) -> list[Check]:
 
     def registry() -> str:
         store = open_feature_store(settings)
-        said = _registry(store, settings)
+        read_registry(store)
         opened.append(store)
-        return said
+        return _registry(store, settings)
 
     checks += [
         _try("feature registry", registry),
@@ -139,16 +143,9 @@ def _side_tables(settings: Settings) -> str:
 
 
 def _registry(store: FeatureStore, settings: Settings) -> str:
-    feast, features = settings.feast, settings.features
-    registry = read_registry(store)
-    event_source(registry, feast, features)
-    require_fields(
-        find_side(registry, feast, "user"), dict.fromkeys(features.user, "features.user"), INTERACTIONS.names
-    )
-    items = set(features.item) | ({features.item_name} if features.item_name else set())
-    require_fields(find_side(registry, feast, "item"), dict.fromkeys(items, "features.item"), ITEMS.names)
-    declared = len(features.user) + len(features.item)
-    return f"project {store.project} has the three feature services with all {declared} declared features"
+    raise_faults(find_faults(store, settings, [DEFINITIONS]))
+    declared = len(settings.features.user) + len(settings.features.item)
+    return f"project {store.project} has the views of events, users and items with all {declared} declared features"
 
 
 def _offline(store: FeatureStore, settings: Settings) -> str:
@@ -158,11 +155,16 @@ def _offline(store: FeatureStore, settings: Settings) -> str:
         *entity_sources(find_side(registry, feast, "user")),
         *entity_sources(find_side(registry, feast, "item")),
     ]
+    faults = find_faults(store, settings, [SOURCES])
     for source in sources:
-        slices = slice_source(store, source, feast.join_rows)
-        if slices and slices[-1].path is None:
-            # No file whose footer would tell: ask for the newest stretch of time.
-            read_slice(portable_config(store), slices[-1])
+        try:
+            slices = slice_source(store, source, feast.join_rows)
+            if slices and slices[-1].path is None:
+                # No file whose footer would tell: ask for the newest stretch of time.
+                read_slice(portable_config(store), slices[-1])
+        except RecRayError as error:
+            faults += [error] if str(error) not in map(str, faults) else []
+    raise_faults(faults)
     # Suspicious events stop no run: the notes name the settings.
     read, notes = examine_events(store, feast, settings.features)
     notes += examine_features(store, feast, settings.features, settings.evaluation)
@@ -179,6 +181,8 @@ def _targets(store: FeatureStore, settings: Settings) -> list[PushTarget]:
 
 
 def _push_sources(store: FeatureStore, settings: Settings) -> str:
+    if not is_published(store, settings.publish):
+        return UNPUBLISHED
     targets = _targets(store, settings)
     said = [f"{target.source} ({', '.join(target.fields.values())})" for target in targets]
     slow = missing_vector_indexes(store, targets)
@@ -192,6 +196,8 @@ def _canary(store: FeatureStore, settings: Settings) -> str:
 
     Only the view of recommendations is used: it is read by user id, while a vector would be found by searches.
     """
+    if not is_published(store, settings.publish):
+        return "not used, as nothing is published"
     target = find_push_targets(store, settings.publish)[RECOMMENDATION_FOLDER]
     user = str(CANARY_NUMBER) if _is_number(target, target.key) else CANARY
     item = str(uuid.uuid4().int % 2**31) if _is_number(target, target.fields[ITEM_IDS]) else uuid.uuid4().hex

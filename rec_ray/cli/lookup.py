@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from rec_ray.candidate_store.manifest import ITEM_FOLDER, RECOMMENDATION_FOLDER, read_manifest, read_parts
+from rec_ray.candidate_store.manifest import ITEM_FOLDER, read_manifest, read_parts
+from rec_ray.candidate_store.parts import StoredCandidates
+from rec_ray.candidate_store.stored_lists import any_user, newest_candidates, read_list
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import read_items
-from rec_ray.feature_store.push_targets import find_push_target, read_online
+from rec_ray.feature_store.push_targets import find_push_target, is_published, read_online
 from rec_ray.retrieval.search import ExactTopK, Exclusions
 from rec_ray.runs.context import open_feature_store
 from rec_ray.runs.stores import open_object_store, open_version_database
@@ -44,6 +45,8 @@ def find_recommendations(settings: Settings, user_id: str | None, count: int) ->
         DataError: the user is unknown, or no version is live.
     """
     store = open_feature_store(settings)
+    if not is_published(store, settings.publish):
+        return _stored_recommendations(store, settings, user_id, count)
     if user_id is None:
         user_id = _any_user(settings)
     target = find_push_target(store, settings.publish.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES])
@@ -63,14 +66,19 @@ def find_recommendations(settings: Settings, user_id: str | None, count: int) ->
     )
 
 
+def _stored_recommendations(store: FeatureStore, settings: Settings, user_id: str | None, count: int) -> RankedItems:
+    """Return what the newest stored candidates hold, where no view takes them."""
+    storage = open_object_store(settings)
+    candidates = newest_candidates(storage)
+    found = read_list(storage, candidates, user_id if user_id is not None else any_user(storage, candidates))
+    title = f"Recommendations for user {found.user_id}, version {found.version} (stored, not published)"
+    shown = found.item_ids[:count]
+    return RankedItems(title, found.version, shown, found.scores[:count], _names(store, settings, shown))
+
+
 def _any_user(settings: Settings) -> str:
-    storage, version = open_object_store(settings), _live(settings)
-    folder = candidates_folder(version)
-    part = read_manifest(storage, folder).parts[RECOMMENDATION_FOLDER][0].name
-    path = storage.path(folder, RECOMMENDATION_FOLDER, part)
-    with storage.filesystem.open_input_file(path) as handle:
-        first = next(pq.ParquetFile(handle).iter_batches(batch_size=1, columns=[USER_ID]))
-    return str(first[USER_ID][0].as_py())
+    storage, folder = open_object_store(settings), candidates_folder(_live(settings))
+    return any_user(storage, StoredCandidates(folder, read_manifest(storage, folder)))
 
 
 def _live(settings: Settings) -> str:
@@ -86,8 +94,10 @@ def similar_items(settings: Settings, item_id: str, count: int) -> RankedItems:
     Raises:
         DataError: the live version has no such item, or no version is live.
     """
-    version = _live(settings)
-    if settings.publish.similar_push_source is not None:
+    store = open_feature_store(settings)
+    published = is_published(store, settings.publish)
+    version = _live(settings) if published else newest_candidates(open_object_store(settings)).version
+    if published and settings.publish.similar_push_source is not None:
         answer = _published_similar_items(settings, settings.publish.similar_push_source, item_id, count)
         if answer is not None:
             return answer
@@ -100,7 +110,7 @@ def similar_items(settings: Settings, item_id: str, count: int) -> RankedItems:
     found, scores = ExactTopK(vectors).search(vectors[places[:1]], count, exclude)
     kept = found[0] >= 0
     ids = [str(item_ids[place]) for place in found[0][kept]]
-    names = _names(open_feature_store(settings), settings, [item_id, *ids])
+    names = _names(store, settings, [item_id, *ids])
     title = f"Items like {names.get(item_id, item_id)}, version {version}"
     return RankedItems(title, version, ids, [float(score) for score in scores[0][kept]], names)
 

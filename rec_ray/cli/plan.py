@@ -17,8 +17,10 @@ from rec_ray.distributed.machine import PROCESS_BYTES
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.definitions import find_side
 from rec_ray.feature_store.offline_source import SourceSlice, entity_sources, event_source, slice_source
+from rec_ray.feature_store.push_targets import is_published
 from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import find_search_targets, list_unfed_views
+from rec_ray.preflight import find_faults, raise_faults
 from rec_ray.publishing.push import SINGLE_WRITERS, find_push_targets
 from rec_ray.retrieval.learning.attempts import SMALL_EVENTS
 from rec_ray.runs.context import open_feature_store
@@ -83,6 +85,7 @@ def plan_run(settings: Settings) -> Plan:
         UnavailableError: the registry, a file or the database cannot be read.
     """
     store = open_feature_store(settings)
+    raise_faults(find_faults(store, settings))
     feast, registry = settings.feast, read_registry(store)
     sources = {
         "interactions": [event_source(registry, feast, settings.features)],
@@ -216,6 +219,8 @@ def _steps(settings: Settings, events: int, users: int, items: int, cores: int, 
 
 
 def _publishes(store: FeatureStore, settings: Settings) -> dict[str, str]:
+    if not is_published(store, settings.publish):
+        return {}
     targets = [
         *find_push_targets(store, settings.publish).values(),
         *find_search_targets(store, settings.search).values(),

@@ -113,6 +113,11 @@ class Side:
         return FeatureJoin(self.what, tuple(names), tuple(views), tuple(computed))
 
 
+def join_keys_only(view: SideView) -> JoinedView:
+    """Return the join of a view without a field, for checks of its files."""
+    return _joined(view.view, {})
+
+
 @dataclass(frozen=True)
 class EventsView:
     """The view whose rows are the events, and its join keys or fields with the two ids."""
@@ -146,9 +151,9 @@ def find_side(registry: Registry, feast: FeastSettings, side: SideName) -> Side:
         view = _registered(registry, projection.name, f"feature service {service.name!r}")
         fields = {each.name: each for each in projection.features}
         if projection.name in registry.computed:
-            reason = _why_not_computed(view, registry, key)
+            reason = why_not_computed(view, registry, key)
         else:
-            reason = _why_not_of(view, key, projection.join_key_map)
+            reason = why_not_of(view, key, projection.join_key_map)
         if reason:
             left_out[name] = reason
         else:
@@ -175,7 +180,7 @@ def _named_side(registry: Registry, side: SideName, key: str, named: list[str]) 
     for name, only in wanted.items():
         view = _registered(registry, name, setting)
         is_computed = name in registry.computed
-        reason = _why_not_computed(view, registry, key) if is_computed else _why_not_of(view, key)
+        reason = why_not_computed(view, registry, key) if is_computed else why_not_of(view, key)
         if reason:
             raise ConfigError(f"{setting} names {name!r}: {reason}")
         have = {each.name: each for each in view.features}
@@ -292,7 +297,7 @@ def _registered(registry: Registry, name: str, who: str) -> Any:
     return view
 
 
-def _why_not_of(view: Any, key: str, join_key_map: Mapping[str, str] | None = None) -> str | None:
+def why_not_of(view: Any, key: str, join_key_map: Mapping[str, str] | None = None) -> str | None:
     """Return why a view has no features of the entity, None when it has."""
     keys = list(view.join_keys)
     if getattr(view, "batch_source", None) is None:
@@ -302,14 +307,14 @@ def _why_not_of(view: Any, key: str, join_key_map: Mapping[str, str] | None = No
     return f"view {view.name!r} is keyed by {list_names(keys)}, not by {key!r} alone"
 
 
-def _why_not_computed(view: Any, registry: Registry, key: str) -> str | None:
+def why_not_computed(view: Any, registry: Registry, key: str) -> str | None:
     """Return why an on-demand view cannot be computed for the entity, None when it can."""
     if view.source_request_sources:
         fields = [each.name for source in view.source_request_sources.values() for each in source.schema]
         return f"on-demand view {view.name!r} needs request data ({list_names(fields)}), which no stored event has"
     for name in (projection.name for projection in view.source_feature_view_projections.values()):
         source = registry.views.get(name)
-        reason = f"reads {name!r}, which is no view with rows" if source is None else _why_not_of(source, key)
+        reason = f"reads {name!r}, which is no view with rows" if source is None else why_not_of(source, key)
         if reason:
             return f"on-demand view {view.name!r}: {reason}"
     return None

@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rec_ray.candidate_store.erasure import Erased
+from rec_ray.config import PublishSettings
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, list_names
 from rec_ray.feature_store.api import FeatureStore, FeatureView, FileSource, from_feast_to_pyarrow_type
+from rec_ray.feature_store.registry import read_registry
 from rec_ray.logs import LOGGER
 from rec_ray.schema import EMBEDDING, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES
 
@@ -88,7 +90,7 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
         ConfigError: there is no such push source, or no view is fed by it.
         SchemaError: the view lacks a field that is needed, or has one that candidates have nothing for.
     """
-    views = [view for view in store.list_feature_views() if _push_source_of(view) == source]
+    views = [view for view in read_registry(store).views.values() if _push_source_of(view) == source]
     if not views:
         raise ConfigError(
             f"no feature view of project {store.project!r} is fed by a push source {source!r}; push sources are "
@@ -171,9 +173,23 @@ def require_same_space(target: PushTarget, similarity: str, embedding_size: int)
             )
 
 
+def is_published(store: FeatureStore, settings: PublishSettings) -> bool:
+    """Return whether candidates are pushed: the repository has one of the push sources, or a setting names another.
+
+    A repository without any of the usual ones is read and not written.
+
+    Raises:
+        ConfigError, FeatureStoreError: as `read_registry`.
+    """
+    names = ("item_push_source", "user_push_source", "recommendation_push_source")
+    there = push_sources(store)
+    usual = PublishSettings()
+    return any(getattr(settings, name) in there or getattr(settings, name) != getattr(usual, name) for name in names)
+
+
 def push_sources(store: FeatureStore) -> list[str]:
     """Return the push sources that feed a view."""
-    return sorted({name for view in store.list_feature_views() if (name := _push_source_of(view))})
+    return sorted({name for view in read_registry(store).views.values() if (name := _push_source_of(view))})
 
 
 def _push_source_of(view: FeatureView) -> str | None:

@@ -22,13 +22,14 @@ MESSAGE_LENGTH = 300
 class Registry:
     """The definitions of one project, by name.
 
-    views: those with rows of their own, stream views included. computed: on-demand views.
+    views: those with rows of their own, stream views included. computed: on-demand views. entities: join key -> name.
     """
 
     project: str
     views: Mapping[str, Any]
     computed: Mapping[str, Any]
     services: Mapping[str, FeatureService]
+    entities: Mapping[str, str]
 
 
 def read_registry(store: FeatureStore) -> Registry:
@@ -40,6 +41,7 @@ def read_registry(store: FeatureStore) -> Registry:
     """
     try:
         found = {view.name: view for view in store.list_all_feature_views()}
+        entities = {entity.join_key: entity.name for entity in store.list_entities()}
         services = {service.name: service for service in store.list_feature_services()}
     except FileNotFoundError as error:
         raise ConfigError(
@@ -56,7 +58,7 @@ def read_registry(store: FeatureStore) -> Registry:
         )
     computed = {name: view for name, view in found.items() if is_computed(view)}
     views = {name: view for name, view in found.items() if name not in computed}
-    return Registry(store.project, views, computed, services)
+    return Registry(store.project, views, computed, services, entities)
 
 
 def is_computed(view: Any) -> bool:

@@ -1,6 +1,7 @@
-"""The file feature_store.yaml, read before Feast reads it, so that no error shows what is in it.
+"""A feature repository opened, its feature_store.yaml read before Feast reads it, so that no error shows its content.
 
-The path comes in; the passwords in it go out, to be hidden. Errors name the line and the column, never the content.
+The folder comes in and an open `FeatureStore` goes out, its passwords hidden from every log line. Errors name the line
+and the column, never the content.
 """
 
 from __future__ import annotations
@@ -13,9 +14,37 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from rec_ray.errors import ConfigError
-from rec_ray.feature_store.point_in_time import secrets_in
-from rec_ray.logs import mask_secrets
+from rec_ray.errors import ConfigError, FeatureStoreError
+from rec_ray.feature_store.api import FeatureStore
+from rec_ray.feature_store.point_in_time import portable_config, secrets_in
+from rec_ray.logs import hide_secrets, mask_secrets
+
+
+def open_store(repo: str | Path) -> FeatureStore:
+    """Open a feature repository; its secrets are masked in all log lines from then on.
+
+    repo: the folder with feature_store.yaml, or that file by another name.
+
+    Raises:
+        ConfigError: the folder or its feature_store.yaml is not there or cannot be read.
+        FeatureStoreError: the registry cannot be reached.
+    """
+    path = Path(repo)
+    file = path if path.is_file() else path / "feature_store.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{repo} has no feature_store.yaml; correct feast.repo or run `rec-ray init`")
+    hide_secrets(read_secrets(file))
+    folder = str(file.parent.resolve())
+    try:
+        store = FeatureStore(repo_path=folder, fs_yaml_file=file)
+        hide_secrets(secrets_in(store.config))
+        return FeatureStore(repo_path=folder, config=portable_config(store))
+    # From None: the traceback of the original would print its text, with the values of the file in it.
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read: {without_content(error)}") from None
+    except Exception as error:
+        said = f"the feature repository {repo} cannot be opened: {type(error).__name__}: {without_content(error)}"
+        raise FeatureStoreError(said) from None
 
 
 def read_secrets(path: Path) -> list[str]:

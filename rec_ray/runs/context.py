@@ -12,7 +12,6 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import ray
 import ray.data
@@ -20,11 +19,9 @@ import ray.data
 from rec_ray.config import Settings
 from rec_ray.distributed.killed_workers import explained_kills
 from rec_ray.distributed.runtime import check_gpus, import_in_worker, is_local, open_ray
-from rec_ray.errors import ConfigError, FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.point_in_time import portable_config, secrets_in
-from rec_ray.feature_store.repository_file import read_secrets, without_content
-from rec_ray.logs import hide_secrets, log_context
+from rec_ray.feature_store.repository_file import open_store
+from rec_ray.logs import log_context
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics
 from rec_ray.runs.stores import open_object_store, open_version_database
@@ -107,23 +104,7 @@ def open_feature_store(settings: Settings) -> FeatureStore:
         ConfigError: the folder or its feature_store.yaml is not there or cannot be read.
         FeatureStoreError: the registry cannot be reached.
     """
-    repo = settings.feast.repo
-    path = Path(repo)
-    file = path if path.is_file() else path / "feature_store.yaml"
-    if not file.is_file():
-        raise ConfigError(f"feast.repo {repo} has no feature_store.yaml; correct the setting or run `rec-ray init`")
-    hide_secrets(read_secrets(Path(repo) / "feature_store.yaml"))
-    try:
-        store = FeatureStore(repo_path=str(file.parent), fs_yaml_file=file)
-        hide_secrets(secrets_in(store.config))
-        return FeatureStore(repo_path=str(file.parent), config=portable_config(store))
-    # From None: the traceback of the original would print its text, with the values of the file in it.
-    except (ValueError, TypeError) as error:
-        said = f"feature_store.yaml in {repo} cannot be read: {without_content(error)}"
-        raise ConfigError(said) from None
-    except Exception as error:
-        said = f"the feature repository {repo} cannot be opened: {type(error).__name__}: {without_content(error)}"
-        raise FeatureStoreError(said) from None
+    return open_store(settings.feast.repo)
 
 
 def describe_owner(run_id: str) -> str:

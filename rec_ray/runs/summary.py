@@ -6,6 +6,7 @@ of a finished run from its ledger. `cli` prints it.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
@@ -77,6 +78,12 @@ def restore_report(run: RunLedger) -> RunReport:
     if values["evaluation"] is not None:
         values["evaluation"] = TypeAdapter(Evaluation).validate_python(values["evaluation"])
     return RunReport(**values)
+
+
+def say_unpublished(report: RunReport) -> RunReport:
+    """Return the report of a run that had no view to publish to; its last line has the way to publish."""
+    todo = f"no view takes the lists yet; rec-ray feast-views --apply adds some, then: rec-ray publish {report.version}"
+    return dataclasses.replace(report, where={**report.where, "not published": todo})
 
 
 def report_run(

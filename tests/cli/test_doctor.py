@@ -84,9 +84,8 @@ def test_a_store_that_cannot_be_written_does_not_hide_the_rest(
 
 def test_a_wrong_name_is_a_matter_of_settings(project: Path) -> None:
     found = faults(project, "publish.user_push_source=nobody", "feast.item_service=things")
-    assert set(found) == {"feature registry", "offline store", "push sources", "online store"}
-    assert "'things'" in found["feature registry"].said
-    assert found["offline store"].said == "not looked at, because the feature registry cannot be read"
+    assert {"feature registry", "offline store", "push sources", "online store"} <= set(found)
+    assert "'things'" in found["feature registry"].said and "'nobody'" in found["push sources"].said
     assert exit_code_of(list(found.values())) == 2
     found = faults(project, "publish.user_push_source=nobody")
     assert "'nobody'" in found["push sources"].said and found["push sources"].exit_code == 2

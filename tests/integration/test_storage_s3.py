@@ -175,7 +175,7 @@ def test_files_that_feast_names_are_read_from_the_server(
     import pyarrow.parquet as pq
     from feast import FileSource
 
-    from rec_ray.feature_store.offline_source import FeatureSource, _files
+    from rec_ray.feature_store.source_files import find_files
 
     filesystem = seaweedfs.filesystem()
     for number in range(2):
@@ -189,7 +189,6 @@ def test_files_that_feast_names_are_read_from_the_server(
         s3_endpoint_override=seaweedfs.endpoint,
         timestamp_field="event_timestamp",
     )
-    source = FeatureSource.of(named, {}, what="events")
-    found, paths = _files(source, tmp_path)
+    found, paths = find_files(named, tmp_path, "events")
     assert paths == [f"{seaweedfs.bucket}/events/{number}.parquet" for number in range(2)]
     assert pq.read_table(paths[0], filesystem=found).num_rows == 1
