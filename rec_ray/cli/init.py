@@ -1,4 +1,7 @@
-"""The command `init`: options into names of columns, questions on a terminal, and the table of decisions."""
+"""The command `init`: a new project from nothing, from files, or for an existing Feast repository.
+
+It reads options, asks questions on a terminal and prints the table of decisions; `sample` makes the project.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rec_ray.cli.feast import EventsView, Feast, init_feast
 from rec_ray.cli.options import AsJson
+from rec_ray.errors import ConfigError
 
 init_app = typer.Typer()
 
@@ -41,10 +46,16 @@ def init(
     value_column: Annotated[
         str | None, typer.Option(help="Column with the value of an event, such as a rating.")
     ] = None,
+    feast: Feast = None,
+    events_view: EventsView = None,
     seed: Annotated[int, typer.Option(help="Seed of the generated shop.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make a project: settings, a Feast repository and data, generated or your own."""
+    if feast is not None:
+        given = (events_view, _only(user_column, "--user-column"), _only(item_column, "--item-column"))
+        init_feast(folder, feast, (*given, type_column, value_column), as_json)
+        return
     from rec_ray.sample.project import init_project
     from rec_ray.sample.roles import ColumnNames, Question, unit_named
 
@@ -79,3 +90,12 @@ def init(
     for note in summary.notes:
         console.print(f"- {note}", markup=False, highlight=False)
     console.print(f"Settings to look at: {summary.settings}\nNext: rec-ray run -C {folder}", markup=False)
+
+
+def _only(names: list[str] | None, option: str) -> str | None:
+    """Return the one name that an option has with --feast, where all columns are those of one view."""
+    if names and len(names) > 1:
+        raise ConfigError(
+            f"{option} is given {len(names)} times; with --feast there is one view of events: give it once"
+        )
+    return names[0] if names else None

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from rec_ray import __version__
 from rec_ray.cli.checks import checks_app
+from rec_ray.cli.feast import feast_app
 from rec_ray.cli.forget import forget_app
 from rec_ray.cli.init import init_app
 from rec_ray.cli.kubernetes import kubernetes_app
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 
 app.add_typer(init_app)
+app.add_typer(feast_app)
 
 Version = Annotated[str | None, typer.Argument(help="Version of the model.", show_default="newest stored")]
 

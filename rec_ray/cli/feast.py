@@ -1,0 +1,80 @@
+"""Commands for an existing Feast repository: the options and output of `init --feast`, and `feast-views`.
+
+Options go in; decisions and files go out, on the terminal or as JSON. `sample` and `feature_store` do the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rec_ray.cli.options import AsJson, Config, Project, Set, settings_of
+
+Feast = Annotated[
+    Path | None, typer.Option("--feast", help="Your own Feast repository: its folder or its feature_store.yaml.")
+]
+EventsView = Annotated[str | None, typer.Option(help="With --feast: the view whose rows are the events.")]
+Wished = tuple[str | None, str | None, str | None, str | None, str | None]
+
+
+def init_feast(folder: Path, repo: Path, wished: Wished, as_json: bool) -> None:
+    """Make a project for a Feast repository and print each decision. wished: what the options above name, in order."""
+    from rec_ray.sample.feast_layout import LayoutOptions
+    from rec_ray.sample.feast_project import init_from_feast
+
+    made = init_from_feast(folder, repo, LayoutOptions(*wished))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(made), default=str))
+        return
+    console = Console()
+    table = Table(title=f"Decisions on {made.repo}")
+    for name in ("what", "decision", "why", "other with"):
+        table.add_column(name, overflow="fold")
+    for choice in made.choices:
+        table.add_row(*(escape(text) for text in dataclasses.astuple(choice)))
+    console.print(table, highlight=False)
+    console.print(f"{made.events:,} events of {made.users:,} users and {made.items:,} items", highlight=False)
+    for warning in made.warnings:
+        console.print(f"WARNING: {warning}", markup=False, highlight=False)
+    console.print(f"Settings: {made.settings}\nNext: rec-ray run -C {folder}", markup=False, soft_wrap=True)
+
+
+feast_app = typer.Typer()
+
+
+@feast_app.command("feast-views")
+def feast_views(
+    apply: Annotated[bool, typer.Option("--apply", help="Add the views to the registry, too.")] = False,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write feature views for what a run publishes into your Feast repository, as rec_ray_views.py."""
+    settings = settings_of(project, config, overrides)
+    from rec_ray.feature_store.feast_views import apply_views, plan_views, write_views
+    from rec_ray.feature_store.repository_file import open_store
+
+    store = open_store(settings.feast.repo)
+    plan = plan_views(store, settings)
+    if not as_json:
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"{'To add to' if plan.is_new else 'Already in'} Feast project {store.project}:", markup=False)
+        for view, fields in plan.views.items():
+            console.print(f"  + view {view}: {', '.join(fields)}", markup=False)
+        console.print(f"  + push sources {', '.join(plan.push_sources)}; feature service recommendations", markup=False)
+    write_views(store, settings, plan)
+    if apply:
+        apply_views(store, plan)
+    if as_json:
+        print(json.dumps({"file": str(plan.file), "views": plan.views, "new": plan.is_new, "applied": apply}))
+        return
+    rest = "Applied. Next: rec-ray publish" if apply else "Next: rec-ray feast-views --apply (or `feast apply` there)"
+    console.print(f"Written: {plan.file}\n{rest}", markup=False)

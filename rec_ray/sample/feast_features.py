@@ -1,0 +1,163 @@
+"""Decides what the fields of somebody's views are: features with their kinds, and what the events mean.
+
+Samples of rows come in; declarations, settings of the events and a decision with its reason for each field go out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rec_ray.config import InteractionSettings
+from rec_ray.errors import ConfigError, list_names
+from rec_ray.feature_store.api import FeatureStore
+from rec_ray.feature_store.definitions import Side
+from rec_ray.sample.declarations import ITEM_NAMES, declare_features
+from rec_ray.sample.feast_layout import Choice, LayoutOptions
+from rec_ray.sample.feast_samples import sample_features
+from rec_ray.sample.tables import WrittenTable
+from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+
+TYPE_NAME = re.compile(r"type|event|action|interaction|kind|behavio|activity|verb|status")
+REFUSED_NAME = re.compile(r"return|refund|cancel|void|removed|deleted")
+RATING_NAME = re.compile(r"rating|stars?$|score|grade|vote")
+AMOUNT_NAME = re.compile(r"quantity|qty|units|count|pieces|amount")
+NEGATIVE_TYPE = re.compile(r"negative|dislike|remove|return|refund|cancel|void|unsubscri|skip|report|hide")
+MOST_TYPES = 50
+"""A field with more values names no types of events."""
+LARGEST_SCALE = 10
+"""A rating goes up to so much; larger numbers measure something else."""
+
+
+def decide_features(
+    store: FeatureStore, side: Side, reserved: set[str], folder: Path
+) -> tuple[dict[str, dict[str, Any]], str | None, list[Choice]]:
+    """Return the features of a side, the field that people read, and a decision on each field.
+
+    reserved: names that rec_ray uses itself.
+    """
+    features: dict[str, dict[str, Any]] = {}
+    choices: list[Choice] = []
+    readable: str | None = None
+    for number, view in enumerate([*side.views, *side.computed]):
+        path = folder / f"{side.side}-{number}.parquet"
+        rows = sample_features(store, side, view, path)
+        for name in rows.column_names:
+            what = f"{view.name}.{side.find(name, 'features')[1].name}"
+            kind = rows.schema.field(name).type
+            used = f"{view.name}__{name}" if name in reserved else name
+            if not _is_usable(kind):
+                choices.append(Choice(what, "left out", f"{kind} is no kind of feature"))
+                continue
+            table = WrittenTable(side.side, path, rows.num_rows, pa.schema([rows.schema.field(name)]))
+            declared = declare_features(table)
+            why = declared.notes[-1].partition(": ")[2].partition(", ")[2] if declared.notes else "an id or a time"
+            for declaration in declared.features.values():
+                features[used] = {key: value for key, value in asdict(declaration).items() if value is not None}
+                choices.append(Choice(what, declaration.kind, why))
+            if not declared.features:
+                choices.append(Choice(what, "left out", why or "a name that rec_ray uses"))
+            if pa.types.is_string(kind) and name.lower() in ITEM_NAMES and readable is None:
+                readable = used
+    return features, readable, choices
+
+
+def _is_usable(kind: pa.DataType) -> bool:
+    inner = kind.value_type if pa.types.is_list(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_timestamp)
+    return any(test(inner) for test in tests)
+
+
+def decide_events(events: pa.Table, wishes: LayoutOptions) -> tuple[dict[str, Any], list[Choice]]:
+    """Return the settings of `features.interaction` and a decision on each field of the events.
+
+    Raises:
+        ConfigError: a wish names a field that the events have not.
+    """
+    fields = [name for name in events.column_names if name not in (USER_ID, ITEM_ID, EVENT_TIMESTAMP)]
+    for name, option in ((wishes.type_field, "--type-column"), (wishes.value_field, "--value-column")):
+        if name is not None and name not in fields:
+            raise ConfigError(f"{option} {name}: the events have the fields {list_names(fields)}")
+    settings: dict[str, Any] = {"type_field": None, "value_field": None}
+    choices: list[Choice] = []
+    type_field, type_why = _find_type(events, fields, wishes)
+    if type_field is not None:
+        settings["type_field"] = type_field
+        values = [str(value) for value in _texts(events[type_field]).unique().to_pylist() if value is not None]
+        refused = REFUSED_NAME.search(type_field.lower())
+        negative = [v for v in values if NEGATIVE_TYPE.search(v.lower()) or (refused and v in ("true", "1"))]
+        settings["negative_types"] = sorted(negative)
+        said = f"negatives: {', '.join(sorted(negative))}" if negative else "all are positives"
+        choices.append(Choice(type_field, "type of an event", f"{type_why}; {said}", "--type-column"))
+    value_field, value_why, threshold = _find_value(events, fields, wishes)
+    if value_field is not None:
+        settings["value_field"] = value_field
+        if threshold is not None and "min_positive_value" in InteractionSettings.model_fields:
+            settings["min_positive_value"] = threshold
+        choices.append(Choice(value_field, "value of an event", value_why, "--value-column"))
+    for name in fields:
+        if name not in (type_field, value_field):
+            option = "--value-column" if _is_number(events, name) else "--type-column"
+            why = "a number that is no rating" if _is_number(events, name) else "it names no types of events"
+            choices.append(Choice(name, "left out", why, option))
+    return settings, choices
+
+
+def _find_type(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> tuple[str | None, str]:
+    if wishes.type_field is not None:
+        return wishes.type_field, "as asked for"
+    for pattern, tests in (
+        (TYPE_NAME, (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)),
+        (REFUSED_NAME, (pa.types.is_boolean, pa.types.is_integer)),
+    ):
+        for name in fields:
+            kind = events.schema.field(name).type
+            if not pattern.search(name.lower()) or not any(test(kind) for test in tests):
+                continue
+            values = _texts(events[name]).unique().drop_null()
+            if 2 <= len(values) <= (MOST_TYPES if pattern is TYPE_NAME else 2):
+                return name, f"{len(values)} values: {', '.join(sorted(values.to_pylist())[:8])}"
+    return None, ""
+
+
+def _find_value(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> tuple[str | None, str, float | None]:
+    """Return the field, the reason, and the lowest value of a positive where that is not just above 0."""
+    named = wishes.value_field
+    for name in [named] if named is not None else fields:
+        if not _is_number(events, name):
+            if named is not None:
+                raise ConfigError(f"--value-column {name} is {events.schema.field(name).type}; expected a number")
+            continue
+        bounds = pc.min_max(pc.cast(events[name], pa.float64())).as_py()
+        low, high = bounds["min"], bounds["max"]
+        if low is None:
+            continue
+        if RATING_NAME.search(name.lower()) and high <= LARGEST_SCALE:
+            if low < 0 or high <= 1:
+                return name, f"ratings from {low:g} to {high:g}: above 0 is positive", None
+            threshold = low + (high - low) / 2
+            return name, f"ratings from {low:g} to {high:g}: from {threshold:g} on they are positive", threshold
+        if named is not None:
+            return name, "as asked for", None
+        if AMOUNT_NAME.search(name.lower()) and low <= 0:
+            return (
+                name,
+                f"amounts from {low:g} to {high:g}: 0 and below are returned goods, which are no positives",
+                None,
+            )
+    return None, "", None
+
+
+def _is_number(events: pa.Table, name: str) -> bool:
+    kind = events.schema.field(name).type
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    column = pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    return pc.cast(column, pa.string())

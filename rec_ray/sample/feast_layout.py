@@ -1,0 +1,259 @@
+"""Finds users, items and events in somebody's Feast repository.
+
+The definitions of a registry and what a person typed come in; a `Layout` goes out: the view of the events, its two ids,
+the views of users and of items, and a decision with its reason for each view. It reads no row: callers hand in a
+function that counts them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rec_ray.config import FeastSettings
+from rec_ray.errors import ConfigError, list_names
+from rec_ray.feature_store.definitions import find_events, find_side, why_not_computed
+from rec_ray.feature_store.registry import Registry, hint
+
+USER_WORDS = re.compile(
+    r"user|customer|client|member|viewer|visitor|shopper|buyer|account|person|people|reader|listener|subscriber|guest"
+    r"|player|student|patient|profile|consumer|household|session|passenger|traveller|traveler|kunde|cust"
+)
+ITEM_WORDS = re.compile(
+    r"item|product|article|sku|film|movie|book|song|track|video|title|listing|offer|content|good|recipe|game|course"
+    r"|show|episode|album|artist|post|ad$|ads$|asset|document|news|hotel|restaurant|property|job|merchandise|artikel"
+)
+RESULT_FIELDS = {"top_k_item_ids", "model_version", "similar_item_ids"}
+SERVICES = ("user_service", "item_service", "interaction_service")
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """Decisions that a person takes out of the program's hands; None leaves them to it."""
+
+    events_view: str | None = None
+    user_column: str | None = None
+    item_column: str | None = None
+    type_field: str | None = None
+    value_field: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision: what about, what was decided, why, and the option that overrules it."""
+
+    what: str
+    decision: str
+    why: str
+    option: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who is who. settings: section `feast`, what differs from the defaults."""
+
+    settings: Mapping[str, Any]
+    events_view: str
+    choices: tuple[Choice, ...] = field(default_factory=tuple)
+
+
+def find_layout(
+    registry: Registry,
+    wishes: LayoutOptions,
+    count_rows: Callable[[Any], int | None],
+    count_ids: Callable[[Any, str], int],
+) -> Layout:
+    """Decide which view holds the events and which entity is the user.
+
+    count_rows: rows of a view, None where only reading tells. count_ids: different ids in a column of a view.
+
+    Raises:
+        ConfigError: no view can be the events, or a wish names something that is not there.
+    """
+    views = {name: view for name, view in registry.views.items() if not is_result(view)}
+    results = sorted(set(registry.views) - set(views))
+    choices: list[Choice] = []
+    events = _find_events(registry, views, wishes, count_rows, choices)
+    ids = _ids_of(events, views, registry)
+    user, item = _user_and_item(events, ids, registry, wishes, count_ids, choices)
+    user_key = _key_of(user, "user", registry, views, other=item)
+    item_key = _key_of(item, "item", registry, views, other=user)
+    settings: dict[str, Any] = {"user_key": user_key, "item_key": item_key}
+    if user != user_key:
+        settings["events_user_field"] = user
+    if item != item_key:
+        settings["events_item_field"] = item
+    if _services_fit(registry, settings, events.name):
+        choices.append(Choice("views", "those of " + ", ".join(SERVICES), "the feature services have the usual names"))
+    else:
+        settings["events_view"] = events.name
+        for side, key in (("user", user_key), ("item", item_key)):
+            own = [name for name, view in views.items() if _is_keyed(view, key) and name != events.name]
+            computed = [name for name, view in registry.computed.items() if not why_not_computed(view, registry, key)]
+            settings[f"{side}_views"] = [*own, *computed]
+            why = f"keyed by {key!r} alone" if own else f"no view is keyed by {key!r} alone"
+            choices.append(Choice(f"views of {side}s", ", ".join([*own, *computed]) or "none", why))
+        if not settings["item_views"]:
+            raise ConfigError(
+                f"no view is keyed by {item_key!r} alone, and without one there is no catalogue of items; add one to "
+                "the repository, or name the column of the items with --item-column"
+            )
+    used = {events.name, *settings.get("user_views", ()), *settings.get("item_views", ())}
+    for name in results:
+        choices.append(Choice(name, "left out", "results of a recommender, no features"))
+    if "events_view" in settings:
+        for name, view in {**views, **registry.computed}.items():
+            if name not in used:
+                choices.append(Choice(name, "left out", _why_unused(view, registry, user_key)))
+    return Layout({name: value for name, value in settings.items() if value}, events.name, tuple(choices))
+
+
+def is_result(view: Any) -> bool:
+    """Return whether a view holds what a recommender publishes."""
+    names = {each.name for each in view.features}
+    searched = any(getattr(each, "vector_index", False) for each in view.features)
+    pushed = getattr(view, "stream_source", None) is not None
+    return bool(names & RESULT_FIELDS) or (pushed and searched)
+
+
+def _is_keyed(view: Any, key: str) -> bool:
+    return list(view.join_keys) == [key] and getattr(view, "batch_source", None) is not None
+
+
+def _why_unused(view: Any, registry: Registry, user_key: str) -> str:
+    if view.name in registry.computed:
+        return why_not_computed(view, registry, user_key) or "not keyed by users or items"
+    keys = list_names(view.join_keys)
+    return f"keyed by {keys}, neither users nor items alone, and not the events"
+
+
+def _ids_of(view: Any, views: Mapping[str, Any], registry: Registry) -> list[str]:
+    """Return the columns of a view that name entities: its join keys, or fields called like keys of other views."""
+    if len(view.join_keys) > 1:
+        return list(view.join_keys)
+    keys = {each.join_keys[0] for each in views.values() if len(each.join_keys) == 1 and each is not view}
+    by_name = [
+        each.name
+        for each in view.features
+        if each.name in keys or (re.search(r"(_id|_key|_no|id)$", each.name) and _side_of(each.name, registry))
+    ]
+    return by_name if len(by_name) > 1 else []
+
+
+def _side_of(name: str, registry: Registry) -> str | None:
+    """Return the side that the name of an id, of its entity or of a view keyed by it alone speaks for."""
+    keyed = [view for view, each in registry.views.items() if list(each.join_keys) == [name] and not is_result(each)]
+    for each in (name, registry.entities.get(name, ""), " ".join(keyed)):
+        user, item = USER_WORDS.search(each.lower()), ITEM_WORDS.search(each.lower())
+        if bool(user) != bool(item):
+            return "user" if user else "item"
+    return None
+
+
+def _find_events(
+    registry: Registry,
+    views: Mapping[str, Any],
+    wishes: LayoutOptions,
+    count_rows: Callable[[Any], int | None],
+    choices: list[Choice],
+) -> Any:
+    option = "--events-view"
+    if wishes.events_view is not None:
+        if wishes.events_view not in registry.views:
+            raise ConfigError(f"--events-view {wishes.events_view}: {hint(wishes.events_view, registry.views)}")
+        choices.append(Choice("events", wishes.events_view, "as asked for", option))
+        return registry.views[wishes.events_view]
+    wanted = {wishes.user_column, wishes.item_column} - {None}
+    found = {
+        name: view
+        for name, view in views.items()
+        if getattr(view, "batch_source", None) is not None
+        and (_ids_of(view, views, registry) or (len(wanted) == 2 and wanted <= {each.name for each in view.features}))
+    }
+    if not found:
+        there = "; ".join(f"{name}: {', '.join(view.join_keys)}" for name, view in views.items())
+        raise ConfigError(
+            f"no view of project {registry.project!r} has the ids of users and items, so there are no events to learn "
+            f"from; its views and their keys are {there}. If the ids are fields of a view, name them with "
+            "--user-column and --item-column"
+        )
+    if len(found) == 1:
+        name, view = next(iter(found.items()))
+        choices.append(
+            Choice("events", name, f"the only view with two ids: {', '.join(_ids_of(view, views, registry))}", option)
+        )
+        return view
+    counts = {name: count_rows(view) for name, view in found.items()}
+    name = max(found, key=lambda each: (counts[each] or 0, each == "interactions"))
+    rows = ", ".join(f"{each} {'?' if count is None else format(count, ',')}" for each, count in counts.items())
+    choices.append(Choice("events", name, f"most rows of the views with two ids: {rows}", option))
+    return found[name]
+
+
+def _user_and_item(
+    events: Any,
+    ids: list[str],
+    registry: Registry,
+    wishes: LayoutOptions,
+    count_ids: Callable[[Any, str], int],
+    choices: list[Choice],
+) -> tuple[str, str]:
+    columns = [*events.join_keys, *(each.name for each in events.features)]
+    for name, option in ((wishes.user_column, "--user-column"), (wishes.item_column, "--item-column")):
+        if name is not None and name not in columns:
+            raise ConfigError(
+                f"{option} {name}: the events of view {events.name!r} have no such column; they have "
+                f"{list_names(columns)}"
+            )
+    user, item = wishes.user_column, wishes.item_column
+    ids = ids or columns
+    why = {"user": "as asked for", "item": "as asked for"}
+    for side in ("user", "item"):
+        named = [name for name in ids if _side_of(name, registry) == side and name not in (user, item)]
+        if side == "user" and user is None and named:
+            user, why["user"] = named[0], "it is named after people"
+        if side == "item" and item is None and named:
+            item, why["item"] = named[0], "it is named after things"
+    left = [name for name in ids if name not in (user, item)]
+    if user is None and item is None and len(left) > 1:
+        counts = {name: count_ids(events, name) for name in left}
+        left.sort(key=lambda name: -counts[name])
+        user, item = left[0], left[1]
+        why["user"] = why["item"] = "more users than items is the rule: " + ", ".join(
+            f"{n} {c:,}" for n, c in counts.items()
+        )
+    elif user is None and left:
+        user, why["user"] = left[0], "the other id of the events"
+    elif item is None and left:
+        item, why["item"] = left[0], "the other id of the events"
+    if user is None or item is None:
+        raise ConfigError(
+            f"the events of view {events.name!r} have the columns {list_names(columns)}; name the two ids with "
+            "--user-column and --item-column"
+        )
+    choices.append(Choice("id of users", user, why["user"], "--user-column"))
+    choices.append(Choice("id of items", item, why["item"], "--item-column"))
+    return user, item
+
+
+def _key_of(column: str, side: str, registry: Registry, views: Mapping[str, Any], other: str) -> str:
+    """Return the join key of the views of an entity: the column itself, or else the key with such a name."""
+    keys = list(dict.fromkeys(view.join_keys[0] for view in views.values() if len(view.join_keys) == 1))
+    if column in keys:
+        return column
+    named = [key for key in keys if _side_of(key, registry) == side and key != other]
+    return named[0] if named else column
+
+
+def _services_fit(registry: Registry, settings: Mapping[str, Any], events: str) -> bool:
+    """Return whether the services with the usual names give the same events and have features."""
+    if not set(SERVICES) <= set(registry.services):
+        return False
+    feast = FeastSettings.model_validate({name: value for name, value in settings.items() if value})
+    try:
+        sides = [find_side(registry, feast, "user"), find_side(registry, feast, "item")]
+        return find_events(registry, feast).view.name == events and all(side.views for side in sides)
+    except ConfigError:
+        return False

@@ -1,0 +1,160 @@
+"""Makes a project for somebody's own Feast repository: reads it, decides once, and writes short settings.
+
+In go a folder, the repository and a person's wishes; out comes a summary with each decision and its reason. Nothing in
+the repository changes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from rec_ray.config import FeastSettings, PublishSettings, Settings
+from rec_ray.config.loading import SETTINGS_FILE
+from rec_ray.data.load_items import ITEMS
+from rec_ray.errors import ConfigError, EmptyDataError
+from rec_ray.feature_store.definitions import find_events, find_side
+from rec_ray.feature_store.feast_views import SIMILAR_SOURCE
+from rec_ray.feature_store.push_targets import is_published
+from rec_ray.feature_store.registry import read_registry
+from rec_ray.feature_store.repository_file import open_store
+from rec_ray.sample.feast_features import decide_events, decide_features
+from rec_ray.sample.feast_layout import Choice, LayoutOptions, find_layout
+from rec_ray.sample.feast_samples import count_ids, count_rows, earliest_time, sample_events
+from rec_ray.sample.project import NEWCOMERS, REPEATS
+from rec_ray.sample.survey import share_of_newcomers, share_of_repeats
+from rec_ray.schema import EVENT_TIMESTAMP, INTERACTIONS, ITEM_ID, USER_ID
+
+
+@dataclass(frozen=True)
+class FeastProject:
+    """What `init_from_feast` made. users, items, events: in the sample that decisions were made from."""
+
+    folder: Path
+    settings: Path
+    repo: Path
+    users: int
+    items: int
+    events: int
+    choices: tuple[Choice, ...]
+    warnings: tuple[str, ...]
+
+
+def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions | None = None) -> FeastProject:
+    """Write the settings file of a project that reads an existing Feast repository.
+
+    Args:
+        folder: gets `rec_ray.yaml`; it may be the one that the repository lies in.
+        repo: folder with feature_store.yaml, or that file.
+        wishes: decisions that a person takes.
+
+    Raises:
+        ConfigError: there is a settings file already, the repository cannot be read, or has nothing to learn from.
+        EmptyDataError: the events have no usable row.
+        FeatureStoreError: the registry or a source does not answer.
+    """
+    folder, wishes = Path(folder).resolve(), wishes or LayoutOptions()
+    file = folder / SETTINGS_FILE
+    if file.exists():
+        raise ConfigError(f"{file} is there already; name another folder, or remove it to decide anew")
+    store = open_store(repo)
+    registry = read_registry(store)
+    layout = find_layout(
+        registry, wishes, lambda view: count_rows(store, view), lambda view, column: count_ids(store, view, column)
+    )
+    feast = FeastSettings.model_validate(dict(layout.settings))
+    choices, warnings = list(layout.choices), []
+    with tempfile.TemporaryDirectory(prefix="rec_ray_") as temporary:
+        scratch = Path(temporary)
+        view = find_events(registry, feast)
+        events = sample_events(store, view, scratch / "events.parquet")
+        if not events.num_rows:
+            raise EmptyDataError(f"the events of view {view.view.name!r} have no row with both ids and a time")
+        interaction, decided = decide_events(events, wishes)
+        choices += decided
+        features: dict[str, Any] = {}
+        for name, reserved in (("user", INTERACTIONS.names), ("item", ITEMS.names)):
+            side = find_side(registry, feast, name)  # type: ignore[arg-type]
+            features[name], readable, decided = decide_features(store, side, set(reserved), scratch)
+            choices += decided
+            if name == "item" and readable is not None:
+                features["item_name"] = readable
+            warnings += _late_views(store, side.views, events)
+        values: dict[str, Any] = {"feast": {"repo": _place(Path(repo), folder), **layout.settings}}
+        if not is_published(store, PublishSettings()):
+            # The views that `rec-ray feast-views` offers have one for similar items, too.
+            values["publish"] = {"similar_push_source": SIMILAR_SOURCE}
+        values["features"] = {**features, "interaction": interaction}
+        values |= _protocol(scratch / "events.parquet", interaction, choices)
+    Settings.model_validate(values)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(_render(values, choices), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+    return FeastProject(
+        folder,
+        file,
+        Path(store.repo_path),
+        pc.count_distinct(events[USER_ID]).as_py(),
+        pc.count_distinct(events[ITEM_ID]).as_py(),
+        events.num_rows,
+        tuple(choices),
+        tuple(warnings),
+    )
+
+
+def _late_views(store: Any, views: Any, events: pa.Table) -> list[str]:
+    """Name the views whose rows begin after half of the events: features are null before."""
+    middle = pc.quantile(pc.cast(events[EVENT_TIMESTAMP], pa.int64()), 0.5, interpolation="lower")[0].as_py()
+    said = []
+    for each in views:
+        earliest = earliest_time(store, each.view)
+        if earliest is not None and int(earliest.timestamp() * 1_000_000) > middle:
+            said.append(
+                f"the rows of view {each.name!r} begin on {earliest:%Y-%m-%d}, after half of the events: for those its "
+                "features are unknown; give its rows the time from which on they were true"
+            )
+    return said
+
+
+def _protocol(path: Path, interaction: Mapping[str, Any], choices: list[Choice]) -> dict[str, Any]:
+    """Return how to evaluate and recommend, where the events ask for something other than the defaults."""
+    values: dict[str, Any] = {}
+    newcomers, repeats = share_of_newcomers(path), share_of_repeats(path)
+    if newcomers >= NEWCOMERS:
+        values["evaluation"] = {"split": "leave_one_out"}
+        why = f"{newcomers:.0%} of the users in the last 10 % of the events are new: a split by time tests nobody"
+        choices.append(Choice("held out", "last event of each user", why, "evaluation.split"))
+    if repeats >= REPEATS and interaction["type_field"] is None:
+        values["candidates"] = {"exclude_seen": False}
+        why = f"{repeats:.0%} of the users end with an item that they had before"
+        choices.append(Choice("items already seen", "recommended too", why, "candidates.exclude_seen"))
+    return values
+
+
+def _place(repo: Path, folder: Path) -> str:
+    """Return the repository as the settings file names it: relative where the two lie together."""
+    repo = repo.resolve()
+    relative = os.path.relpath(repo, folder)
+    return str(repo) if Path(relative).parts[:2] == (os.pardir, os.pardir) else relative
+
+
+def _render(values: Mapping[str, Any], choices: list[Choice]) -> str:
+    lines = [
+        "# Settings of this rec_ray project, decided by `rec-ray init --feast`; all others have their defaults.",
+        "# Any setting can also be given as REC_RAY__SECTION__KEY or --set section.key=value.",
+        "#",
+        *(f"# {choice.what}: {choice.decision} ({choice.why})" for choice in choices),
+    ]
+    lines = [" ".join(line.split()) for line in lines]
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
+    return "\n".join(lines) + "\n\n" + text

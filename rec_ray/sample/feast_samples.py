@@ -1,0 +1,140 @@
+"""Rows of the views of a Feast repository, enough of them to decide what their fields are.
+
+An open store and definitions come in; Parquet files in a scratch folder go out, with the newest row of each entity, or
+the events with ids and times under the program's own names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rec_ray.feature_store.api import FeatureStore
+from rec_ray.feature_store.as_of_join import find_newest_rows
+from rec_ray.feature_store.definitions import EventsView, Side, SideView
+from rec_ray.feature_store.offline_source import FeatureSource, SourceSlice, read_slice, slice_source
+from rec_ray.feature_store.point_in_time import point_in_time, portable_config
+from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, TIMESTAMP, USER_ID
+
+SAMPLE_ROWS = 200_000
+"""Rows of a view that decisions are made from."""
+EVENT_ROWS = 1_000_000
+_ENTITY = "entity_id"
+
+
+def count_rows(store: FeatureStore, view: Any) -> int | None:
+    """Return the rows of a view, None where only reading tells."""
+    source = FeatureSource.of(view.batch_source, {}, what=f"view {view.name!r}")
+    counts = [part.rows for part in slice_source(store, source, SAMPLE_ROWS)]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def count_ids(store: FeatureStore, view: Any, column: str) -> int:
+    """Return how many different ids a column of a view has, in a sample."""
+    source = FeatureSource.of(view.batch_source, {_ENTITY: column}, what=f"view {view.name!r}")
+    return pc.count_distinct(_sample(store, source, SAMPLE_ROWS)[_ENTITY]).as_py()
+
+
+def sample_events(store: FeatureStore, events: EventsView, path: Path) -> pa.Table:
+    """Write events, the newest ones of a large source, with all fields; return them without rows that lack an id."""
+    columns = {USER_ID: events.user, ITEM_ID: events.item}
+    fields = [name for name in events.field_names if name not in (USER_ID, ITEM_ID, EVENT_TIMESTAMP)]
+    source = FeatureSource.of(
+        events.view.batch_source, columns | _numbered(fields), what=f"the events of view {events.view.name!r}"
+    )
+    rows = _named(_sample(store, source, EVENT_ROWS), fields)
+    kept = rows.filter(
+        pc.and_(pc.and_(pc.is_valid(rows[USER_ID]), pc.is_valid(rows[ITEM_ID])), pc.is_valid(rows[EVENT_TIMESTAMP]))
+    )
+    pq.write_table(kept, path)
+    return kept
+
+
+def sample_features(store: FeatureStore, side: Side, view: SideView, path: Path) -> pa.Table:
+    """Write the newest row of each entity in a sample of a view, by the names that the settings may use."""
+    names = {
+        name: side.find(name, "features")[1].name for name in side.field_names if side.find(name, "features")[0] is view
+    }
+    if view in side.computed:
+        ids, times = _entities(store, side)
+        rows = point_in_time(portable_config(store), side.join(names), ids, times) if len(ids) else None
+        table = rows if rows is not None else pa.table({name: pa.nulls(0) for name in names})
+    else:
+        source = FeatureSource.of(
+            view.view.batch_source,
+            {_ENTITY: view.view.join_keys[0], **_numbered(list(names.values()))},
+            what=f"view {view.name!r}",
+        )
+        rows = _sample(store, source, SAMPLE_ROWS)
+        ids = pc.unique(rows[_ENTITY]).drop_null()
+        latest = pa.array([2**62] * len(ids), pa.int64()).cast(TIMESTAMP)
+        newest = find_newest_rows(ids, latest, rows[_ENTITY].combine_chunks(), rows[EVENT_TIMESTAMP].combine_chunks())
+        table = _named(rows.take(newest.drop_null()), list(names)).drop_columns([_ENTITY, EVENT_TIMESTAMP])
+    table = pa.table({name: _plain(table[name]) for name in table.column_names})
+    pq.write_table(table, path)
+    return table
+
+
+def earliest_time(store: FeatureStore, view: Any) -> Any:
+    """Return the earliest time of a view's rows in a sample, None without rows."""
+    source = FeatureSource.of(view.batch_source, {}, what=f"view {view.name!r}")
+    return pc.min(_sample(store, source, SAMPLE_ROWS)[EVENT_TIMESTAMP]).as_py()
+
+
+def _entities(store: FeatureStore, side: Side) -> tuple[pa.Array, pa.Array]:
+    view = side.views[0].view
+    source = FeatureSource.of(view.batch_source, {_ENTITY: view.join_keys[0]}, what=f"view {view.name!r}")
+    rows = _sample(store, source, SAMPLE_ROWS)
+    grouped = rows.group_by(_ENTITY).aggregate([(EVENT_TIMESTAMP, "max")])
+    return grouped[_ENTITY].combine_chunks(), grouped[f"{EVENT_TIMESTAMP}_max"].combine_chunks()
+
+
+def _sample(store: FeatureStore, source: FeatureSource, rows: int) -> pa.Table:
+    """Return the newest rows of a source: its last files, or its last stretches of time with rows."""
+    config = portable_config(store)
+    parts: list[pa.Table] = []
+    held = 0
+    slices: list[SourceSlice] = list(reversed(slice_source(store, source, rows)))
+    for part in slices:
+        table = read_slice(config, part)
+        parts.append(table)
+        held += table.num_rows
+        if held >= rows:
+            break
+    return pa.concat_tables(parts, promote_options="permissive") if parts else _empty(source)
+
+
+def _empty(source: FeatureSource) -> pa.Table:
+    return pa.table(
+        {name: pa.nulls(0, pa.string()) for name in source.columns} | {EVENT_TIMESTAMP: pa.nulls(0, TIMESTAMP)}
+    )
+
+
+def _numbered(fields: list[str]) -> dict[str, str]:
+    """Return names that `read_slice` takes for no ids."""
+    return {f"field {number}": field for number, field in enumerate(fields)}
+
+
+def _named(rows: pa.Table, names: list[str]) -> pa.Table:
+    back = {f"field {number}": name for number, name in enumerate(names)}
+    return rows.rename_columns([back.get(name, name) for name in rows.column_names])
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column as a type that decisions know."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _plain(pc.cast(column, kind.value_type))
+    if pa.types.is_date(kind):
+        return pc.cast(column, pa.timestamp("us"))
+    if pa.types.is_decimal(kind):
+        return pc.cast(column, pa.float64())
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pc.cast(column, pa.string())
+    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pc.cast(column, pa.list_(kind.value_type))
+    return column

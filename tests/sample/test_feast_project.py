@@ -1,0 +1,217 @@
+"""`rec-ray init --feast` on repositories as people have them: what it decides, and that the settings fit."""
+
+from datetime import timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, RequestSource, ValueType
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String, UnixTimestamp
+from rec_ray.cli.preflight import find_faults
+
+from rec_ray.config import InteractionSettings
+from rec_ray.config.loading import load_settings
+from rec_ray.errors import ConfigError
+from rec_ray.feature_store.push_targets import is_published
+from rec_ray.feature_store.repository_file import open_store
+from rec_ray.sample.feast_layout import LayoutOptions
+from rec_ray.sample.feast_project import init_from_feast
+
+START = pd.Timestamp("2026-01-01", tz="UTC")
+N = 400
+
+
+def entity(name, key, kind=ValueType.INT64):
+    return Entity(name=name, join_keys=[key], value_type=kind)
+
+
+class Repo:
+    """Files and definitions of a repository."""
+
+    def __init__(self, folder):
+        self.folder, self.objects = folder, []
+        (folder / "data").mkdir(parents=True)
+
+    def source(self, name, frame, time="event_timestamp", **more):
+        path = self.folder / "data" / f"{name}.parquet"
+        frame.to_parquet(path, index=False)
+        return FileSource(name=f"{name}_source", path=str(path), timestamp_field=time, **more)
+
+    def view(self, name, entities, fields, source):
+        schema = [Field(name=field, dtype=dtype) for field, dtype in fields.items()]
+        view = FeatureView(name=name, entities=entities, ttl=timedelta(0), schema=schema, source=source)
+        self.objects += [*entities, view]
+        return view
+
+
+def people(random, key):
+    begun = START - pd.Timedelta("400D")
+    return pd.DataFrame({key: np.arange(1, N + 1), "event_timestamp": begun, "age": random.integers(15, 80, N)})
+
+
+def films(folder, random):
+    """Ratings without a type, three views, no service, no push source."""
+    repo = Repo(folder)
+    viewer, film = entity("viewer", "userid"), entity("film", "movie_id")
+    viewers = people(random, "userid").assign(gender=random.choice(["F", "M"], N))
+    repo.view("viewer_features", [viewer], {"age": Int64, "gender": String}, repo.source("viewers", viewers))
+    genres = ["|".join(random.choice(["Drama", "War", "Noir", "Comedy"], 2, replace=False)) for _ in range(N)]
+    catalogue = pd.DataFrame({"movie_id": np.arange(1, N + 1), "event_timestamp": START - pd.Timedelta("400D")})
+    catalogue = catalogue.assign(title=[f"The film {k}" for k in range(N)], genres=genres, poster=b"x")
+    fields = {"title": String, "genres": String, "poster": Bytes}
+    repo.view("film_features", [film], fields, repo.source("films", catalogue))
+    rated = events(random, "userid", "movie_id").assign(rating=random.integers(1, 6, 4 * N).astype("float32"))
+    rated = rated.assign(created=rated.event_timestamp)
+    source = repo.source("ratings", rated, created_timestamp_column="created")
+    repo.view("ratings", [viewer, film], {"rating": Float32}, source)
+    return repo
+
+
+def events(random, user, item):
+    times = START + pd.to_timedelta(np.sort(random.integers(0, 100 * 86400, 4 * N)), unit="s")
+    return pd.DataFrame(
+        {user: random.integers(1, N + 1, 4 * N), item: random.integers(1, N + 1, 4 * N), "event_timestamp": times}
+    )
+
+
+def test_a_film_shop_is_understood_and_its_settings_fit(tmp_path, make_repo):
+    repo = films(tmp_path / "theirs", np.random.default_rng(0))
+    make_repo(tmp_path / "theirs" / "repo", repo.objects, offline="dask")
+    before = sorted(path for path in (tmp_path / "theirs").rglob("*") if path.is_file())
+    made = init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    settings = load_settings(made.settings)
+    feast, features = settings.feast, settings.features
+    assert (feast.user_key, feast.item_key, feast.events_view) == ("userid", "movie_id", "ratings")
+    assert (feast.user_views, feast.item_views) == (["viewer_features"], ["film_features"])
+    assert {name: each.kind for name, each in features.user.items()} == {"age": "numeric", "gender": "categorical"}
+    assert {name: each.kind for name, each in features.item.items()} == {"title": "text", "genres": "categories"}
+    assert (features.item_name, features.item["genres"].separator) == ("title", "|")
+    assert (features.interaction.type_field, features.interaction.value_field) == (None, "rating")
+    if "min_positive_value" in InteractionSettings.model_fields:
+        assert features.interaction.min_positive_value == 3
+    said = {choice.what: choice for choice in made.choices}
+    assert "binary is no kind of feature" in said["film_features.poster"].why
+    assert said["events"].option == "--events-view"
+    assert find_faults(open_store(feast.repo), settings) == []
+    assert not is_published(open_store(feast.repo), settings.publish)
+    assert sorted(path for path in (tmp_path / "theirs").rglob("*") if path.is_file()) == before
+    assert len(made.settings.read_text().splitlines()) < 90
+
+
+def test_order_lines_with_several_views_of_customers_beside_other_entities(tmp_path, make_repo):
+    random = np.random.default_rng(1)
+    repo = Repo(tmp_path / "theirs")
+    customer, product, store = entity("client", "client_no"), entity("ware", "ware_no"), entity("branch", "branch_no")
+    who = people(random, "client_no")
+    repo.view("master", [customer], {"age": Int64}, repo.source("master", who))
+    habits = who.assign(age=1.5, vip=True, last_seen=who.event_timestamp)
+    habits = repo.source("habits", habits)
+    repo.view("habits", [customer], {"age": Float64, "vip": Bool, "last_seen": UnixTimestamp}, habits)
+    things = (
+        people(random, "ware_no")
+        .assign(price=random.random(N), labels=[[a] for a in random.choice(["a", "b"], N)])
+        .drop(columns="age")
+    )
+    things = repo.source("wares", things)
+    wares = repo.view("wares", [product], {"price": Float64, "labels": Array(String)}, things)
+    places = pd.DataFrame({"branch_no": [1, 2], "event_timestamp": START, "town": ["Rome", "Oslo"]})
+    repo.view("branches", [store], {"town": String}, repo.source("branches", places))
+    lines = events(random, "client_no", "ware_no").assign(branch_no=1, quantity=random.integers(1, 5, 4 * N))
+    lines["quantity"] = lines.quantity.where(lines.index % 10 > 0, -1)
+    repo.view("lines", [customer, product, store], {"quantity": Int64}, repo.source("lines", lines))
+    seen = events(random, "client_no", "ware_no").head(10).assign(seconds=1.0)
+    repo.view("views", [customer, product], {"seconds": Float64}, repo.source("views", seen))
+
+    asked = RequestSource(name="asked", schema=[Field(name="amount", dtype=Float64)])
+
+    @on_demand_feature_view(sources=[wares, asked], schema=[Field(name="total", dtype=Float64)])
+    def totals(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"total": inputs["price"] * inputs["amount"]})
+
+    @on_demand_feature_view(sources=[wares], schema=[Field(name="cents", dtype=Float64)])
+    def cents(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"cents": inputs["price"] * 100})
+
+    make_repo(tmp_path / "theirs" / "repo", [*repo.objects, totals, cents])
+    made = init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    settings = load_settings(made.settings)
+    said = {choice.what: choice for choice in made.choices}
+    assert settings.feast.events_view == "lines" and "lines 1,600, views 10" in said["events"].why
+    assert (settings.feast.user_key, settings.feast.item_key) == ("client_no", "ware_no")
+    assert set(settings.features.user) == {"master__age"}, "the others have one value"
+    assert settings.features.item["labels"].kind == "categories" and "cents" in settings.features.item
+    assert settings.features.interaction.value_field == "quantity"
+    assert said["totals"].decision == said["branches"].decision == "left out"
+    assert "request data" in said["totals"].why
+    assert find_faults(open_store(settings.feast.repo), settings) == []
+
+
+def test_one_service_for_a_model_and_views_that_are_pushed_to(tmp_path, make_repo):
+    """Text keys, a status of events, and the views of another recommender, which are no features."""
+    random = np.random.default_rng(2)
+    repo = Repo(tmp_path / "theirs")
+    user, item = entity("user", "uid", ValueType.STRING), entity("product", "pid", ValueType.STRING)
+    users = people(random, "uid").astype({"uid": str})
+    users = repo.view("users", [user], {"age": Int64}, PushSource(name="p", batch_source=repo.source("users", users)))
+    things = people(random, "pid").astype({"pid": str}).assign(category=random.choice(["a/b", "a/c"], N))
+    things = repo.view("things", [item], {"category": String}, repo.source("things", things))
+    clicks = events(random, "uid", "pid").astype({"uid": str, "pid": str})
+    clicks["action"] = random.choice(["view", "buy", "return"], 4 * N)
+    clicks = repo.view("clicks", [user, item], {"action": String}, repo.source("clicks", clicks))
+    old = pd.DataFrame({"uid": ["1"], "event_timestamp": [START], "top_k_item_ids": [["2"]]})
+    old = PushSource(name="old", batch_source=repo.source("old", old))
+    repo.view("old_lists", [user], {"top_k_item_ids": Array(String)}, old)
+    service = FeatureService(name="model_v1", features=[users, things, clicks])
+    make_repo(tmp_path / "theirs" / "repo", [*repo.objects, service])
+    made = init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo" / "feature_store.yaml")
+    settings = load_settings(made.settings)
+    assert settings.feast.user_views == ["users"]
+    assert settings.features.interaction.type_field == "action"
+    assert settings.features.interaction.negative_types == ["return"]
+    assert {choice.what: choice.decision for choice in made.choices}["old_lists"] == "left out"
+    assert find_faults(open_store(tmp_path / "theirs" / "repo"), settings) == []
+
+
+def test_events_keyed_by_their_own_id_and_wishes(tmp_path, make_repo):
+    random = np.random.default_rng(3)
+    repo = Repo(tmp_path / "theirs")
+    shopper, good, order = entity("shopper", "shopper_id"), entity("good", "good_id"), entity("order", "order_no")
+    repo.view("shoppers", [shopper], {"age": Int64}, repo.source("shoppers", people(random, "shopper_id")))
+    repo.view("goods", [good], {"age": Int64}, repo.source("goods", people(random, "good_id")))
+    orders = events(random, "shopper_id", "good_id").assign(order_no=range(4 * N), returned=random.random(4 * N) < 0.1)
+    fields = {"shopper_id": Int64, "good_id": Int64, "returned": Bool}
+    repo.view("orders", [order], fields, repo.source("orders", orders))
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    made = init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    settings = load_settings(made.settings)
+    assert settings.feast.events_view == "orders"
+    assert (settings.features.interaction.type_field, settings.features.interaction.negative_types) == (
+        "returned",
+        ["true"],
+    )
+    assert find_faults(open_store(settings.feast.repo), settings) == []
+    with pytest.raises(ConfigError, match="is there already"):
+        init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    turned = LayoutOptions(user_column="good_id", item_column="shopper_id")
+    made = init_from_feast(tmp_path / "turned", tmp_path / "theirs" / "repo", turned)
+    assert yaml.safe_load(made.settings.read_text())["feast"]["user_key"] == "good_id"
+    for wishes, said in (
+        (LayoutOptions(events_view="order"), "did you mean 'orders'"),
+        (LayoutOptions(user_column="buyer"), "--user-column buyer: .* no such column"),
+        (LayoutOptions(type_field="kind"), "--type-column kind: the events have the fields 'returned'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            init_from_feast(tmp_path / "wrong", tmp_path / "theirs" / "repo", wishes)
+
+
+def test_a_repository_without_events_says_what_it_has(tmp_path, make_repo):
+    repo = Repo(tmp_path / "theirs")
+    repo.view(
+        "users", [entity("user", "uid")], {"age": Int64}, repo.source("users", people(np.random.default_rng(4), "uid"))
+    )
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    with pytest.raises(ConfigError, match=r"no events to learn from; its views and their keys are users: uid"):
+        init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    assert not (tmp_path / "shop").exists()
