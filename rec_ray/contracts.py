@@ -275,9 +275,13 @@ class SearchVectors:
 class UpdateReport:
     """Rows that reached the feature store, by push source.
 
-    departed: empty rows for users and items of the previous version that this version lacks.
+    departed: empty rows for those that the version before had and this one has not.
+    pruned: versions whose files were removed, as `publish.keep_versions` asks.
+    withdrawn: items that Feast knows no more and that were left out.
     """
 
     version: str
     rows: dict[str, int]
     departed: dict[str, int] = field(default_factory=dict)
+    pruned: int = 0
+    withdrawn: int = 0

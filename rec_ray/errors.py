@@ -118,7 +118,7 @@ def find_known_cause(error: BaseException) -> BaseException:
     return error
 
 
-def listed(names: Iterable[object], limit: int = 8) -> str:
+def list_names(names: Iterable[object], limit: int = 8) -> str:
     """Return the names for an error message, cut at `limit`: `'a', 'b' and 3 more`."""
     texts = [repr(str(name)) for name in names]
     if len(texts) <= limit:

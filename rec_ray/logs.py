@@ -1,7 +1,7 @@
 """Log lines: readable on a terminal, one JSON object a line in a pod, without secrets.
 
-`configure_logging` sets up the process once, `about` adds values to all lines of a block, and texts given to `hide` are
-masked in every line. Steps are logged by `step_events`; log files of Ray are left to Ray.
+`configure_logging` sets up the process once, `log_context` adds values to all lines of a block, and texts given to
+`hide_secrets` are masked in every line. Steps are logged by `step_events`; log files of Ray are left to Ray.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECRETS: set[str] = set()
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def hide(secrets: Iterable[str]) -> None:
+def hide_secrets(secrets: Iterable[str]) -> None:
     """Mask these texts from now on, also as JSON and URLs encode them, in log lines and in `mask_secrets`."""
     for secret in secrets:
         if secret:
@@ -80,7 +80,7 @@ def configure_logging(*, as_json: bool = False, level: int = logging.INFO) -> No
 
 
 @contextlib.contextmanager
-def about(**values: Any) -> Iterator[None]:
+def log_context(**values: Any) -> Iterator[None]:
     """Add these values, such as run_id="night", to every JSON line of the block."""
     token = _CONTEXT.set({**_CONTEXT.get(), **values})
     try:

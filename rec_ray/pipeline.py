@@ -8,6 +8,7 @@ elsewhere.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from rec_ray.candidate_store.increments import begin_increment
 from rec_ray.config import Settings
@@ -20,9 +21,9 @@ from rec_ray.contracts import (
     TrainingData,
     UpdateReport,
 )
-from rec_ray.errors import DataError
-from rec_ray.publishing.publish import publish_increment, publish_version, roll_back
+from rec_ray.publishing.forget import Forgotten
 from rec_ray.publishing.push import check_push_targets
+from rec_ray.publishing.steps import forget_ids, publish_increment, publish_once, publish_version, roll_back
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.runs.context import RunContext, open_context
 from rec_ray.runs.ledger import RunLedger, open_run
@@ -44,15 +45,13 @@ from rec_ray.steps import (
     find_active,
     judge_model,
     prepare_data,
-    publish_once,
     recommend_items,
     reserve_version,
     store_model,
     train_model,
     write_page,
 )
-from rec_ray.storage.model_store import find_model, load_model
-from rec_ray.storage.object_store import Storage
+from rec_ray.storage.model_store import find_model, load_model, newest_version
 
 
 def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
@@ -166,16 +165,10 @@ def run_rollback(settings: Settings, version: str) -> RunReport:
         return report_run(context, "rollback", find_model(version, context.storage), None, counts)
 
 
-def newest_version(storage: Storage) -> str:
-    """Return the stored version with the highest number.
-
-    Raises:
-        DataError: no version is stored.
-    """
-    versions = [name for name in storage.folders("two-tower") if name.isdecimal()]
-    if not versions:
-        raise DataError(f"no model is stored at {storage.uri('two-tower')}; run: rec-ray train")
-    return max(versions, key=int)
+def run_forgetting(settings: Settings, users: Sequence[str], items: Sequence[str]) -> Forgotten:
+    """Forget users and items; see `forgetting.forget`."""
+    with open_context(settings) as context:
+        return forget_ids(context, users, items)
 
 
 def _learn(context: RunContext, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import pyarrow as pa
 
-from rec_ray.errors import SchemaError, listed
+from rec_ray.errors import SchemaError, list_names
 
 USER_ID = "user_id"
 ITEM_ID = "item_id"
@@ -157,7 +157,7 @@ def require_columns(table: pa.Table | pa.Schema, schema: pa.Schema, *, what: str
     have = table if isinstance(table, pa.Schema) else table.schema
     missing = [name for name in schema.names if name not in have.names]
     if missing:
-        raise SchemaError(f"{what} lacks the columns {listed(missing)}; it has {listed(have.names)}")
+        raise SchemaError(f"{what} lacks the columns {list_names(missing)}; it has {list_names(have.names)}")
     for field in schema:
         found = have.field(field.name).type
         if not _same_type(found, field.type):

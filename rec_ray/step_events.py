@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from rec_ray.logs import LOGGER, about
+from rec_ray.logs import LOGGER, log_context
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def step(
     started = time.perf_counter()
     running = RunningStep()
     try:
-        with about(step=name, **{fact: facts[fact] for fact in ("version",) if fact in facts}):
+        with log_context(step=name, **{fact: facts[fact] for fact in ("version",) if fact in facts}):
             yield running
     except BaseException as error:
         took = time.perf_counter() - started

@@ -14,7 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from rec_ray.candidate_store.erasure import Erased
 from rec_ray.candidate_store.increments import increments_folder
+from rec_ray.candidate_store.manifest import PENDING
 from rec_ray.candidates.generate import generate_candidates
 from rec_ray.config import FeatureSettings, deciding_settings, hash_settings, redact_settings
 from rec_ray.contracts import (
@@ -27,7 +29,6 @@ from rec_ray.contracts import (
     StoredModel,
     TrainedModel,
     TrainingData,
-    UpdateReport,
 )
 from rec_ray.data.item_texts import HASHING, encode_item_text
 from rec_ray.data.load_features import find_active_users, load_features
@@ -38,11 +39,11 @@ from rec_ray.evaluation.gate import check_gate, find_reasons
 from rec_ray.feature_store.point_in_time import read_items
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.logs import LOGGER
-from rec_ray.publishing.previous_ids import note_replaced
-from rec_ray.publishing.publish import publish_version
+from rec_ray.publishing.commit_candidates import LOCK_WAIT_SECONDS, commit_candidates, reopen_candidates
+from rec_ray.publishing.forget import rewrite_candidates
 from rec_ray.reports.html import RunFigures, write_report
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
-from rec_ray.runs.context import RunContext
+from rec_ray.runs.context import RunContext, describe_owner
 from rec_ray.runs.metrics import EpochMetrics
 from rec_ray.runs.summary import count_data
 from rec_ray.search_views.vectors import find_search_dimensions, make_search_vectors
@@ -160,6 +161,15 @@ def _live_bundle(context: RunContext) -> TwoTowerBundle | None:
     return None if live is None else load_model(live, context.storage)
 
 
+def without_erased(tables: FeatureTables, erased: Erased) -> FeatureTables:
+    """Leave the rows of forgotten users and items out of what Feast holds."""
+    return dataclasses.replace(
+        tables,
+        interactions=tables.interactions.map_batches(erased.without, batch_size=None, batch_format="pyarrow"),
+        items=tables.items.map_batches(erased.without, batch_size=None, batch_format="pyarrow"),
+    )
+
+
 def _load(
     context: RunContext, text_encoder: str, active: ActiveUsers | None = None, *, live: bool = False
 ) -> tuple[FeatureTables, FeatureSettings]:
@@ -180,6 +190,9 @@ def _load(
             raw_of_items=settings.search.item_fields if active is None else None,
             active=active,
         )
+        erased = context.database.erased()
+        if erased:
+            tables = without_erased(tables, erased)
         running.add(rows=tables.rows.kept, read=tables.rows.read)
         if not live:
             running.result = tables.rows
@@ -293,11 +306,7 @@ def recommend_items(
 ) -> Candidates:
     """Compute and store the candidates of a version, or of an increment of it."""
     settings = context.settings
-    if increment is None:
-        if version in context.database.pushed_since_live():
-            note_replaced(context.storage, version)
-        # Increments are older than the candidates that replace them.
-        context.storage.delete_prefix(increments_folder(version))
+    prefix = f"{increments_folder(version)}/{increment}" if increment else candidates_folder(version)
     with step("candidates", context.seconds, version=version) as running:
         candidates = generate_candidates(
             data,
@@ -305,19 +314,40 @@ def recommend_items(
             settings.candidates,
             context.storage,
             version=version,
-            prefix=f"{increments_folder(version)}/{increment}" if increment else candidates_folder(version),
+            prefix=prefix,
             items_of=candidates_folder(version) if increment else None,
+            manifest_name=PENDING,
         )
+        if increment is not None:
+            _commit_candidates(context, version, prefix)
         running.add(users=candidates.users, items=candidates.items, k=candidates.k, **candidates.facts)
         running.result = candidates
     return candidates
 
 
 def encode_search(context: RunContext, data: TrainingData, version: str) -> SearchVectors:
-    """Store the vectors of search views with the candidates of a version; none without an encoder."""
+    """Add the vectors of search views to computed candidates, and make both the candidates of the version."""
+    search, made = context.settings.search, SearchVectors(version)
+    if search.vectors:
+        reopen_candidates(context.storage, candidates_folder(version))
+        made = _make_search_vectors(context, data, version)
+    _commit_candidates(context, version, candidates_folder(version))
+    return made
+
+
+def _commit_candidates(context: RunContext, version: str, prefix: str) -> None:
+    publish = context.settings.publish
+    wait = max(publish.wait_seconds, LOCK_WAIT_SECONDS)
+    lock = context.database.publishing_lock(describe_owner(context.run_id), publish.lock_seconds, wait, context.run_id)
+    erased = context.database.erased()
+    if erased:
+        # They may have been forgotten after the data were read.
+        rewrite_candidates(context.storage, context.database, version, prefix, PENDING, erased)
+    commit_candidates(context.storage, context.database, version, prefix, lock)
+
+
+def _make_search_vectors(context: RunContext, data: TrainingData, version: str) -> SearchVectors:
     search = context.settings.search
-    if not search.vectors:
-        return SearchVectors(version)
     with step("search_vectors", context.seconds, version=version) as running:
         made = make_search_vectors(
             data,
@@ -329,15 +359,6 @@ def encode_search(context: RunContext, data: TrainingData, version: str) -> Sear
         )
         running.add(**made.rows, encoded=made.encoded, kept=made.kept, unreadable=made.unreadable)
     return made
-
-
-def publish_once(context: RunContext, version: str) -> UpdateReport:
-    """Publish unless an earlier attempt of this run has, because another version may have gone live since."""
-    row = context.database.get(version)
-    if row is not None and row.run_id == context.run_id:
-        LOGGER.info("version %s was made live by an earlier attempt of run %s", version, context.run_id)
-        return UpdateReport(version, {})
-    return publish_version(context, version)
 
 
 def _metadata(context: RunContext, data: TrainingData) -> dict[str, Any]:

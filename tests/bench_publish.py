@@ -63,8 +63,8 @@ def push_here(folder: Path, *, whole: bool) -> dict[str, float]:
     import pyarrow as pa
     from feast.data_source import PushMode
 
+    from rec_ray.candidate_store.manifest import read_manifest
     from rec_ray.candidate_store.parts import PartSlice, StoredCandidates, read_slice
-    from rec_ray.candidates.generate import read_manifest
     from rec_ray.config.loading import load_settings
     from rec_ray.feature_store.push_targets import push_frame
     from rec_ray.publishing.push import find_push_targets
@@ -80,7 +80,7 @@ def push_here(folder: Path, *, whole: bool) -> dict[str, float]:
     started = time.perf_counter()
     for name, target in targets.items():
         parts = zip(candidates.paths(storage, name), candidates.parts(name), strict=True)
-        pieces = [PartSlice(path, 0, part["rows"]) for path, part in parts]
+        pieces = [PartSlice(path, 0, part.rows) for path, part in parts]
         batches = (batch for piece in pieces for batch in read_slice(storage, piece, settings.publish.batch_rows))
         for batch in [pa.concat_tables(batches)] if whole else batches:
             frame = push_frame(batch, target, "1", datetime.now(UTC))
@@ -89,10 +89,14 @@ def push_here(folder: Path, *, whole: bool) -> dict[str, float]:
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 
+def _soon() -> datetime:
+    return datetime.now(UTC) + timedelta(milliseconds=1)
+
+
 def push_side_by_side(folder: Path) -> dict[str, float]:
     """Push version 1 as a run does, with all its checks; a first small push has warmed the workers up."""
+    from rec_ray.candidate_store.manifest import read_manifest
     from rec_ray.candidate_store.parts import StoredCandidates
-    from rec_ray.candidates.generate import read_manifest
     from rec_ray.config.loading import load_settings
     from rec_ray.distributed.runtime import open_ray
     from rec_ray.publishing.push import update_feature_store
@@ -107,8 +111,7 @@ def push_side_by_side(folder: Path) -> dict[str, float]:
         prefix = f"two-tower/{version}/candidates"
         candidates = StoredCandidates(prefix, read_manifest(storage, prefix))
         started = time.perf_counter()
-        at = datetime.now(UTC) + timedelta(milliseconds=1)
-        report = update_feature_store(store, storage, candidates, settings.publish, published_at=at)
+        report = update_feature_store(store, storage, candidates, settings.publish, begin_push=_soon)
     return {"rows": sum(report.rows.values()), "seconds": time.perf_counter() - started}
 
 

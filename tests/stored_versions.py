@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from rec_ray.candidate_store.manifest import parse_manifest
 from rec_ray.candidate_store.parts import StoredCandidates
 from rec_ray.schema import ITEM_EMBEDDINGS, RECOMMENDATIONS, USER_EMBEDDINGS
 from rec_ray.storage.object_store import Storage
@@ -69,14 +70,15 @@ def write_version(
         "embedding_size": size,
         "parts": parts,
     }
-    storage.write_bytes(f"{prefix}/manifest.json", json.dumps(manifest).encode())
+    list_names = json.dumps(manifest).encode()
+    storage.write_bytes(f"{prefix}/manifest.json", list_names)
     metadata = {"run_id": f"run-{version}", "metrics": {"model": {"recall@10": 0.25}}, "settings_hash": "ab" * 32}
     files = {"weights.safetensors": NO_WEIGHTS, "metadata.json": json.dumps(metadata).encode()}
     sums = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
     files["manifest.json"] = json.dumps({"format_version": 1, "version": version, "files": sums}).encode()
     for name, data in files.items():
         storage.write_bytes(f"two-tower/{version}/{name}", data)
-    return StoredCandidates(prefix, manifest)
+    return StoredCandidates(prefix, parse_manifest(list_names, prefix))
 
 
 def write_search(

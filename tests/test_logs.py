@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from rec_ray.logs import LOGGER, about, configure_logging
+from rec_ray.logs import LOGGER, configure_logging, log_context
 
 
 def json_lines(text: str) -> list[dict[str, object]]:
@@ -25,8 +25,8 @@ def test_in_a_pod_each_line_is_one_json_object(capsys: pytest.CaptureFixture[str
 
 def test_lines_of_a_block_carry_its_context(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(as_json=True)
-    with about(run_id="night"):
-        with about(step="train", version="7"):
+    with log_context(run_id="night"):
+        with log_context(step="train", version="7"):
             LOGGER.info("inside")
         LOGGER.info("between")
     LOGGER.info("after")
@@ -40,7 +40,7 @@ def test_two_threads_have_contexts_of_their_own_and_one_can_take_over_that_of_it
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure_logging(as_json=True)
-    with about(run_id="night"):
+    with log_context(run_id="night"):
         alone = Thread(target=LOGGER.info, args=("alone",))
         inheriting = Thread(target=contextvars.copy_context().run, args=(LOGGER.info, "inherited"))
         for thread in (alone, inheriting):

@@ -12,15 +12,15 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from rec_ray.candidate_store.manifest import ITEM_FOLDER, MANIFEST, read_manifest, read_parts
-from rec_ray.errors import ConfigError, DataError, listed
+from rec_ray.candidate_store.manifest import ITEM_FOLDER, MANIFEST, CandidatesManifest, read_manifest, read_parts
+from rec_ray.errors import ConfigError, DataError, list_names
 from rec_ray.schema import ITEM_ID
 from rec_ray.storage.model_store import candidates_folder, model_folder
 from rec_ray.storage.object_store import Storage
 
 PUBLISHED = "published.json"
 NEWEST, LAST = "newest", "last"
-"""What the command line takes for the newest increment, and for the time of the newest candidates."""
+"""Words of the command line for the newest increment, and for the time of the newest candidates."""
 
 
 def increments_folder(version: str) -> str:
@@ -30,7 +30,7 @@ def increments_folder(version: str) -> str:
 
 @dataclass(frozen=True)
 class Increment:
-    """What an increment is made for and with: the events since a time, and the items of the version, in order."""
+    """A new increment: its name, the time of its first event, and the items of the version, in order."""
 
     name: str
     since: datetime
@@ -71,7 +71,7 @@ def find_increment(storage: Storage, folder: str, name: str) -> str:
         return max(there)
     if name not in there:
         raise DataError(
-            f"{storage.uri(folder)} holds no increment {name!r}; it has {listed(there)}. Make one with "
+            f"{storage.uri(folder)} holds no increment {name!r}; it has {list_names(there)}. Make one with "
             "`rec-ray candidates VERSION --since TIME`"
         )
     newer = [entry for entry in published_increments(storage, folder) if entry > name]
@@ -90,13 +90,19 @@ def start_of_increment(text: str, storage: Storage, candidates: str, folder: str
     """
     if text == LAST:
         done = [f"{folder}/{name}" for name in storage.folders(folder)]
-        manifests = [read_manifest(storage, key) for key in done if storage.exists(f"{key}/{MANIFEST}")]
-        since = max(datetime.fromisoformat(made["as_of"]) for made in [read_manifest(storage, candidates), *manifests])
+        keys = [candidates, *(key for key in done if storage.exists(f"{key}/{MANIFEST}"))]
+        since = max(_as_of(read_manifest(storage, key), storage.uri(key)) for key in keys)
     else:
         since = _parse_time(text, now)
     if since > now:
         raise ConfigError(f"--since {text} is a time to come: {since:%Y-%m-%d %H:%M} UTC")
     return since
+
+
+def _as_of(manifest: CandidatesManifest, where: str) -> datetime:
+    if manifest.as_of is None:
+        raise DataError(f"the candidates at {where} name no time; give --since a time such as 36h")
+    return manifest.as_of
 
 
 def _parse_time(text: str, now: datetime) -> datetime:

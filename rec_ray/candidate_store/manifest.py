@@ -1,24 +1,236 @@
-"""The manifest of stored candidates: the folders, the parts that count, and counts of their rows.
+"""The manifest of stored candidates: which Parquet parts count, with their sums, and how they were computed.
 
-A storage and a prefix go in, a manifest comes out. It does not write parts and does not push them.
+The bytes of `manifest.json` come in and a frozen `CandidatesManifest` goes out, or the other way round. Reading is
+strict: unknown keys, other types and negative counts are refused. Format 1 (without `format_version`) is still read.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from rec_ray.errors import DataError
+from rec_ray.errors import DataError, SchemaError
 from rec_ray.storage.object_store import Storage
 
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+"""Names the parts of the candidates that readers use; it is replaced in one write, after all new parts."""
+PENDING = "pending.json"
+"""The manifest of candidates that are being computed; it becomes `MANIFEST` when they are complete."""
 ITEM_FOLDER, USER_FOLDER, RECOMMENDATION_FOLDER = "item_embeddings", "user_embeddings", "recommendations"
 SIMILAR_FOLDER = "similar_items"
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file. name: relative to its folder. bytes, sha256: None only in candidates of format 1."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    rows: Count
+    bytes: Count | None = None
+    sha256: Sha256 | None = None
+
+
+@dataclass(frozen=True)
+class SearchView:
+    """Vectors of one search view. vectors: field of the view -> length of a vector. encoder: the model behind them."""
+
+    __pydantic_config__ = _STRICT
+
+    vectors: Mapping[str, Count]
+    encoder: str | None = None
+
+
+@dataclass(frozen=True)
+class CandidatesManifest:
+    """All that is stored about candidates beside the parts.
+
+    parts: folder -> its parts. as_of: the events up to it were read. k: length of a full list. embedding_size: numbers
+    of a vector; 0 in candidates that hold ids alone. is_increment: lists of some users of a version, without items.
+    generation: folder of the parts that were written together; empty in candidates of format 1.
+    facts: counts of the computation, for logs. search: push source -> its vectors.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    version: str
+    parts: Mapping[str, tuple[Part, ...]]
+    as_of: datetime | None = None
+    k: Count = 0
+    items: Count = 0
+    users: Count = 0
+    similarity: Annotated[str, StringConstraints(pattern="^(cosine|dot)$")] = "cosine"
+    embedding_size: Count = 0
+    is_increment: bool = False
+    generation: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, SearchView] = field(default_factory=dict)
+    format_version: Literal[1, 2] = 2
+
+    def rows(self, folder: str) -> int:
+        """Return the rows of a folder; 0 where there is no such folder."""
+        return sum(part.rows for part in self.parts.get(folder, ()))
+
+    @property
+    def lists(self) -> int:
+        """Users whose list holds at least one item."""
+        return self.rows(RECOMMENDATION_FOLDER) - int(self.facts.get("users_without_items", 0))
+
+    def to_bytes(self) -> bytes:
+        """Return the content of `manifest.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=1, default=_as_text).encode()
+
+
+_ADAPTER = TypeAdapter(CandidatesManifest)
+_FIELDS = {each.name for each in dataclasses.fields(CandidatesManifest)}
+
+
+def new_generation() -> str:
+    """Return the name of the folder of parts that are written together; names sort by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+
+
+def parse_manifest(data: bytes, where: str) -> CandidatesManifest:
+    """Return the manifest in these bytes. where: address of the object, for errors.
+
+    Raises:
+        DataError: it is no manifest, of a newer format, or contradicts itself.
+    """
+    try:
+        values = json.loads(data)
+        found = values.get("format_version", 1)
+        if found == 1:
+            values = _from_format_1(values)
+        elif found != FORMAT_VERSION:
+            raise DataError(
+                f"{where} has format version {found!r}, this program reads 1 to {FORMAT_VERSION}; upgrade rec_ray"
+            )
+        manifest = _ADAPTER.validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{_damaged(where)}: {place}: {first['msg']}; {_REMEDY}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{_damaged(where)}: it is no JSON object; {_REMEDY}") from None
+    _require_consistent(manifest, where)
+    return manifest
+
+
+_REMEDY = "restore it from a backup, or run `rec-ray candidates VERSION` again"
+
+
+def _damaged(where: str) -> str:
+    return f"the manifest {where} is damaged"
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of format 1, which had the facts beside the other fields, as those of format 2."""
+    known = {name: value for name, value in values.items() if name in _FIELDS}
+    facts = {name: value for name, value in values.items() if name not in _FIELDS}
+    return {**known, "facts": {**known.get("facts", {}), **facts}, "format_version": 1}
+
+
+def _require_consistent(manifest: CandidatesManifest, where: str) -> None:
+    """Refuse counts that contradict the parts, and parts without sums in a format that has them."""
+    for folder, parts in manifest.parts.items():
+        names = [part.name for part in parts]
+        if any(not _is_safe(name) for name in (folder, *names)) or len(set(names)) != len(names):
+            raise DataError(f"{_damaged(where)}: {folder!r} names a part twice or outside its folder; {_REMEDY}")
+        if manifest.format_version > 1 and any(part.sha256 is None or part.bytes is None for part in parts):
+            raise DataError(f"{_damaged(where)}: a part of {folder!r} has no SHA-256 sum or size; {_REMEDY}")
+    counted = [(USER_FOLDER, manifest.users), (RECOMMENDATION_FOLDER, manifest.users)]
+    counted += [] if manifest.is_increment else [(ITEM_FOLDER, manifest.items)]
+    for folder, expected in counted if manifest.format_version > 1 else ():
+        if folder not in manifest.parts or manifest.rows(folder) != expected:
+            raise DataError(
+                f"{_damaged(where)}: {folder!r} has {manifest.rows(folder):,} rows instead of {expected:,}; {_REMEDY}"
+            )
+
+
+def _is_safe(name: str) -> bool:
+    return name.isprintable() and all(part not in ("", ".", "..") for part in name.split("/")) and "\\" not in name
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def read_manifest(storage: Storage, prefix: str, name: str = MANIFEST) -> CandidatesManifest:
+    """Return the manifest of complete candidates. prefix: key of their folder.
+
+    Raises:
+        DataError: there is none, so the candidates are incomplete or were never made, or it is damaged.
+        StorageError: the store cannot be read.
+    """
+    return read_with_sum(storage, prefix, name)[0]
+
+
+def read_with_sum(storage: Storage, prefix: str, name: str = MANIFEST) -> tuple[CandidatesManifest, str]:
+    """Return the manifest of complete candidates and its SHA-256 sum; raises as `read_manifest`."""
+    key = f"{prefix}/{name}"
+    if not storage.exists(key):
+        raise DataError(f"{storage.uri(prefix)} holds no complete candidates; run `rec-ray candidates VERSION` first")
+    data = storage.read_bytes(key)
+    return parse_manifest(data, storage.uri(key)), hashlib.sha256(data).hexdigest()
+
+
+def write_manifest(storage: Storage, prefix: str, manifest: CandidatesManifest, name: str = MANIFEST) -> None:
+    """Write a manifest in one step: a reader gets the one before or this one.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    storage.write_checked(f"{prefix}/{name}", manifest.to_bytes())
+
+
+def parts_of(manifest: CandidatesManifest, folder: str) -> tuple[Part, ...]:
+    """Return the parts of a folder.
+
+    Raises:
+        SchemaError: the manifest does not list it.
+    """
+    if folder not in manifest.parts:
+        raise SchemaError(f"the manifest of the candidates lists no {folder!r}")
+    return manifest.parts[folder]
+
+
+def require_complete(storage: Storage, prefix: str, manifest: CandidatesManifest) -> None:
+    """Check that all parts are there, with their sizes where the manifest has them; nothing is read.
+
+    Raises:
+        DataError: a part is missing or has another size.
+        StorageError: the store cannot be read.
+    """
+    for folder, parts in manifest.parts.items():
+        for part in parts:
+            key = f"{prefix}/{folder}/{part.name}"
+            size = storage.size(key)
+            if size is None or part.bytes not in (None, size):
+                how = "is missing" if size is None else f"has {size:,} bytes instead of {part.bytes:,}"
+                raise DataError(
+                    f"candidates are damaged: {storage.uri(key)} {how}; run `rec-ray candidates VERSION` again"
+                )
+
+
 SEARCH = "search"
-"""Folder of the vectors of search views, one folder a push source, and what the manifest says of them."""
-MANIFEST = "manifest.json"
+"""Folder of the vectors of search views, one folder a push source."""
 
 
 def search_folder(source: str) -> str:
@@ -26,26 +238,11 @@ def search_folder(source: str) -> str:
     return f"{SEARCH}/{source}"
 
 
-def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
-    """Return the manifest of written candidates.
-
-    Raises:
-        DataError: there is none, so the candidates are incomplete or were never made.
-    """
-    key = f"{prefix}/{MANIFEST}"
-    if not storage.exists(key):
-        raise DataError(f"{storage.uri(prefix)} holds no complete candidates; run `rec-ray candidates VERSION` first")
-    manifest: dict[str, Any] = json.loads(storage.read_bytes(key))
-    return manifest
-
-
-def read_parts(storage: Storage, prefix: str, manifest: dict[str, Any], folder: str) -> pa.Table:
+def read_parts(storage: Storage, prefix: str, manifest: CandidatesManifest, folder: str) -> pa.Table:
     """Read all parts of a folder that is as large as the catalogue, not as the users.
 
     Raises:
-        DataError: the candidates have no such folder.
+        SchemaError: the candidates have no such folder.
     """
-    if folder not in manifest["parts"]:
-        raise DataError(f"the candidates at {storage.uri(prefix)} have no {folder}")
-    paths = [storage.path(prefix, folder, part["name"]) for part in manifest["parts"][folder]]
+    paths = [storage.path(prefix, folder, part.name) for part in parts_of(manifest, folder)]
     return pa.concat_tables([pq.read_table(path, filesystem=storage.filesystem) for path in paths])

@@ -1,22 +1,23 @@
-"""The Parquet parts of stored candidates: their sums, slices of about equal size, and who is in one version only.
+"""The Parquet parts of stored candidates: sums, slices of about equal size, and the ids that one version has alone.
 
-A store and the manifest of candidates come in; places to read and ids go out, a bounded number at a time. It does not
-know what is done with the rows.
+A store and the manifest of candidates come in; paths to read and ids go out, a bounded number at a time. The module
+does not use the rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rec_ray.errors import DataError, SchemaError
+from rec_ray.candidate_store.manifest import CandidatesManifest, Part, parts_of
+from rec_ray.errors import DataError
+from rec_ray.logs import LOGGER
 from rec_ray.storage.object_store import Storage
 
 READ_ROWS = 65_536
@@ -37,55 +38,97 @@ class StoredCandidates:
     """The candidates of one version: the key of their folder, and their manifest."""
 
     prefix: str
-    manifest: Mapping[str, Any]
+    manifest: CandidatesManifest
 
     @property
     def version(self) -> str:
         """The version that they were computed with."""
-        return str(self.manifest["version"])
+        return self.manifest.version
 
-    def parts(self, folder: str) -> list[dict[str, Any]]:
-        """Return the parts of a folder: name, rows, and sum and bytes where they were noted.
+    def parts(self, folder: str) -> tuple[Part, ...]:
+        """Return the parts of a folder.
 
         Raises:
             SchemaError: the manifest does not list the folder.
         """
-        if folder not in self.manifest["parts"]:
-            raise SchemaError(f"the manifest of the candidates lists no {folder!r}")
-        parts: list[dict[str, Any]] = self.manifest["parts"][folder]
-        return parts
+        return parts_of(self.manifest, folder)
 
     def paths(self, storage: Storage, folder: str) -> list[str]:
         """Return the paths of the parts of a folder."""
-        return [storage.path(self.prefix, folder, part["name"]) for part in self.parts(folder)]
+        return [storage.path(self.prefix, folder, part.name) for part in self.parts(folder)]
 
     def rows(self, folder: str) -> int:
         """Return how many rows a folder has."""
-        return sum(int(part["rows"]) for part in self.parts(folder))
+        return sum(part.rows for part in self.parts(folder))
 
     def slices(self, storage: Storage, folder: str, rows: int) -> list[PartSlice]:
         """Return the rows of a folder in slices of at most `rows`."""
         return [
-            PartSlice(path, start, min(start + rows, part["rows"]))
+            PartSlice(path, start, min(start + rows, part.rows))
             for path, part in zip(self.paths(storage, folder), self.parts(folder), strict=True)
-            for start in range(0, part["rows"], rows)
+            for start in range(0, part.rows, rows)
         ]
 
 
-def check_part(storage: Storage, key: str, part: Mapping[str, Any]) -> None:
-    """Compare a part with the sum in the manifest; one that was noted without a sum is not read.
+def check_part(storage: Storage, key: str, part: Part) -> None:
+    """Compare a part with the sum in the manifest, and the rows in its Parquet footer with the rows in the manifest.
 
     Raises:
-        DataError: it is missing or was changed.
+        DataError: it is missing, was changed, or has other rows.
         StorageError: the store cannot be read.
     """
-    if "sha256" not in part:
-        return
     size = storage.size(key)
-    found = None if size is None else hashlib.sha256(storage.read_bytes(key)).hexdigest()
-    if found != part["sha256"]:
-        how = "is missing" if found is None else "does not have the SHA-256 sum of the manifest"
-        raise DataError(f"candidates are damaged: {storage.uri(key)} {how}; run `rec-ray candidates VERSION` again")
+    if size is None:
+        raise DataError(_damaged(storage, key, "is missing"))
+    if part.sha256 is None:
+        found = _footer_rows(storage, key)
+    else:
+        data = storage.read_bytes(key)
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise DataError(_damaged(storage, key, "does not have the SHA-256 sum of the manifest"))
+        found = _rows_in(pa.BufferReader(data))
+    if found != part.rows:
+        how = "is no Parquet file" if found is None else f"has {found:,} rows instead of {part.rows:,}"
+        raise DataError(_damaged(storage, key, how))
+
+
+def _damaged(storage: Storage, key: str, how: str) -> str:
+    return f"candidates are damaged: {storage.uri(key)} {how}; run `rec-ray candidates VERSION` again"
+
+
+def _footer_rows(storage: Storage, key: str) -> int | None:
+    if storage.size(key) is None:
+        return None
+    with storage.filesystem.open_input_file(storage.path(key)) as handle:
+        return _rows_in(handle)
+
+
+def _rows_in(source: pa.NativeFile) -> int | None:
+    """Return the rows that a Parquet footer counts; None when it is none."""
+    try:
+        return int(pq.ParquetFile(source).metadata.num_rows)
+    # An OSError too: pyarrow raises it for a footer that is no Thrift.
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def readable_paths(storage: Storage, candidates: StoredCandidates, folder: str) -> tuple[list[str], int]:
+    """Return the paths of the parts of a folder whose footers can be read, and the rows of the others.
+
+    For candidates of which only the ids are wanted: one damaged part must not keep the others from being used.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    paths, lost = [], 0
+    for part in candidates.manifest.parts.get(folder, ()):
+        key = f"{candidates.prefix}/{folder}/{part.name}"
+        if _footer_rows(storage, key) is None:
+            LOGGER.warning("%s cannot be read; the ids of its %s rows are unknown", storage.uri(key), f"{part.rows:,}")
+            lost += part.rows
+        else:
+            paths.append(storage.path(key))
+    return paths, lost
 
 
 def read_slice(storage: Storage, piece: PartSlice, batch_rows: int) -> Iterator[pa.Table]:
@@ -120,26 +163,36 @@ def read_slice(storage: Storage, piece: PartSlice, batch_rows: int) -> Iterator[
 
 def departed_ids(
     storage: Storage, before: Sequence[str], after: Sequence[str], column: str, bucket: int, buckets: int
-) -> pa.Array:
-    """Return the ids that some part of `before` has and none of `after`, each once.
+) -> tuple[pa.Array, list[str]]:
+    """Return the ids that some part of `before` has and none of `after`, each once, and the unreadable of `before`.
 
-    Only ids of one bucket are looked at, by a hash, so that memory is bounded by how many buckets there are.
+    Only the ids of one bucket of hashes are read, so that memory is bounded by the number of buckets. A part of `after`
+    must be readable: without its ids, users who are still there would be taken for departed.
     """
-    return _only_in_first(_ids(storage, before, column, bucket, buckets), _ids(storage, after, column, bucket, buckets))
+    kept, unreadable = _ids(storage, before, column, bucket, buckets, strict=False)
+    return _only_in_first(kept, _ids(storage, after, column, bucket, buckets, strict=True)[0]), unreadable
 
 
 def _only_in_first(first: pa.Array, second: pa.Array) -> pa.Array:
     return first.filter(pc.invert(pc.is_in(first, value_set=second)))
 
 
-def _ids(storage: Storage, paths: Sequence[str], column: str, bucket: int, buckets: int) -> pa.Array:
-    found = pa.array([], pa.string())
+def _ids(
+    storage: Storage, paths: Sequence[str], column: str, bucket: int, buckets: int, *, strict: bool
+) -> tuple[pa.Array, list[str]]:
+    """Return the ids of some parts, each once, and the parts that could not be read. strict: raise for these."""
+    found, unreadable = [pa.array([], pa.string())], []
     for path in paths:
-        with storage.filesystem.open_input_file(path) as handle:
-            for batch in pq.ParquetFile(handle).iter_batches(batch_size=READ_ROWS, columns=[column]):
-                ids = batch.column(0).cast(pa.string())
-                if buckets > 1:
-                    hashes = pd.util.hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
-                    ids = ids.filter(pa.array(hashes % buckets == bucket))
-                found = pa.concat_arrays([found, ids])
-    return pc.unique(found)
+        try:
+            with storage.filesystem.open_input_file(path) as handle:
+                for batch in pq.ParquetFile(handle).iter_batches(batch_size=READ_ROWS, columns=[column]):
+                    ids = batch.column(0).cast(pa.string())
+                    if buckets > 1:
+                        hashes = pd.util.hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
+                        ids = ids.filter(pa.array(hashes % buckets == bucket))
+                    found.append(ids)
+        except (OSError, pa.ArrowException):
+            if strict:
+                raise
+            unreadable.append(path)
+    return pc.unique(pa.concat_arrays(found)), unreadable

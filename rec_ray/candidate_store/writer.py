@@ -1,7 +1,7 @@
-"""Candidates as they lie in the object store: Parquet parts in folders, and the manifest that lists those that count.
+"""Candidates written to the object store as Parquet parts in folders.
 
-`PartsSink` writes the blocks of a Ray dataset and knows afterwards which parts are complete and what was counted in
-them; `read_manifest` gives back what a complete run has written last. It knows neither models nor Feast.
+`PartsSink` writes the blocks of a Ray dataset and afterwards holds the complete parts and the counts of their rows;
+`manifest` lists the parts that count. It knows neither models nor Feast.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.data import Datasink
 
+from rec_ray.candidate_store.manifest import (
+    Part,
+)
 from rec_ray.storage.object_store import Storage
 
 ROW_GROUP = 32_768
-"""Rows: each group has the ids of its lists once."""
+"""Rows per row group; each row group has its own id dictionary."""
 LENGTH = "length of a list"
 
 
 class PartsSink(Datasink[Any]):
-    """Writes each block as one Parquet part in every folder, and knows afterwards which parts are complete.
+    """Writes each block as one Parquet part in every folder, and afterwards holds the complete parts.
 
     A task that is run again writes the same parts over; what a lost task left behind is in no list.
     """
@@ -41,14 +44,17 @@ class PartsSink(Datasink[Any]):
         counted: Sequence[str] = (),
         lists: str | None = None,
         prepare: Callable[[pa.Table], pa.Table] | None = None,
+        generation: str = "",
     ) -> None:
         """folders: folder below `prefix` -> the columns that its parts have. counted: columns whose values are counted,
         written or not. lists: column of lists whose lengths are counted. prepare: makes the written columns of the rows
-        of a row group; lists of dictionaries are stored as such and read as lists of their values.
+        of a row group; lists of dictionaries are stored as such and read as lists of their values. generation: folder
+        of the new parts in each folder, so that parts of an earlier computation stay as they are.
         """
         self.storage, self.prefix, self.folders, self.counted = storage, prefix, folders, tuple(counted)
         self.lists, self.prepare = lists, prepare
-        self.parts: dict[str, list[dict[str, Any]]] = {folder: [] for folder in folders}
+        self.generation = generation
+        self.parts: dict[str, list[Part]] = {folder: [] for folder in folders}
         self.counts: Counter[tuple[str, Any]] = Counter()
         """(column, value) -> rows with it, for the counted columns and `LENGTH`; null is not counted."""
 
@@ -58,20 +64,20 @@ class PartsSink(Datasink[Any]):
 
     def write_blocks(self, task: int, blocks: Iterable[pa.Table]) -> dict[str, Any]:
         """Write blocks and return what `collect` takes. task: a number that no other task has."""
-        parts: dict[str, list[dict[str, Any]]] = {folder: [] for folder in self.folders}
+        parts: dict[str, list[Part]] = {folder: [] for folder in self.folders}
         counts: Counter[tuple[str, Any]] = Counter()
         for number, block in enumerate(blocks):
             if block.num_rows == 0:
                 continue
-            name = f"part-{task:06d}-{number:03d}.parquet"
+            name = f"{self.generation}/part-{task:06d}-{number:03d}.parquet".lstrip("/")
             encoded = self._encode(block)
-            # At once: the store is waited for once.
+            # Upload all folders concurrently.
             with ThreadPoolExecutor(len(encoded)) as pool:
                 keys = [f"{self.prefix}/{folder}/{name}" for folder in encoded]
                 writing = pool.map(self.storage.write_checked, keys, encoded.values())
                 for folder, data in encoded.items():
                     sha256 = hashlib.sha256(data).hexdigest()
-                    parts[folder].append({"name": name, "rows": block.num_rows, "bytes": len(data), "sha256": sha256})
+                    parts[folder].append(Part(name, block.num_rows, len(data), sha256))
                 counts.update(self._count(block))
                 list(writing)
         return {"parts": parts, "counts": counts}
@@ -81,7 +87,7 @@ class PartsSink(Datasink[Any]):
         buffers = {folder: pa.BufferOutputStream() for folder in self.folders}
         with contextlib.ExitStack() as stack:
             writers: dict[str, pq.ParquetWriter] = {}
-            # Row groups: whoever publishes reads a part from several places at once.
+            # Row groups: several tasks of a publication read one part from different rows on.
             for start in range(0, block.num_rows, ROW_GROUP):
                 rows = block.slice(start, ROW_GROUP)
                 rows = rows if self.prepare is None else self.prepare(rows)
@@ -114,7 +120,12 @@ class PartsSink(Datasink[Any]):
                 self.parts[folder] += parts
             self.counts.update(written["counts"])
         for parts in self.parts.values():
-            parts.sort(key=lambda part: part["name"])
+            parts.sort(key=lambda part: part.name)
+
+    @property
+    def listed_items(self) -> int:
+        """Items in all lists together."""
+        return sum(int(length) * count for (column, length), count in self.counts.items() if column == LENGTH)
 
     def short_lists(self, k: int) -> int:
         """Return how many users got fewer than `k` items."""
@@ -135,9 +146,9 @@ def _of_dictionary(kind: pa.DataType) -> bool:
 
 
 def _parquet_writer(sink: pa.BufferOutputStream, schema: pa.Schema) -> pq.ParquetWriter:
-    """Return a writer that does what pays: a third of the time of one that does everything for every column.
+    """Return a writer with Parquet options per column type.
 
-    Vectors and scores neither repeat nor shrink, and nobody looks for the least of them; an id is looked for.
+    Vectors and scores neither repeat nor compress, and no query filters by them; ids are filtered by their statistics.
     """
     leaves = {
         field.name if not pa.types.is_list(field.type) else f"{field.name}.list.element": field for field in schema

@@ -210,13 +210,13 @@ class Recommender:
         if unknown.any():
             chosen = np.flatnonzero(unknown)
             found[chosen], scores[chosen] = self._most_popular(chosen, exclude, raw)
-        indices, listed = _cut(found, scores)
+        indices, list_names = _cut(found, scores)
         return pa.table(
             {
                 USER_ID: timelines.user_ids,
                 EMBEDDING: lists_of(np.full(len(vectors), vectors.shape[1]), vectors.reshape(-1), pa.float32()),
                 INDICES: indices,
-                SCORES: listed,
+                SCORES: list_names,
                 METHOD: pa.array([MODEL, POPULARITY]).take(pa.array(unknown.astype(np.int8))),
                 EMPTIED_BY: lists.emptied_by,
             }
@@ -274,8 +274,8 @@ def list_similar_items(batch: pa.Table, shared: CandidateContext) -> pa.Table:
     vectors = flat_values(batch[EMBEDDING]).reshape(len(item_rows), -1)
     allowed = get_or_create(f"allowed {shared.filters.hex()}", lambda: get_shared(shared.filters).allowed)
     found, scores = shared.items.search(vectors, shared.settings.similar_items, itself, allowed)
-    indices, listed = _cut(found, scores)
-    return pa.table({ITEM_ID: batch[ITEM_ID], INDICES: indices, SIMILAR_SCORES: listed})
+    indices, list_names = _cut(found, scores)
+    return pa.table({ITEM_ID: batch[ITEM_ID], INDICES: indices, SIMILAR_SCORES: list_names})
 
 
 def _cut(found: Array, scores: Array) -> tuple[pa.Array, pa.Array]:
@@ -284,8 +284,8 @@ def _cut(found: Array, scores: Array) -> tuple[pa.Array, pa.Array]:
     lengths = kept.sum(axis=1)
     # Fast path: usually no list is short, and slicing is faster than masking.
     some = slice(None) if kept.all() else kept.reshape(-1)
-    indices, listed = found.reshape(-1)[some].astype(np.int32), scores.reshape(-1)[some]
-    return lists_of(lengths, indices, pa.int32()), lists_of(lengths, listed, pa.float32())
+    indices, list_names = found.reshape(-1)[some].astype(np.int32), scores.reshape(-1)[some]
+    return lists_of(lengths, indices, pa.int32()), lists_of(lengths, list_names, pa.float32())
 
 
 def name_items(rows: pa.Table, column: str, items: ItemShards) -> pa.Table:

@@ -1,15 +1,14 @@
 """Model and encoded tables into `Candidates`: vectors of all items and users, and the best k items of every user.
 
-The catalogue and the timelines stream through `map_batches`; the item vectors and what the filters say of each item are
-shared by all processes of a node, and what each task has written is listed in a manifest, which comes last. It knows
-nothing of Feast, of versions beyond their name, or of how the model was trained.
+The catalogue and the timelines stream through `map_batches`. The item vectors and the evaluated filters are shared by
+all processes of a node, and a manifest, written last, lists the parts of the tasks that succeeded. The module does not
+use Feast, and takes of versions only the name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -28,8 +27,12 @@ from rec_ray.candidate_store.manifest import (
     RECOMMENDATION_FOLDER,
     SIMILAR_FOLDER,
     USER_FOLDER,
+    CandidatesManifest,
+    Part,
+    new_generation,
     read_manifest,
     read_parts,
+    write_manifest,
 )
 from rec_ray.candidate_store.writer import PartsSink
 from rec_ray.candidates.batch_recommender import (
@@ -47,7 +50,7 @@ from rec_ray.candidates.item_shards import ItemShards, make_shards
 from rec_ray.config import CandidateSettings
 from rec_ray.contracts import Candidates, TrainingData
 from rec_ray.distributed.parquet_source import read_rows
-from rec_ray.errors import DataError, GateError, listed
+from rec_ray.errors import DataError, GateError, list_names
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.columns import index_of
@@ -76,7 +79,7 @@ from rec_ray.storage.object_store import Storage
 
 Array = np.ndarray[Any, Any]
 
-Parts = dict[str, list[dict[str, Any]]]
+Parts = dict[str, list[Part]]
 """Folder -> its parts, as a manifest lists them."""
 
 GPU_ROWS = 16_384
@@ -92,21 +95,24 @@ def generate_candidates(
     version: str,
     prefix: str,
     items_of: str | None = None,
+    manifest_name: str = MANIFEST,
 ) -> Candidates:
     """Embed every item and user and write each user's `k` best items, best first.
 
     prefix: key below which `item_embeddings/`, `user_embeddings/`, `recommendations/` and the manifest are written, and
-    `similar_items/` where they are wanted. A list is shorter than k only when the catalogue, less what is filtered, is.
+    `similar_items/` if the settings ask for it. A list has fewer than k items only if fewer items are eligible.
     items_of: key of complete candidates whose item vectors are used; then none are written, and users of whom nothing
     is known are left out, because what they get depends on everybody's events.
+    manifest_name: `MANIFEST`, or `PENDING` when `candidate_commit` is to make them the candidates of the version.
+
+    The parts go to a folder of their own and the manifest is written last, so earlier candidates under the same prefix
+    stay complete until then, and their parts stay until `rec-ray versions prune`.
 
     Raises:
         DataError: the catalogue is empty.
         GateError: approximate lists lack too many of the best items.
     """
-    # First the manifest: objects of a bucket go one after another, and it must never list parts that are gone.
-    storage.delete_prefix(f"{prefix}/{MANIFEST}")
-    storage.delete_prefix(prefix)
+    generation = new_generation()
     model = ray.put(bundle.without_evaluated())
     items = None
     if items_of is None:
@@ -132,35 +138,36 @@ def generate_candidates(
     shared = CandidateContext(model, shards, filters, popularity, settings, data.split_times.as_of)
     if settings.engine != "exact":
         facts["recall"] = check_recall(data, settings, storage, shared)
-    item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS})
+    item_sink = PartsSink(storage, prefix, {ITEM_FOLDER: ITEM_EMBEDDINGS}, generation=generation)
     parts: Parts = {}
     with _written(item_sink, blocks if items is not None else []):
         if items is not None and settings.similar_items:
-            parts |= _write_similar_items(items, shared, storage, prefix)
-        user_sink = _write_users(data, shared, storage, prefix)
+            parts |= _write_similar_items(items, shared, storage, prefix, generation)
+        user_sink = _write_users(data, shared, storage, prefix, generation)
     parts |= user_sink.parts | (item_sink.parts if items is not None else {})
     facts |= _facts(user_sink, settings.k)
-    manifest = {
-        "version": version,
-        "as_of": data.split_times.as_of.isoformat(),
-        "k": settings.k,
-        "items": item_count,
-        "users": sum(part["rows"] for part in parts[USER_FOLDER]),
-        "similarity": bundle.similarity,
-        "embedding_size": bundle.embedding_size,
-        "is_increment": items is None,
-        "parts": parts,
-        **facts,
-    }
-    storage.write_checked(f"{prefix}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
-    return Candidates(version, prefix, manifest["items"], manifest["users"], settings.k, facts)
+    manifest = CandidatesManifest(
+        version=version,
+        parts={folder: tuple(each) for folder, each in parts.items()},
+        as_of=data.split_times.as_of,
+        k=settings.k,
+        items=item_count,
+        users=sum(part.rows for part in parts[USER_FOLDER]),
+        similarity=bundle.similarity,
+        embedding_size=bundle.embedding_size,
+        is_increment=items is None,
+        generation=generation,
+        facts=facts,
+    )
+    write_manifest(storage, prefix, manifest, manifest_name)
+    return Candidates(version, prefix, manifest.items, manifest.users, settings.k, facts)
 
 
 @contextlib.contextmanager
 def _written(sink: PartsSink, blocks: list[ray.ObjectRef]) -> Iterator[None]:
-    """Write blocks while the context lasts, by tasks that are there before others ask for a CPU.
+    """Submit the writers first, so that they are scheduled before other tasks; collect their parts on exit.
 
-    After it nothing is written any more, whether the context failed or not.
+    No writer runs after the exit, also when the context failed.
     """
     written = [_write_block.remote(sink, place, block) for place, block in enumerate(blocks)]
     try:
@@ -176,9 +183,11 @@ def _write_block(sink: PartsSink, place: int, block: pa.Table) -> dict[str, Any]
     return sink.write_blocks(place, [block])
 
 
-def _write_similar_items(items: ray.data.Dataset, shared: CandidateContext, storage: Storage, prefix: str) -> Parts:
+def _write_similar_items(
+    items: ray.data.Dataset, shared: CandidateContext, storage: Storage, prefix: str, generation: str
+) -> Parts:
     named = functools.partial(name_items, column=SIMILAR_IDS, items=shared.items)
-    sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named)
+    sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named, generation=generation)
     shared.items.wait()
     similar = items.map_batches(
         list_similar_items,
@@ -191,11 +200,21 @@ def _write_similar_items(items: ray.data.Dataset, shared: CandidateContext, stor
     return sink.parts
 
 
-def _write_users(data: TrainingData, shared: CandidateContext, storage: Storage, prefix: str) -> PartsSink:
-    """Write the vector and the list of each user; return what knows the parts."""
+def _write_users(
+    data: TrainingData, shared: CandidateContext, storage: Storage, prefix: str, generation: str
+) -> PartsSink:
+    """Write the vector and the list of each user; return the sink, which has the parts and the counts."""
     folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
     named = functools.partial(name_items, column=ITEM_IDS, items=shared.items)
-    sink = PartsSink(storage, prefix, folders, counted=[METHOD, EMPTIED_BY], lists=INDICES, prepare=named)
+    sink = PartsSink(
+        storage,
+        prefix,
+        folders,
+        counted=[METHOD, EMPTIED_BY],
+        lists=INDICES,
+        prepare=named,
+        generation=generation,
+    )
     timelines = read_rows(storage, data.timelines)
     shared.items.wait()
     with show_progress("candidates: users", data.users) as progress:
@@ -210,19 +229,20 @@ def _write_users(data: TrainingData, shared: CandidateContext, storage: Storage,
 
 
 def _batch_rows(settings: CandidateSettings) -> int | None:
-    """Return what Ray Data calls a batch: blocks as they are read, of which it makes one task with reading and writing.
+    """Return the batch size of `map_batches`. None passes whole blocks, so Ray fuses read, map and write.
 
-    With GPUs it never does, and wants a number.
+    With GPUs it never fuses, and needs a number.
     """
     return GPU_ROWS if settings.use_gpu else None
 
 
 def _facts(sink: PartsSink, k: int) -> dict[str, Any]:
-    """Return what was counted while lists were written, and say what a filter did to whole lists."""
+    """Return the counts of the written lists, and log the filters that emptied lists."""
     emptied = {str(rule): count for (column, rule), count in sink.counts.items() if column == EMPTIED_BY}
     for rule, count in emptied.items():
         LOGGER.warning("candidates.filters: %s leaves no item at all for %s users", rule, f"{count:,}")
     facts: dict[str, Any] = {"short_lists": sink.short_lists(k), "popularity_lists": sink.counts[METHOD, POPULARITY]}
+    facts["listed_items"] = sink.listed_items
     return facts | ({"users_without_items": sum(emptied.values())} if emptied else {})
 
 
@@ -291,7 +311,7 @@ def _filters(
     shards: ItemShards,
     stored: ray.ObjectRef | None,
 ) -> ray.ObjectRef:
-    """Return a reference to the filters evaluated on all items, and say what they leave out for everybody.
+    """Return a reference to the filters evaluated on all items, and log the items that they leave out for all users.
 
     stored: reference to the items of older candidates, when those are searched.
     """
@@ -301,10 +321,10 @@ def _filters(
     filters, said = _item_filters.remote(data.catalogue_now, storage, settings, preprocessor, stored, now)
     left_out, notes = ray.get(said)
     for name, count in left_out.items():
-        LOGGER.info("candidates.filters.%s leaves out %s items for everybody", name, f"{count:,}")
+        LOGGER.info("candidates.filters.%s leaves out %s items for all users", name, f"{count:,}")
     types = set(preprocessor.event_types)
     unknown = [name for name in settings.filters.seen_types if types.isdisjoint(with_disliked([name]))]
-    for note in [*notes, *([f"seen_types: there was no event of the type {listed(unknown)}"] if unknown else [])]:
+    for note in [*notes, *([f"seen_types: there was no event of the type {list_names(unknown)}"] if unknown else [])]:
         LOGGER.warning("candidates.filters: %s", note)
     return filters
 
@@ -318,9 +338,9 @@ def _item_filters(
     stored: pa.Table | None,
     now: datetime,
 ) -> tuple[ItemFilters, tuple[dict[str, int], tuple[str, ...]]]:
-    """Evaluate the filters on all items; return them, how many items each rule leaves out, and what else to say."""
+    """Evaluate the filters on all items; return them, the number of items that each rule leaves out, and notes."""
     wanted = [*settings.item_fields, *([FIRST_SEEN] if settings.fresh_share else [])]
-    # The whole schema: `raw_columns` says what is missing better than Parquet does.
+    # Only columns that are there: the error of `raw_columns` about others is clearer than that of Parquet.
     columns = [f"{RAW_ITEM}{name}" for name in wanted]
     dataset = pyarrow.dataset.dataset(catalogue, filesystem=storage.filesystem)
     there = [name for name in columns if name in dataset.schema.names]

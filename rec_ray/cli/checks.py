@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -35,9 +36,27 @@ def doctor(project: Project = None, config: Config = None, overrides: Set = None
 
 
 @checks_app.command()
-def plan(project: Project = None, config: Config = None, overrides: Set = None, as_json: AsJson = False) -> None:
+def plan(
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="Print the sizes of worker pods for this data instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Estimate steps, time and memory of a run and list what it would publish, without changing anything."""
     settings = settings_of(project, config, overrides)
+    if kubernetes:
+        from rec_ray.cli.pod_sizes import plan_sizes
+        from rec_ray.reports.terminal import print_rows
+
+        sizes = redirect_stdout(plan_sizes, settings).rows()
+        if as_json:
+            print(json.dumps(sizes))
+        else:
+            print_rows(Console(), "A worker pod", sizes)
+        return
     from rec_ray.cli.plan import plan_run
 
     found = redirect_stdout(plan_run, settings)

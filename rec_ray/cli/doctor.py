@@ -28,7 +28,7 @@ from rec_ray.data.feature_sample import examine_features
 from rec_ray.data.load_items import ITEMS
 from rec_ray.data.side_tables import find_side_tables
 from rec_ray.distributed.runtime import check_gpus, is_local, open_ray
-from rec_ray.errors import ConfigError, DataError, FeatureStoreError, RecRayError, UnavailableError, listed
+from rec_ray.errors import ConfigError, DataError, FeatureStoreError, RecRayError, UnavailableError, list_names
 from rec_ray.feature_store.api import FeatureStore, PushMode
 from rec_ray.feature_store.definitions import find_side, require_fields
 from rec_ray.feature_store.offline_source import entity_sources, event_source, read_slice, slice_source
@@ -116,7 +116,16 @@ def _database(settings: Settings) -> str:
     database = open_version_database(settings)
     migrated, live = database.is_migrated(), database.live()
     tables = "is migrated" if migrated else "gets its tables from the first run"
-    return f"{database.url} is reachable and {tables}; live is {f'version {live}' if live else 'no version yet'}"
+    row, own = (database.get(live) if live else None), open_object_store(settings).uri()
+    shared = ""
+    if row is not None and row.artifact_uri and not row.artifact_uri.startswith(own):
+        shared = (
+            f"; it is stored at {row.artifact_uri}, not below {own}: when another project shares this database, set "
+            "database.schema_name of one of them"
+        )
+    return (
+        f"{database.url} is reachable and {tables}; live is {f'version {live}' if live else 'no version yet'}{shared}"
+    )
 
 
 def _side_tables(settings: Settings) -> str:
@@ -124,7 +133,9 @@ def _side_tables(settings: Settings) -> str:
     names = [table.name for table in (found.users, found.interactions) if table]
     if settings.side_tables.url is None:
         return "none are set"
-    return f"{listed(names)} in {settings.side_tables.url}" if names else "none is there: only Feast's data are used"
+    return (
+        f"{list_names(names)} in {settings.side_tables.url}" if names else "none is there: only Feast's data are used"
+    )
 
 
 def _registry(store: FeatureStore, settings: Settings) -> str:
@@ -171,7 +182,7 @@ def _push_sources(store: FeatureStore, settings: Settings) -> str:
     targets = _targets(store, settings)
     said = [f"{target.source} ({', '.join(target.fields.values())})" for target in targets]
     slow = missing_vector_indexes(store, targets)
-    hint = f"; no index over the vectors of {listed(slow)}: `rec-ray vector-index` makes it" if slow else ""
+    hint = f"; no index over the vectors of {list_names(slow)}: `rec-ray vector-index` makes it" if slow else ""
     unfed = "".join(f"; {note}" for note in list_unfed_views(store, settings.search))
     return f"found {'; '.join(said)}{hint}{unfed}"
 

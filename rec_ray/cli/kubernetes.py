@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rec_ray.cli.options import Config, Project, Set, settings_of
+from rec_ray.cli.options import Config, Project, Set, redirect_stdout, settings_of
 
 kubernetes_app = typer.Typer()
 
@@ -26,12 +26,17 @@ def render(
     grow_to: Annotated[int | None, typer.Option(help="Let the workers grow to so many.")] = None,
     queue: Annotated[str | None, typer.Option(help="Kueue LocalQueue that admits the RayJob.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Cron schedule of a cronjob, such as '0 3 * * *'.")] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Size the worker pods for the data, see `rec-ray plan --kubernetes`.")
+    ] = False,
 ) -> None:
     """Print Kubernetes manifests for the settings: a run, a cluster that stays, or a run every night."""
     from rec_ray.cli.kubernetes_manifests import RenderOptions, render_manifests
+    from rec_ray.cli.pod_sizes import plan_sizes
 
     settings = settings_of(project, config, overrides)
-    wishes = RenderOptions(name, namespace, image, grow_to, queue, schedule)
+    sizes = redirect_stdout(plan_sizes, settings) if fit else None
+    wishes = RenderOptions(name, namespace, image, grow_to, queue, schedule, sizes)
     print(render_manifests(kind, settings, wishes), end="")
 
 

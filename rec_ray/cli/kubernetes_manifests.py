@@ -19,8 +19,9 @@ from typing import Any
 
 import yaml
 
+from rec_ray.cli.pod_sizes import PodSizes, cpus_of, fit_workers
 from rec_ray.config import SECRETS, SQLITE_ADDRESS, Settings
-from rec_ray.errors import ConfigError, listed
+from rec_ray.errors import ConfigError, list_names
 
 KINDS = ("rayjob", "raycluster", "cronjob", "raycronjob")
 GPU_IMAGE = "-cu130"
@@ -41,6 +42,7 @@ class RenderOptions:
     name: of the objects, and of a RayJob's run; None: a new one for a RayJob, else `rec-ray`.
     image: None: that of the manifests. grow_to: workers at most; None: as many as train, always.
     queue: a LocalQueue of Kueue. schedule: a cron expression, UTC.
+    sizes: of the worker pods; None: those of the manifests.
     """
 
     name: str | None = None
@@ -49,6 +51,7 @@ class RenderOptions:
     grow_to: int | None = None
     queue: str | None = None
     schedule: str | None = None
+    sizes: PodSizes | None = None
 
 
 def render_manifests(kind: str, settings: Settings, wishes: RenderOptions) -> str:
@@ -58,7 +61,7 @@ def render_manifests(kind: str, settings: Settings, wishes: RenderOptions) -> st
         ConfigError: the kind is unknown, the options exclude each other, or the settings name files of this machine.
     """
     if kind not in KINDS:
-        raise ConfigError(f"cannot render {kind!r}; known are {listed(KINDS)}")
+        raise ConfigError(f"cannot render {kind!r}; known are {list_names(KINDS)}")
     if wishes.queue and (kind not in ("rayjob", "cronjob") or _grows(settings, wishes)):
         raise ConfigError("--queue is for a rayjob or a cronjob of fixed size: Kueue refuses a cluster that grows")
     if wishes.schedule and kind not in ("cronjob", "raycronjob"):
@@ -92,10 +95,11 @@ def _cluster(settings: Settings, wishes: RenderOptions) -> tuple[Manifest, list[
     cluster["metadata"]["name"] = wishes.name or cluster["metadata"]["name"]
     (workers,) = cluster["spec"]["workerGroupSpecs"]
     extra: list[Manifest] = []
-    # One pod for each training worker, with one CPU more than it trains with, for the tasks that feed it.
+    # One pod for each training worker.
     resources = workers["template"]["spec"]["containers"][0]["resources"]
-    cpus = max(int(resources["requests"]["cpu"]), train.cpus_per_worker + 1)
-    resources["requests"]["cpu"] = resources["limits"]["cpu"] = str(cpus)
+    resources["requests"]["cpu"] = resources["limits"]["cpu"] = str(cpus_of(settings))
+    if wishes.sizes:
+        fit_workers(workers, wishes.sizes)
     if wishes.grow_to is not None and wishes.grow_to < train.most_workers:
         raise ConfigError(f"--grow-to {wishes.grow_to} is less than train.num_workers {train.most_workers}")
     if _grows(settings, wishes):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER, read_manifest
+from rec_ray.candidate_store.manifest import ITEM_FOLDER, RECOMMENDATION_FOLDER, read_manifest, read_parts
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
 from rec_ray.feature_store.api import FeatureStore
@@ -27,7 +27,7 @@ from rec_ray.storage.object_store import Storage
 
 
 @dataclass(frozen=True)
-class Answer:
+class RankedItems:
     """Ranked list of items. names: item id -> name, if `features.item_name` is set."""
 
     title: str
@@ -37,7 +37,7 @@ class Answer:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def recommendations_of(settings: Settings, user_id: str | None, count: int) -> Answer:
+def find_recommendations(settings: Settings, user_id: str | None, count: int) -> RankedItems:
     """Return the first `count` items of a user's list in the online store; None picks a user of the live version.
 
     Raises:
@@ -58,13 +58,15 @@ def recommendations_of(settings: Settings, user_id: str | None, count: int) -> A
     version = answer[target.fields[MODEL_VERSION]][0] if MODEL_VERSION in target.fields else None
     first = [str(item_id) for item_id in list(item_ids)[:count]]
     title = f"Recommendations for user {user_id}" + (f", version {version}" if version else "")
-    return Answer(title, version, first, [float(s) for s in list(scores or [])[:count]], _names(store, settings, first))
+    return RankedItems(
+        title, version, first, [float(s) for s in list(scores or [])[:count]], _names(store, settings, first)
+    )
 
 
 def _any_user(settings: Settings) -> str:
     storage, version = open_object_store(settings), _live(settings)
     folder = candidates_folder(version)
-    part = read_manifest(storage, folder)["parts"][RECOMMENDATION_FOLDER][0]["name"]
+    part = read_manifest(storage, folder).parts[RECOMMENDATION_FOLDER][0].name
     path = storage.path(folder, RECOMMENDATION_FOLDER, part)
     with storage.filesystem.open_input_file(path) as handle:
         first = next(pq.ParquetFile(handle).iter_batches(batch_size=1, columns=[USER_ID]))
@@ -78,7 +80,7 @@ def _live(settings: Settings) -> str:
     return version
 
 
-def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
+def similar_items(settings: Settings, item_id: str, count: int) -> RankedItems:
     """Return the items most similar to an item: the published ones, else the nearest vectors of the live version.
 
     Raises:
@@ -100,10 +102,10 @@ def similar_items(settings: Settings, item_id: str, count: int) -> Answer:
     ids = [str(item_ids[place]) for place in found[0][kept]]
     names = _names(open_feature_store(settings), settings, [item_id, *ids])
     title = f"Items like {names.get(item_id, item_id)}, version {version}"
-    return Answer(title, version, ids, [float(score) for score in scores[0][kept]], names)
+    return RankedItems(title, version, ids, [float(score) for score in scores[0][kept]], names)
 
 
-def _published_similar_items(settings: Settings, source: str, item_id: str, count: int) -> Answer | None:
+def _published_similar_items(settings: Settings, source: str, item_id: str, count: int) -> RankedItems | None:
     """Return the similar items of an item in the online store; None if it has no row for the item."""
     store = open_feature_store(settings)
     target = find_push_target(store, source, ITEM_ID, [SIMILAR_IDS, SIMILAR_SCORES])
@@ -115,16 +117,13 @@ def _published_similar_items(settings: Settings, source: str, item_id: str, coun
     version = found[target.fields[MODEL_VERSION]] if MODEL_VERSION in target.fields else None
     names = _names(store, settings, [item_id, *ids])
     title = f"Items like {names.get(item_id, item_id)}" + (f", version {version}" if version else "")
-    return Answer(title, version, ids, [float(score) for score in list(scores or [])[:count]], names)
+    return RankedItems(title, version, ids, [float(score) for score in list(scores or [])[:count]], names)
 
 
 def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
-    manifest = read_manifest(storage, folder)
-    paths = [storage.path(folder, "item_embeddings", part["name"]) for part in manifest["parts"]["item_embeddings"]]
-    tables = [pq.read_table(path, filesystem=storage.filesystem) for path in paths]
-    ids = np.concatenate([table[ITEM_ID].to_numpy() for table in tables])
-    flat = [table[EMBEDDING].combine_chunks().flatten().to_numpy() for table in tables]
-    return ids, np.concatenate(flat).reshape(len(ids), -1)
+    table = read_parts(storage, folder, read_manifest(storage, folder), ITEM_FOLDER)
+    vectors = table[EMBEDDING].combine_chunks().flatten().to_numpy()
+    return table[ITEM_ID].to_numpy(), vectors.reshape(table.num_rows, -1)
 
 
 def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:

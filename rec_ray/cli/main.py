@@ -22,12 +22,13 @@ from rich.console import Console
 
 from rec_ray import __version__
 from rec_ray.cli.checks import checks_app
+from rec_ray.cli.forget import forget_app
 from rec_ray.cli.init import init_app
 from rec_ray.cli.kubernetes import kubernetes_app
 from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, redirect_stdout, settings_of
 from rec_ray.cli.versions import versions_app
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
-from rec_ray.logs import LOGGER, configure_logging, mask_secrets
+from rec_ray.logs import LOGGER, configure_logging, mask_secrets, printable
 from rec_ray.step_events import StepEvent, StepFinished, subscribe, unsubscribe
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -205,6 +206,7 @@ def _write_text(path: Path, text: str) -> None:
 app.add_typer(checks_app)
 app.add_typer(kubernetes_app)
 app.add_typer(versions_app, name="versions")
+app.add_typer(forget_app)
 
 
 @app.command("vector-index")
@@ -245,9 +247,9 @@ def recommend(
     if (user_id is None) != any_user:
         raise ConfigError("expected either a user id or --any")
     settings = settings_of(project, config, overrides)
-    from rec_ray.cli.lookup import recommendations_of
+    from rec_ray.cli.lookup import find_recommendations
 
-    _print_answer(recommendations_of(settings, user_id, count), as_json)
+    _print_answer(find_recommendations(settings, user_id, count), as_json)
 
 
 @app.command()
@@ -287,7 +289,7 @@ def _root(
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; an expected error is one line on standard error."""
     configure_logging(as_json=not sys.stderr.isatty() and "KUBERNETES_SERVICE_HOST" in os.environ)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {each: signal.signal(each, _terminate) for each in (signal.SIGTERM, signal.SIGHUP)}
     published = False
 
     def note_publication(event: StepEvent) -> None:
@@ -299,7 +301,8 @@ def main(argv: list[str] | None = None) -> int:
         code = _invoke(lambda: app(args=argv, standalone_mode=False))
     finally:
         unsubscribe(note_publication)
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
     if code in STOPPED:
         outcome = "its version was made live before that" if published else "nothing was made live"
         print(f"rec-ray: {STOPPED[code]}; {outcome}", file=sys.stderr)
@@ -325,13 +328,14 @@ def _invoke(command: Callable[[], Any]) -> int:
         if isinstance(find_known_cause(error), RecRayError):
             return _report_error(error)
         LOGGER.exception("unexpected fault")
-        print(mask_secrets(f"rec-ray: unexpected {type(error).__name__}: {error}"), file=sys.stderr)
+        said = f"rec-ray: unexpected {type(error).__name__}: {error}"
+        print(printable(mask_secrets(said)), file=sys.stderr)
         return 1
 
 
 def _report_error(error: Exception) -> int:
     cause: Any = find_known_cause(error)
-    print(mask_secrets(f"rec-ray: {cause}"), file=sys.stderr)
+    print(printable(mask_secrets(f"rec-ray: {cause}")), file=sys.stderr)
     return int(cause.exit_code)
 
 
@@ -339,7 +343,7 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 class _Terminated(BaseException):
-    """The process received SIGTERM."""
+    """The process received SIGTERM, or SIGHUP because its terminal was closed."""
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

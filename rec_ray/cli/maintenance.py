@@ -1,7 +1,7 @@
-"""What is done to versions beside the line: pruning their files, indexes over vectors, their reports made again.
+"""Maintenance of versions outside a run: pruning files, freeing the lock, indexes over vectors, reports made again.
 
-Settings come in, only what is needed of the outside world is opened, and what was done goes out. It starts no Ray and
-changes no version that readers see.
+Settings come in, only the services that are needed are opened, and a summary goes out. It starts no Ray and changes no
+version that readers see.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from rec_ray.publishing.prune import Pruned, prune_versions
 from rec_ray.publishing.push import find_push_targets
 from rec_ray.reports.html import read_report, store_page
 from rec_ray.runs.context import describe_owner, open_feature_store
+from rec_ray.runs.ledger import new_run_id
 from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.storage.model_store import load_model, model_folder
 
@@ -20,12 +21,35 @@ from rec_ray.storage.model_store import load_model, model_folder
 def run_pruning(settings: Settings, keep: int) -> Pruned:
     """Remove the files of all versions but the newest `keep`, the live one and its parent."""
     database, publish = open_version_database(settings), settings.publish
-    lock = database.publishing_lock(describe_owner("prune"), publish.lock_seconds, publish.wait_seconds)
-    return prune_versions(open_object_store(settings), database, lock, keep)
+    run_id = new_run_id()
+    with database.publishing_lock(describe_owner(run_id), publish.lock_seconds, publish.wait_seconds, run_id) as lock:
+        return prune_versions(open_object_store(settings), database, lock, keep)
+
+
+def run_unlocking(settings: Settings, *, yes: bool) -> dict[str, str]:
+    """Return the holder of the publishing lock, and free its lock with `yes`; its process stops at its next check.
+
+    Raises:
+        UnavailableError: the database cannot be reached.
+    """
+    database = open_version_database(settings)
+    holder = database.lock_holder()
+    if holder is None:
+        return {"holder": "nobody"}
+    found = {
+        "holder": holder.owner,
+        "held for": "unknown" if holder.age is None else f"{holder.age:,.0f} s",
+        "runs out": f"{holder.expires_at:%Y-%m-%d %H:%M:%S} UTC",
+    }
+    if not yes:
+        return found | {"done": "nothing; free it with --yes"}
+    freed = database.free_lock(holder)
+    return found | {"done": "freed" if freed else "nothing; the holder released it meanwhile"}
 
 
 def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[str, str]:
-    """Make the indexes over vectors that Feast leaves out of PostgreSQL, or drop them; say what became of each view."""
+    """Make the indexes over vectors that Feast leaves out of PostgreSQL, or drop them; return the outcome of each
+    view."""
     store = open_feature_store(settings)
     done = {}
     searched = find_search_targets(store, settings.search)

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from rec_ray.config import Settings, secrets_of
+from rec_ray.config import Settings, find_secrets
 from rec_ray.config.loading import SETTINGS_FILE, load_settings
 from rec_ray.errors import ConfigError
-from rec_ray.logs import hide
+from rec_ray.logs import hide_secrets
 
 Project = Annotated[
     Path | None,
@@ -45,7 +45,7 @@ def settings_of(project: Path | None, config: Path | None, overrides: list[str] 
         raise ConfigError("--project and --config both select settings; use one of them")
     path = config if config is not None else (project or Path()) / SETTINGS_FILE
     settings = load_settings(path, overrides or [])
-    hide(secrets_of(settings))
+    hide_secrets(find_secrets(settings))
     return settings
 
 

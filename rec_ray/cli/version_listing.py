@@ -1,4 +1,4 @@
-"""What is known of versions: all of them in a row, or everything of one.
+"""The listing of all versions, and all facts of one.
 
 Settings come in, plain values come out, read from the version table and the object store. It opens neither Feast nor
 Ray and changes nothing.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from rec_ray.candidate_store.manifest import read_manifest, require_complete
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
 from rec_ray.runs.stores import open_object_store, open_version_database
-from rec_ray.storage.model_store import find_model, model_folder, read_metadata, stored_versions
+from rec_ray.storage.model_store import candidates_folder, find_model, model_folder, read_metadata, stored_versions
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.registry import Reservation
 
@@ -47,7 +48,7 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _state(reservation: Reservation | None, otherwise: str) -> str:
-    """Return how far a number came, unless the database knows less than the object store."""
+    """Return the state of a number; `otherwise` when the object store is ahead of the database."""
     if reservation is None or reservation.state == "published":
         return otherwise
     return reservation.state
@@ -82,11 +83,22 @@ def show_version(settings: Settings, version: str) -> dict[str, Any]:
         "data_to": newest.data_to.isoformat() if newest and newest.data_to else None,
         "metrics": newest.metrics if newest else (metadata or {}).get("metrics"),
         "files": fault or "complete",
+        "candidates": _candidates_of(version, storage),
     }
 
 
+def _candidates_of(version: str, storage: Storage) -> str:
+    """Return "complete", or what is wrong with the candidates of a version; sizes are compared, nothing is read."""
+    prefix = candidates_folder(version)
+    try:
+        require_complete(storage, prefix, read_manifest(storage, prefix))
+    except DataError as error:
+        return str(error)
+    return "complete"
+
+
 def _metadata_of(version: str, storage: Storage) -> tuple[dict[str, Any] | None, str | None]:
-    """Return what a stored model tells of itself, or what is wrong with it."""
+    """Return the metadata of a stored model, or the fault that keeps them from being read."""
     try:
         find_model(version, storage)
         return read_metadata(version, storage), None

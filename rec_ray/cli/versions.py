@@ -1,4 +1,4 @@
-"""Commands `rec-ray versions ...`: list, show, rollback, prune.
+"""The commands `rec-ray versions ...`: list, show, rollback, prune, unlock.
 
 Each loads the settings, calls one function and prints its result as a table or as one JSON object.
 """
@@ -118,4 +118,28 @@ def prune(
 
     console = Console()
     print_rows(console, "Kept", pruned.kept)
-    print_rows(console, "Removed", dict.fromkeys(pruned.removed, "files removed, record kept"))
+    removed: dict[str, object] = dict.fromkeys(pruned.removed, "files removed, record kept")
+    if pruned.replaced_parts:
+        removed["parts of replaced candidates"] = pruned.replaced_parts
+    print_rows(console, "Removed", removed)
+
+
+@versions_app.command()
+def unlock(
+    yes: Annotated[bool, typer.Option("--yes", help="Free the lock; without it the holder is only shown.")] = False,
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the holder of the publishing lock and its age; with --yes free the lock of a publisher that is dead."""
+    settings = settings_of(project, config, overrides)
+    from rec_ray.cli.maintenance import run_unlocking
+
+    found = run_unlocking(settings, yes=yes)
+    if as_json:
+        print(json.dumps(found, default=str))
+        return
+    from rec_ray.reports.terminal import print_rows
+
+    print_rows(Console(), "Publishing lock", found)

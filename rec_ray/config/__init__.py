@@ -98,7 +98,7 @@ class Settings(Section):
         return self
 
 
-def secrets_of(settings: Settings) -> list[str]:
+def find_secrets(settings: Settings) -> list[str]:
     """Return the secrets that are set, for the one purpose of never showing them."""
     found = [getattr(getattr(settings, section), key) for section, key in sorted(SECRETS)]
     return [secret.get_secret_value() for secret in found if secret is not None]

@@ -14,7 +14,7 @@ from rec_ray.config.training import History, UserId
 from rec_ray.schema import FeatureDeclaration
 
 
-def _said_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+def _validate_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Refuse with one message what is of none of the kinds; pydantic has one for each."""
     try:
         return check(value)
@@ -22,7 +22,7 @@ def _said_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         raise ValueError("expected a number from 1 on, auto, or null") from None
 
 
-EventsPerUser = Annotated[Positive | Literal["auto"] | None, WrapValidator(_said_once)]
+EventsPerUser = Annotated[Positive | Literal["auto"] | None, WrapValidator(_validate_once)]
 
 
 class InteractionSettings(Section):

@@ -86,6 +86,12 @@ class DatabaseSettings(Section):
 
     url: str = Field("sqlite:///versions.db", description="SQLAlchemy address, without a password.")
     password: SecretStr | None = Field(None, description="From REC_RAY__DATABASE__PASSWORD or ..._FILE only.")
+    schema_name: str | None = Field(
+        None,
+        pattern=r"^[a-z_][a-z0-9_]{0,62}$",
+        description="Schema of PostgreSQL for all tables, one a project, so that projects share a database; null: that "
+        "of the user.",
+    )
 
     @field_validator("url")
     @classmethod

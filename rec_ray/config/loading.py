@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from rec_ray.config import ENV_PREFIX, SECRETS, SQLITE_ADDRESS, Section, Settings
 from rec_ray.config.legacy_environment import earlier_values, ignored_variables
-from rec_ray.errors import ConfigError, listed
+from rec_ray.errors import ConfigError, list_names
 from rec_ray.logs import LOGGER
 
 SETTINGS_FILE = "rec_ray.yaml"
@@ -93,7 +93,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict | None):
         found = type(values).__name__
-        raise ConfigError(f"{file} contains a {found}; expected the sections {listed(Settings.model_fields)}")
+        raise ConfigError(f"{file} contains a {found}; expected the sections {list_names(Settings.model_fields)}")
     return values or {}
 
 
@@ -165,7 +165,7 @@ def _suggest(loc: tuple[str | int, ...]) -> str:
         place = place.model_fields[str(key)].annotation if is_section else get_args(place)[-1]
     names = list(place.model_fields) if issubclass(place, Section) else [field.name for field in fields(place)]
     near = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {listed(names, limit=20)}"
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {list_names(names, limit=20)}"
 
 
 def _resolve_paths(settings: Settings, folder: Path) -> Settings:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rec_ray.config.section import Positive, Section
+from rec_ray.config.section import Fraction, Positive, Section
 
 
 class PublishSettings(Section):
@@ -32,4 +32,10 @@ class PublishSettings(Section):
     )
     wait_seconds: int = Field(
         0, ge=0, description="Seconds to wait for the lock of another publisher before exit code 7."
+    )
+    list_floor: Fraction = Field(
+        0.5, description="Least share of the live version's lists that a version must have to replace it; 0: any."
+    )
+    keep_versions: int = Field(
+        10, ge=0, description="Newest versions whose files stay after a publication; 0: all. Prune never takes more."
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rec_ray.config import InteractionSettings
-from rec_ray.errors import listed
+from rec_ray.errors import list_names
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.dislikes import DISLIKED
 
@@ -95,8 +95,8 @@ def _type_notes(types: Mapping[str, int], meaning: InteractionSettings) -> list[
     absent = [name for name in declared if types and name not in types]
     if absent:
         notes.append(
-            f"features.interaction.negative_types names {listed(absent)}, which no event has; the types are "
-            f"{listed(own)}"
+            f"features.interaction.negative_types names {list_names(absent)}, which no event has; the types are "
+            f"{list_names(own)}"
         )
     return notes
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from rec_ray.config import FeatureSettings, SideTableSettings
-from rec_ray.errors import ConfigError, SchemaError, UnavailableError, listed
+from rec_ray.errors import ConfigError, SchemaError, UnavailableError, list_names
 from rec_ray.logs import LOGGER
 from rec_ray.schema import EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, SIGN_UP, TIMESTAMP, USER_ID
 from rec_ray.storage.sql_errors import cause_of
@@ -89,12 +89,13 @@ def find_side_tables(settings: SideTableSettings, features: FeatureSettings) -> 
         missing = [column for name, column in wanted.items() if column not in have and name not in optional]
         if missing:
             raise SchemaError(
-                f"the side table {table!r} lacks the columns {listed(missing)}; it has {listed(sorted(have), 30)}. "
-                "Correct the columns in section `side_tables`, or set the table to null"
+                f"the side table {table!r} lacks the columns {list_names(missing)}; it has "
+                f"{list_names(sorted(have), 30)}. Correct the columns in section `side_tables`, or set the "
+                "table to null"
             )
         left_out = [name for name, column in wanted.items() if column not in have]
         if left_out:
-            LOGGER.info("the side table %s has no %s: unknown in its rows", table, listed(left_out))
+            LOGGER.info("the side table %s has no %s: unknown in its rows", table, list_names(left_out))
         found = {name: column for name, column in wanted.items() if column in have}
         ours = {name: column for name, column in found.items() if name in INTERACTION_COLUMNS}
         rest = {name: column for name, column in found.items() if name not in ours}

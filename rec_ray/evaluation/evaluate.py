@@ -36,7 +36,7 @@ from rec_ray.evaluation.baseline_counts import fit_baselines
 from rec_ray.evaluation.rank_task import RECOMMENDED, SHOWN_USERS, ListFigures, RankingPlan, rank_targets, read_sums
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.metrics.rankers import LIST_LENGTH
-from rec_ray.retrieval.metrics.segment_metrics import EVERYONE, SegmentSums
+from rec_ray.retrieval.metrics.segment_metrics import EVERYONE, SegmentMetrics
 from rec_ray.retrieval.metrics.segments import describe_segment
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.storage.object_store import Storage
@@ -76,7 +76,7 @@ def evaluate_model(
         now, exclude_seen = data.split_times.test_start, candidates.exclude_seen
         return RankingPlan(name, model, baselines, catalogue, storage, ks, counted.bounds, exclude_seen, wanted, now)
 
-    found = EvaluationAccumulator(SegmentSums(settings.ks, counted.bounds, data.items))
+    found = EvaluationAccumulator(SegmentMetrics(settings.ks, counted.bounds, data.items))
     for row in _rank(timelines, plan(MODEL, bundle, data.catalogue, counted.baselines)):
         found.add(row)
     facts = EvaluationFacts(
@@ -95,7 +95,7 @@ def evaluate_model(
         for row in _rank(timelines, plan(REFITTED, refitted, data.catalogue, None)):
             found.sums.add_table(read_sums(row["sums"]))
     if live is not None:
-        beside = SegmentSums(settings.ks, counted.bounds, data.items)
+        beside = SegmentMetrics(settings.ks, counted.bounds, data.items)
         others = read_rows(storage, live.data.timelines)
         for row in _rank(others, plan(LIVE, live.bundle, live.data.catalogue, None)):
             beside.add_table(read_sums(row["sums"]))
@@ -125,7 +125,7 @@ def _rank(timelines: ray.data.Dataset, plan: RankingPlan) -> Iterator[dict[str, 
 class EvaluationAccumulator:
     """Sums of the results of all tasks, of the model and of the baselines."""
 
-    sums: SegmentSums
+    sums: SegmentMetrics
     counts: Counter[str] = field(default_factory=Counter)
     known: dict[str, int] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)

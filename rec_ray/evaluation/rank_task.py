@@ -24,11 +24,11 @@ from rec_ray.config import CandidateSettings
 from rec_ray.distributed.worker_cache import get_or_create, get_shared
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines
-from rec_ray.retrieval.metrics.holdout import Questions, collect_held_out, users_with_targets
-from rec_ray.retrieval.metrics.list_ranker import AsRecommended
+from rec_ray.retrieval.metrics.holdout import Holdout, collect_held_out, users_with_targets
+from rec_ray.retrieval.metrics.list_ranker import ListRanker
 from rec_ray.retrieval.metrics.metrics import bootstrap_weights
-from rec_ray.retrieval.metrics.rankers import CountingMethod, Method, Ranking, TowerMethod
-from rec_ray.retrieval.metrics.segment_metrics import SegmentSums
+from rec_ray.retrieval.metrics.rankers import CountingRanker, Ranker, Ranking, TowerRanker
+from rec_ray.retrieval.metrics.segment_metrics import SegmentMetrics
 from rec_ray.retrieval.metrics.segments import segment_users
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.ragged import take_rows
@@ -41,7 +41,7 @@ SHOWN_USERS, SHOWN_EVENTS, SHOWN_SCORES = 5, 12, 256
 """Example users per segment; history events per example; users per batch whose scores are sampled."""
 
 RANKED = pa.schema([("sums", pa.binary()), ("said", pa.string())])
-"""sums: an Arrow stream of `SegmentSums.to_table`. said: JSON of counts, sampled scores and examples of the model."""
+"""sums: an Arrow stream of `SegmentMetrics.to_table`. said: JSON of counts, sampled scores and examples."""
 
 Array = npt.NDArray[Any]
 
@@ -111,19 +111,19 @@ class TargetRanker:
         table = pq.read_table(plan.catalogue, filesystem=plan.storage.filesystem)
         self.user_shape = bundle.preprocessor.users.shape
         self.catalogue = Catalogue.from_table(table, bundle.preprocessor.items.shape)
-        self.methods: dict[str, Method] = {plan.name: TowerMethod(bundle, self.catalogue)}
+        self.methods: dict[str, Ranker] = {plan.name: TowerRanker(bundle, self.catalogue)}
         if plan.baselines is not None:
             counted = get_shared(plan.baselines)
-            self.methods |= {name: CountingMethod(baseline, self.catalogue) for name, baseline in counted.items()}
-        self.recommended: AsRecommended | None = None
+            self.methods |= {name: CountingRanker(baseline, self.catalogue) for name, baseline in counted.items()}
+        self.recommended: ListRanker | None = None
         if plan.candidates is not None and plan.now is not None:
-            self.recommended = AsRecommended.of(table, self.catalogue, bundle, plan.candidates, plan.now)
+            self.recommended = ListRanker.of(table, self.catalogue, bundle, plan.candidates, plan.now)
 
     def rank(self, batch: pa.Table) -> pa.Table:
         """Return one row of `RANKED` for rows of `TIMELINES`."""
         timelines = Timelines.from_table(batch, self.user_shape)
         users = users_with_targets(timelines)
-        sums = SegmentSums(self.plan.ks, self.plan.bounds, len(self.catalogue))
+        sums = SegmentMetrics(self.plan.ks, self.plan.bounds, len(self.catalogue))
         counts = {"targets": 0, "seen_targets": 0, "unknown_targets": 0}
         said: dict[str, Any] = {"examples": [], "scores": {"recommended": [], "taken": [], "random": []}}
         figures: dict[str, ListFigures] = {}
@@ -160,7 +160,7 @@ class TargetRanker:
             values = self.recommended.figures(ranking.lists)
             figures.setdefault(name, ListFigures()).add(sums_of(values))
 
-    def _examples(self, questions: Questions, ranking: Ranking, numbers: Array) -> list[dict[str, Any]]:
+    def _examples(self, questions: Holdout, ranking: Ranking, numbers: Array) -> list[dict[str, Any]]:
         """Return the users of each segment with the smallest numbers; independent of the blocks."""
         examples = []
         for segment, mask in segment_users(questions.events, self.plan.bounds).items():
@@ -201,7 +201,7 @@ def _to_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _sample_scores(questions: Questions, ranking: Ranking, scores: dict[str, list[float]]) -> None:
+def _sample_scores(questions: Holdout, ranking: Ranking, scores: dict[str, list[float]]) -> None:
     """Add the scores of the best item, the first target and a random item of the first users of a batch."""
     users = min(len(questions), SHOWN_SCORES - len(scores["random"]))
     if users <= 0 or ranking.random_scores is None:

@@ -24,8 +24,12 @@ try:
     from feast import Entity, FeatureService, FeatureStore, FeatureView, FileSource, PushSource, RepoConfig
     from feast.data_format import DeltaFormat
     from feast.data_source import PushMode
+    from feast.infra.key_encoding_utils import serialize_entity_key
+    from feast.infra.online_stores.helpers import _redis_key as redis_key
     from feast.infra.online_stores.helpers import compute_table_id
     from feast.infra.passthrough_provider import PassthroughProvider
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
+    from feast.protos.feast.types.Value_pb2 import Value as ValueProto
     from feast.types import from_feast_to_pyarrow_type
 finally:
     typeguard.typechecked = _checked
@@ -33,6 +37,7 @@ finally:
 __all__ = [
     "DeltaFormat",
     "Entity",
+    "EntityKeyProto",
     "FeatureService",
     "FeatureStore",
     "FeatureView",
@@ -41,6 +46,9 @@ __all__ = [
     "PushMode",
     "PushSource",
     "RepoConfig",
+    "ValueProto",
     "compute_table_id",
     "from_feast_to_pyarrow_type",
+    "redis_key",
+    "serialize_entity_key",
 ]

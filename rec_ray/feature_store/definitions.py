@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from rec_ray.config import FeastSettings
-from rec_ray.errors import ConfigError, listed
+from rec_ray.errors import ConfigError, list_names
 from rec_ray.feature_store.api import from_feast_to_pyarrow_type
 from rec_ray.feature_store.feature_join import ComputedView, FeatureJoin, JoinedView
 from rec_ray.feature_store.registry import Registry, hint
@@ -72,7 +72,7 @@ class Side:
             if name in (each.name, f"{view.name}__{each.name}")
         ]
         if len(found) > 1:
-            names = listed(f"{view.name}__{each.name}" for view, each in found)
+            names = list_names(f"{view.name}__{each.name}" for view, each in found)
             raise ConfigError(f"{setting}: {name!r} is a field of several views of {self.what}; write one of {names}")
         if found:
             return found[0]
@@ -204,8 +204,8 @@ def find_service(registry: Registry, name: str, setting: str) -> Any:
         views = setting.replace("_service", "_views").replace("interaction_views", "events_view")
         raise ConfigError(
             f"there is no feature service {name!r} in Feast project {registry.project!r}; it has "
-            f"{listed(registry.services)}. Correct {setting}, name views in {views} (there are "
-            f"{listed(registry.views)}), or run `rec-ray init --feast`, which finds them"
+            f"{list_names(registry.services)}. Correct {setting}, name views in {views} (there are "
+            f"{list_names(registry.views)}), or run `rec-ray init --feast`, which finds them"
         )
     return registry.services[name]
 
@@ -230,7 +230,7 @@ def find_events(registry: Registry, feast: FeastSettings) -> EventsView:
     having = [view for view in views if {user, item} <= set(_columns(view))]
     for view in [*keyed, *having]:
         return EventsView(view, user, item)
-    found = listed(
+    found = list_names(
         f"{view.name}: {', '.join([*view.join_keys, *(each.name for each in view.features)])}" for view in views
     )
     raise ConfigError(
@@ -299,14 +299,14 @@ def _why_not_of(view: Any, key: str, join_key_map: Mapping[str, str] | None = No
         return f"view {view.name!r} has no batch source to read features from"
     if len(keys) == 1 and key in (keys[0], (join_key_map or {}).get(keys[0])):
         return None
-    return f"view {view.name!r} is keyed by {listed(keys)}, not by {key!r} alone"
+    return f"view {view.name!r} is keyed by {list_names(keys)}, not by {key!r} alone"
 
 
 def _why_not_computed(view: Any, registry: Registry, key: str) -> str | None:
     """Return why an on-demand view cannot be computed for the entity, None when it can."""
     if view.source_request_sources:
         fields = [each.name for source in view.source_request_sources.values() for each in source.schema]
-        return f"on-demand view {view.name!r} needs request data ({listed(fields)}), which no stored event has"
+        return f"on-demand view {view.name!r} needs request data ({list_names(fields)}), which no stored event has"
     for name in (projection.name for projection in view.source_feature_view_projections.values()):
         source = registry.views.get(name)
         reason = f"reads {name!r}, which is no view with rows" if source is None else _why_not_of(source, key)

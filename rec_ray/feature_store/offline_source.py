@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.fs
 
 from rec_ray.config import FeastSettings, FeatureSettings
-from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
+from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, list_names
 from rec_ray.feature_store.api import PassthroughProvider, RepoConfig
 from rec_ray.feature_store.definitions import EventsView, Side, find_events
 from rec_ray.feature_store.registry import Registry
@@ -93,7 +93,7 @@ def event_source(registry: Registry, feast: FeastSettings, features: FeatureSett
         if field and field not in events.field_names:
             raise ConfigError(
                 f"features.interaction.{name.removeprefix('event_')}_field: view {events.view.name!r} has no field "
-                f"{field!r}; it has {listed(events.field_names, 30)}. Correct the setting or set it to null"
+                f"{field!r}; it has {list_names(events.field_names, 30)}. Correct the setting or set it to null"
             )
     columns = {USER_ID: events.user, ITEM_ID: events.item} | {name: field for name, field in optional.items() if field}
     columns |= _revision_columns(events)

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from rec_ray.config import FeastSettings
 from rec_ray.distributed.worker_cache import get_or_create
-from rec_ray.errors import FeatureStoreError, SchemaError, listed
+from rec_ray.errors import FeatureStoreError, SchemaError, list_names
 from rec_ray.feature_store.api import FeatureStore, RepoConfig
 from rec_ray.feature_store.definitions import find_side
 from rec_ray.feature_store.feature_join import FeatureJoin, JoinedView, as_key, join_files
@@ -142,8 +142,8 @@ def _ask_offline_store(config: RepoConfig, join: FeatureJoin, ids: pa.Array, tim
     names = {name: f"{view}__{field}" if long else field for view, name, field in wanted}
     missing = [name for name in [_ROW, *names.values()] if name not in joined.column_names]
     if missing:
-        have = listed(joined.column_names, 30)
-        raise SchemaError(f"the offline store returned no {listed(missing)} for {join.what}; it returned {have}")
+        have = list_names(joined.column_names, 30)
+        raise SchemaError(f"the offline store returned no {list_names(missing)} for {join.what}; it returned {have}")
     rows = joined[_ROW].to_numpy()
     if len(rows) != len(entity) or not np.array_equal(np.sort(rows), np.arange(len(entity))):
         raise FeatureStoreError(

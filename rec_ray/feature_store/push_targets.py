@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, listed
+from rec_ray.candidate_store.erasure import Erased
+from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, list_names
 from rec_ray.feature_store.api import FeatureStore, FeatureView, FileSource, from_feast_to_pyarrow_type
 from rec_ray.logs import LOGGER
 from rec_ray.schema import EMBEDDING, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES
@@ -64,6 +65,22 @@ class PushTarget:
     offline_is_file: bool = False
 
 
+@dataclass(frozen=True)
+class Push:
+    """Properties that all rows of one push source share. folder: that of the candidates. sizes: numbers of each vector,
+    by our column. erased: forgotten users and items, which are left out.
+    """
+
+    target: PushTarget
+    version: str
+    published_at: datetime
+    batch_rows: int
+    mode: str
+    sizes: Mapping[str, int]
+    folder: str
+    erased: Erased = field(default_factory=Erased)
+
+
 def find_push_target(store: FeatureStore, source: str, entity: str, columns: Sequence[str]) -> PushTarget:
     """Find the view that a push source feeds and which of our columns it has.
 
@@ -75,7 +92,7 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
     if not views:
         raise ConfigError(
             f"no feature view of project {store.project!r} is fed by a push source {source!r}; push sources are "
-            f"{listed(push_sources(store))}. Correct section `publish` or run `feast apply`"
+            f"{list_names(push_sources(store))}. Correct section `publish` or run `feast apply`"
         )
     view = views[0]
     have = [each.name for each in view.features]
@@ -86,18 +103,18 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
         if name is not None:
             fields[column] = name
         elif column in REQUIRED or column not in FIELD_NAMES:
-            raise SchemaError(f"feature view {view.name!r} has no field {known[0]!r}; it has {listed(have)}")
+            raise SchemaError(f"feature view {view.name!r} has no field {known[0]!r}; it has {list_names(have)}")
         else:
             LOGGER.info("feature view %s has no field %s: not pushed", view.name, known[0])
     further = sorted(set(have) - set(fields.values()))
     if further:
         raise SchemaError(
-            f"feature view {view.name!r} has the fields {listed(further)}, which candidates do not have; Feast pushes "
-            "whole rows only, so move them to another view, or, where they are vectors of a view that is searched, "
-            "declare them in section `search`"
+            f"feature view {view.name!r} has the fields {list_names(further)}, which candidates do not have; "
+            "Feast pushes whole rows only, so move them to another view, or, where they are vectors "
+            "of a view that is searched, declare them in section `search`"
         )
     if len(view.join_keys) != 1:
-        raise SchemaError(f"feature view {view.name!r} has the join keys {listed(view.join_keys)}; expected one")
+        raise SchemaError(f"feature view {view.name!r} has the join keys {list_names(view.join_keys)}; expected one")
     key = view.join_keys[0]
     kinds = {each.name: from_feast_to_pyarrow_type(each.dtype) for each in [*view.features, *view.entity_columns]}
     types = {name: kinds[name] for name in (key, *fields.values()) if name in kinds}
@@ -174,7 +191,7 @@ def require_offline_types(target: PushTarget) -> None:
     names = [name for name in target.fields.values() if target.types.get(name) == texts]
     if target.offline_is_file and names:
         raise SchemaError(
-            f"view {target.view!r} has lists of texts in {listed(names)}, which Feast appends to no file; set "
+            f"view {target.view!r} has lists of texts in {list_names(names)}, which Feast appends to no file; set "
             "publish.push_mode: online, or give the view a source in a SQL offline store"
         )
 

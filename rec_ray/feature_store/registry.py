@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rec_ray.errors import ConfigError, FeatureStoreError, listed
+from rec_ray.errors import ConfigError, FeatureStoreError, list_names
 from rec_ray.feature_store.api import FeatureService, FeatureStore
 
 MESSAGE_LENGTH = 300
@@ -76,4 +76,4 @@ def hint(name: str, names: Iterable[str]) -> str:
     """Return words for an error about a name that is not there: the nearest one, or all."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {listed(names, 30)}"
+    return f"did you mean {near[0]!r}?" if near else f"there are {list_names(names, 30)}"

@@ -7,9 +7,8 @@ what is missing. It does not know how vectors are made or pushed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from rec_ray.candidate_store.manifest import SEARCH, search_folder
+from rec_ray.candidate_store.manifest import CandidatesManifest, search_folder
 from rec_ray.config import SearchSettings
 from rec_ray.errors import ConfigError, SchemaError
 from rec_ray.feature_store.api import FeatureStore
@@ -44,7 +43,7 @@ def find_search_targets(store: FeatureStore, settings: SearchSettings) -> dict[s
 
 
 def stored_search_targets(
-    store: FeatureStore, settings: SearchSettings, manifest: Mapping[str, Any]
+    store: FeatureStore, settings: SearchSettings, manifest: CandidatesManifest
 ) -> dict[str, PushTarget]:
     """Return the target of each folder of vectors that candidates have, whatever made them.
 
@@ -57,7 +56,7 @@ def stored_search_targets(
     stored = stored_dimensions(manifest)
     find_search_targets(store, settings)
     there = push_sources(store)
-    version = manifest["version"]
+    version = manifest.version
     for source in sorted(set(settings.vectors) - set(stored)):
         LOGGER.warning("version %s has no vectors to push to %s; run `rec-ray candidates`", version, source)
     for source in sorted(set(stored) - set(there)):
@@ -69,9 +68,9 @@ def stored_search_targets(
     return {search_folder(source): target for source, target in targets.items()}
 
 
-def stored_dimensions(manifest: Mapping[str, Any]) -> Dimensions:
+def stored_dimensions(manifest: CandidatesManifest) -> Dimensions:
     """Return what the manifest of candidates says of vectors of search views; none of older candidates."""
-    return {source: made["vectors"] for source, made in manifest.get(SEARCH, {}).items()}
+    return {source: made.vectors for source, made in manifest.search.items()}
 
 
 def check_search_targets(store: FeatureStore, settings: SearchSettings, dimensions: Dimensions) -> None:

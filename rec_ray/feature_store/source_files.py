@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, listed
+from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, list_names
 from rec_ray.feature_store.api import DeltaFormat, FileSource
 from rec_ray.schema import TIMESTAMP
 from rec_ray.storage.object_store import s3_filesystem
@@ -98,7 +98,9 @@ def check_columns(schema: pa.Schema, columns: Iterable[str], time: str, where: s
     """
     missing = [column for column in [*columns, time] if column not in schema.names]
     if missing:
-        raise SchemaError(f"{what}: {where} lacks the columns {listed(missing)}; it has {listed(schema.names, 30)}")
+        raise SchemaError(
+            f"{what}: {where} lacks the columns {list_names(missing)}; it has {list_names(schema.names, 30)}"
+        )
     kind = schema.field(time).type
     if not pa.types.is_timestamp(kind):
         raise SchemaError(f"{what}: column {time!r} of {where} is {kind}; expected a timestamp")

@@ -96,7 +96,7 @@ class ImageFiles:
             raise DataError(f"has more than {self.most_bytes:,} bytes")
 
 
-def shown(address: str) -> str:
+def describe_address(address: str) -> str:
     """Return an address for a log: shortened, without user, password and query, which may hold a key."""
     if "://" not in address:
         return address[:200]

@@ -19,11 +19,11 @@ from ray.data import ActorPoolStrategy
 
 from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.errors import DataError
-from rec_ray.item_vectors.fetch import ImageFiles, shown
-from rec_ray.item_vectors.texts import joined_texts, known_hashes, room_for_actors
+from rec_ray.item_vectors.fetch import ImageFiles, describe_address
+from rec_ray.item_vectors.texts import actor_capacity, join_texts, known_hashes
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.encoders.image import ImageEncoder, decode_image
-from rec_ray.storage.vector_cache import HASH, VectorCache, hash_of
+from rec_ray.storage.vector_cache import HASH, VectorCache, content_hash
 
 FOLDER = "image_vectors"
 """Folder of the object store with the cached vectors, one sub-folder per model."""
@@ -72,7 +72,7 @@ def encode_images(
         )
     else:
         addresses = addresses.repartition(blocks)
-    actors, share = room_for_actors()
+    actors, share = actor_capacity()
     LOGGER.info("%s images to fetch by %d actors", f"{count:,}", min(actors, blocks))
     known = known_hashes.remote(cache)
     found = addresses.map_batches(
@@ -104,14 +104,14 @@ def image_vectors_of(items: pa.Table, field: str, hashes: pa.Table, cache: Vecto
     Raises:
         DataError: an image was not encoded.
     """
-    place = pc.index_in(joined_texts(items, [field]), value_set=hashes[_ADDRESS].combine_chunks(), skip_nulls=True)
+    place = pc.index_in(join_texts(items, [field]), value_set=hashes[_ADDRESS].combine_chunks(), skip_nulls=True)
     return cache.read(hashes[HASH].combine_chunks().take(place))
 
 
 def _addresses(items: pa.Table, field: str) -> pa.Table:
     if not items.num_rows:
         return pa.table({_ADDRESS: pa.array([], pa.string())})
-    return _distinct(pa.table({_ADDRESS: joined_texts(items, [field])}))
+    return _distinct(pa.table({_ADDRESS: join_texts(items, [field])}))
 
 
 def _distinct(addresses: pa.Table) -> pa.Table:
@@ -130,7 +130,7 @@ def _collect(*parts: pa.Table) -> tuple[pa.Table, tuple[int, int, int, list[str]
     unreadable = table.filter(pc.is_valid(table[_WHY]))
     readable = table.filter(pc.is_null(table[_WHY])).select([_ADDRESS, HASH, _NEW])
     examples = unreadable.sort_by(_ADDRESS).slice(0, NAMED).to_pylist()
-    descriptions = [f"{shown(row[_ADDRESS])} ({row[_WHY]})" for row in examples]
+    descriptions = [f"{describe_address(row[_ADDRESS])} ({row[_WHY]})" for row in examples]
     images = len(pc.unique(readable[HASH]))
     encoded = len(pc.unique(readable.filter(readable[_NEW])[HASH]))
     return readable.select([_ADDRESS, HASH]), (images, encoded, unreadable.num_rows, descriptions)
@@ -172,7 +172,7 @@ class _ImageActor:
         why = str(data) if failed else None
         return {
             _ADDRESS: address,
-            HASH: None if isinstance(data, DataError) else hash_of(data),
+            HASH: None if isinstance(data, DataError) else content_hash(data),
             _WHY: why,
             "data": data,
         }

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 
 from rec_ray.distributed.worker_cache import get_shared
-from rec_ray.errors import SchemaError, listed
+from rec_ray.errors import SchemaError, list_names
 from rec_ray.logs import LOGGER
-from rec_ray.storage.vector_cache import HASH, VectorCache, hashes_of
+from rec_ray.storage.vector_cache import HASH, VectorCache, content_hashes
 
 FOLDER = "text_vectors"
 """Folder of the object store with the cached vectors, one sub-folder per model."""
@@ -38,7 +38,7 @@ class Encoder(Protocol):
         ...
 
 
-def joined_texts(items: pa.Table, fields: Sequence[str]) -> pa.Array:
+def join_texts(items: pa.Table, fields: Sequence[str]) -> pa.Array:
     """Return the text of each item, its fields one after another; null if all are empty.
 
     Raises:
@@ -46,11 +46,13 @@ def joined_texts(items: pa.Table, fields: Sequence[str]) -> pa.Array:
     """
     missing = [field for field in fields if field not in items.column_names]
     if missing:
-        raise SchemaError(f"there is no item feature {listed(missing)}; the items have {listed(items.column_names)}")
+        raise SchemaError(
+            f"there is no item feature {list_names(missing)}; the items have {list_names(items.column_names)}"
+        )
     try:
         columns = [pc.utf8_trim_whitespace(pc.fill_null(pc.cast(items[field], pa.string()), "")) for field in fields]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SchemaError(f"the item features {listed(fields)} are declared as text: {error}") from None
+        raise SchemaError(f"the item features {list_names(fields)} are declared as text: {error}") from None
     arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
     text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*arrays, "\n"))
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
@@ -62,7 +64,7 @@ def vectors_of(items: pa.Table, fields: Sequence[str], cache: VectorCache) -> pa
     Raises:
         DataError: a text was not encoded.
     """
-    return cache.read(hashes_of(joined_texts(items, fields)))
+    return cache.read(content_hashes(join_texts(items, fields)))
 
 
 def encode_texts(
@@ -74,7 +76,7 @@ def encode_texts(
     the other blocks.
 
     Raises:
-        SchemaError: as `joined_texts`.
+        SchemaError: as `join_texts`.
     """
     known = known_hashes.remote(cache)
     texts = items.map_batches(
@@ -84,7 +86,7 @@ def encode_texts(
     missing, kept = sum(row["missing"] for row in counted), sum(row["kept"] for row in counted)
     if not missing:
         return 0, kept
-    actors, share = room_for_actors()
+    actors, share = actor_capacity()
     blocks = max(1, -(-missing // TEXTS))
     LOGGER.info("%s texts to encode by %d actors", f"{missing:,}", min(actors, blocks))
     new = texts.map_batches(_only_missing, batch_size=None, batch_format="pyarrow")
@@ -104,7 +106,7 @@ def encode_texts(
     return encoded, kept + missing - encoded
 
 
-def room_for_actors() -> tuple[int, float]:
+def actor_capacity() -> tuple[int, float]:
     """Return the number of actors that fit, and the CPUs of each.
 
     Actors that reserve every CPU would leave none for the tasks that feed them.
@@ -121,8 +123,8 @@ def known_hashes(cache: VectorCache) -> pa.Array:
 
 def _missing_texts(items: pa.Table, fields: Sequence[str], known: ray.ObjectRef) -> pa.Table:
     """Return the distinct texts of a block by their hash, with a null text for those that have a cached vector."""
-    texts = joined_texts(items, fields) if items.num_rows else pa.array([], pa.string())
-    table = _distinct(pa.table({HASH: hashes_of(texts), _TEXT: texts}).filter(pc.is_valid(texts)))
+    texts = join_texts(items, fields) if items.num_rows else pa.array([], pa.string())
+    table = _distinct(pa.table({HASH: content_hashes(texts), _TEXT: texts}).filter(pc.is_valid(texts)))
     hashes = table[HASH].combine_chunks()
     cached = pc.is_in(hashes, value_set=get_shared(known))
     text = pc.if_else(cached, pa.scalar(None, pa.string()), table[_TEXT].combine_chunks())

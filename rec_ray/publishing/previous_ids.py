@@ -1,19 +1,19 @@
-"""Who is in the feature store by candidates that are computed anew: noted before the old ones go.
+"""Ids already pushed from candidates that are about to be replaced.
 
-Stored candidates come in; their ids are written beside the version, in the form of candidates of nothing but ids, so
-that who is not among the new ones gets an empty row when these are pushed. It knows neither Feast nor the database.
+Stored candidates come in; their ids are written beside the version, as candidates of ids alone, so that the next push
+empties the rows of ids that the new candidates lack. The module uses neither Feast nor the database.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rec_ray.candidate_store.increments import increments_folder, published_increments
-from rec_ray.candidate_store.manifest import MANIFEST, read_manifest
-from rec_ray.candidate_store.parts import READ_ROWS, StoredCandidates
+from rec_ray.candidate_store.manifest import CandidatesManifest, Part, read_manifest, write_manifest
+from rec_ray.candidate_store.parts import READ_ROWS, StoredCandidates, readable_paths
 from rec_ray.errors import DataError
 from rec_ray.logs import LOGGER
 from rec_ray.schema import ITEM_ID, USER_ID
@@ -27,7 +27,7 @@ def replaced_folder(version: str) -> str:
 
 
 def pushed_candidates(storage: Storage, version: str) -> list[StoredCandidates]:
-    """Return the candidates of a version of which the feature store may hold rows; one that is not whole is said."""
+    """Return the candidates of a version of which the feature store may hold rows; damaged ones are logged."""
     increments, replaced = increments_folder(version), replaced_folder(version)
     prefixes = [
         candidates_folder(version),
@@ -39,12 +39,14 @@ def pushed_candidates(storage: Storage, version: str) -> list[StoredCandidates]:
         try:
             found.append(StoredCandidates(prefix, read_manifest(storage, prefix)))
         except DataError as error:
-            LOGGER.warning("version %s: %s; who left since then stays in the feature store", version, error)
+            LOGGER.warning("version %s: %s; ids that departed since then stay in the feature store", version, error)
     return found
 
 
 def note_replaced(storage: Storage, version: str) -> None:
-    """Write down who is in the candidates and the published increments of a version, which are about to be replaced.
+    """Write the ids of the candidates and the published increments of a version, which are about to be replaced.
+
+    Parts that cannot be read are left out with a warning: candidates that are computed anew are the way out of damage.
 
     Raises:
         StorageError: the store cannot be read or written.
@@ -58,19 +60,25 @@ def note_replaced(storage: Storage, version: str) -> None:
 
 
 def _write_ids(storage: Storage, candidates: StoredCandidates, prefix: str) -> None:
-    """Copy the ids of all parts, a part at a time; the manifest comes last."""
-    parts: dict[str, list[dict[str, object]]] = {}
-    for folder in candidates.manifest["parts"]:
-        parts[folder] = []
-        for path, part in zip(candidates.paths(storage, folder), candidates.parts(folder), strict=True):
-            buffer = pa.BufferOutputStream()
+    """Copy the ids of all parts that can be read, a part at a time; the manifest comes last."""
+    parts: dict[str, tuple[Part, ...]] = {}
+    for folder in candidates.manifest.parts:
+        paths, _ = readable_paths(storage, candidates, folder)
+        for number, path in enumerate(paths):
+            buffer, rows = pa.BufferOutputStream(), 0
             with storage.filesystem.open_input_file(path) as handle:
                 file = pq.ParquetFile(handle)
                 key = USER_ID if USER_ID in file.schema_arrow.names else ITEM_ID
                 with pq.ParquetWriter(buffer, pa.schema([file.schema_arrow.field(key)])) as writer:
-                    for batch in file.iter_batches(batch_size=READ_ROWS, columns=[key]):
-                        writer.write_batch(batch)
-            storage.write_bytes(f"{prefix}/{folder}/{part['name']}", buffer.getvalue().to_pybytes())
-            parts[folder].append({"name": part["name"], "rows": part["rows"]})
-    manifest = {"version": candidates.version, "parts": parts}
-    storage.write_bytes(f"{prefix}/{MANIFEST}", json.dumps(manifest).encode())
+                    try:
+                        for batch in file.iter_batches(batch_size=READ_ROWS, columns=[key]):
+                            writer.write_batch(batch)
+                            rows += batch.num_rows
+                    except (OSError, pa.ArrowException) as error:
+                        LOGGER.warning("%s cannot be read after %s rows: %s", path, f"{rows:,}", error)
+            data, name = buffer.getvalue().to_pybytes(), f"part-{number:06d}.parquet"
+            storage.write_bytes(f"{prefix}/{folder}/{name}", data)
+            part = Part(name, rows, len(data), hashlib.sha256(data).hexdigest())
+            parts[folder] = (*parts.get(folder, ()), part)
+    manifest = CandidatesManifest(candidates.version, parts, format_version=1)
+    write_manifest(storage, prefix, manifest)

@@ -1,134 +1,237 @@
-"""A stored version made live: pushed to Feast whole, then committed; also rolled back to, and older ones pruned.
+"""A stored version made live: checked whole, pushed to Feast, then committed; also rolled back to, and increments.
 
-An open world and a version come in; afterwards the feature store holds that version's candidates and the newest row of
-`model_version` names it, or neither has changed for a reader. It reads files and candidates only: no model is loaded.
+A `Publisher`, with all that is needed of the outside world, and a version come in; afterwards the feature store holds
+the candidates of that version and the newest row of `model_version` names it, or neither has changed for a reader. It
+reads files and candidates only: no model is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime
 
+from rec_ray.candidate_store.erasure import Erased
 from rec_ray.candidate_store.increments import PUBLISHED, find_increment, increments_folder
-from rec_ray.candidate_store.manifest import read_manifest
+from rec_ray.candidate_store.manifest import CandidatesManifest, read_manifest, read_with_sum
 from rec_ray.candidate_store.parts import StoredCandidates
-from rec_ray.contracts import UpdateReport
-from rec_ray.errors import ConfigError, DataError, StorageError, listed
+from rec_ray.config import PublishSettings, SearchSettings
+from rec_ray.contracts import StoredModel, UpdateReport
+from rec_ray.errors import ConfigError, DataError, GateError, LockedError, StorageError, UnavailableError, list_names
+from rec_ray.feature_store.api import FeatureStore
+from rec_ray.logs import LOGGER
+from rec_ray.publishing.commit_candidates import candidates_name, require_recorded
 from rec_ray.publishing.previous_ids import pushed_candidates, replaced_folder
+from rec_ray.publishing.prune import prune_versions
 from rec_ray.publishing.push import update_feature_store
-from rec_ray.runs.context import RunContext, describe_owner
-from rec_ray.step_events import step
-from rec_ray.storage.model_store import candidates_folder, find_model, read_metadata
+from rec_ray.storage.model_store import candidates_folder, read_metadata, verify_model
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.lock import PublishingLock
 from rec_ray.versions.registry import VersionDatabase, VersionRow
 
+FindWithdrawn = Callable[[str, str | None], Sequence[str]]
+"""Keys of the candidates to publish and of the live ones -> items that are left out."""
 
-def publish_version(context: RunContext, version: str) -> UpdateReport:
+
+@dataclass(frozen=True)
+class Publisher:
+    """All that a publication needs. owner: holder of the lock, in words for those who wait. run_id: of its run."""
+
+    store: FeatureStore
+    storage: Storage
+    database: VersionDatabase
+    settings: PublishSettings
+    search: SearchSettings
+    owner: str
+    run_id: str
+
+    def lock(self) -> AbstractContextManager[PublishingLock]:
+        """Return the publishing lock, to be entered."""
+        seconds, wait = self.settings.lock_seconds, self.settings.wait_seconds
+        return self.database.publishing_lock(self.owner, seconds, wait, self.run_id)
+
+
+def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[str] = ()) -> UpdateReport:
     """Push the stored candidates of a version and make it live; return the rows by push source.
+
+    withdrawn: items that are left out like forgotten ones.
 
     Raises:
         LockedError: another run publishes, still after `publish.wait_seconds`.
         PartlyPublishedError: not everything reached the feature store; the live version is as before.
-        BundleError, DataError: the version is not stored, incomplete or damaged.
+        GateError: too few lists, compared with the live version; nothing was pushed.
+        BundleError, DataError: the version is not stored, incomplete or damaged; nothing was pushed.
     """
-    settings, storage, database = context.settings, context.storage, context.database
-    stored = find_model(version, storage)
-    metadata = read_metadata(version, storage)
-    candidates = _stored_candidates(version, storage)
-    if candidates.version != version:
-        raise DataError(f"the candidates in {storage.uri(candidates.prefix)} are those of version {candidates.version}")
-    with step("update_features", context.seconds, publishes=True, version=version) as log, _lock(context) as lock:
-        before = _known_before(database, storage)
+    storage, database = publisher.storage, publisher.database
+    with publisher.lock() as lock:
+        stored = _verified_model(publisher, version)
+        metadata = read_metadata(version, storage)
+        candidates, sha256 = _recorded_candidates(publisher, version, candidates_folder(version))
+        require_lists(candidates.manifest, _live_manifest(database, storage, version), publisher.settings.list_floor)
         report = update_feature_store(
-            context.store,
+            publisher.store,
             storage,
             candidates,
-            settings.publish,
-            published_at=database.begin_push(version, lock),
-            before=before,
-            search=settings.search,
+            publisher.settings,
+            begin_push=lambda: database.begin_push(version, lock),
+            before=_known_before(database, storage),
+            search=publisher.search,
             check=lock.check,
+            fence=database.fence(lock),
+            erased=database.erased() | Erased.of(items=withdrawn),
         )
-        log.add(**report.rows, departed=sum(report.departed.values()))
-        log.result = report
         row = VersionRow(
             version=version,
-            run_id=str(metadata.get("run_id", context.run_id)),
+            run_id=str(metadata.get("run_id", publisher.run_id)),
             artifact_uri=stored.uri,
             sha256=stored.sha256,
             metrics=metadata.get("metrics"),
             settings_hash=str(metadata.get("settings_hash", "")) or None,
             data_from=_instant(metadata.get("data_from")),
             data_to=_instant(metadata.get("data_to")),
+            candidates_sha256=sha256,
         )
         database.publish(row, lock)
-        # It is live; what is left here is only looked at once more by the next push.
+        # Best-effort clean-up: a leftover only costs the next push an additional read.
         with contextlib.suppress(StorageError):
             storage.delete_prefix(replaced_folder(version))
-    return report
+        return dataclasses.replace(report, pruned=_retain(publisher, lock), withdrawn=len(withdrawn))
 
 
-def publish_increment(context: RunContext, version: str, name: str) -> UpdateReport:
+def _retain(publisher: Publisher, lock: PublishingLock) -> int:
+    """Remove the files of versions beyond `publish.keep_versions`; return how many versions.
+
+    The version is live already, so a failure is logged and left to the next publication.
+    """
+    keep = publisher.settings.keep_versions
+    if not keep:
+        return 0
+    try:
+        pruned = prune_versions(publisher.storage, publisher.database, lock, keep)
+    except (UnavailableError, LockedError) as error:
+        LOGGER.warning("old versions are not removed, which publish.keep_versions %d asks for: %s", keep, error)
+        return 0
+    if pruned.removed:
+        LOGGER.info("publish.keep_versions %d: removed the files of the versions %s", keep, list_names(pruned.removed))
+    return len(pruned.removed)
+
+
+def publish_increment(publisher: Publisher, version: str, name: str) -> UpdateReport:
     """Push an increment of the live version, which stays the live one; `model_version` is only read. name: or `newest`.
 
     Raises:
         DataError: there is no such increment, a newer one was published, or another version is live.
         LockedError, PartlyPublishedError: as `publish_version`.
     """
-    storage, database = context.storage, context.database
+    storage, database = publisher.storage, publisher.database
     name = find_increment(storage, increments_folder(version), name)
     prefix = f"{increments_folder(version)}/{name}"
-    increment = StoredCandidates(prefix, read_manifest(storage, prefix))
-    with (
-        step("update_features", context.seconds, publishes=True, version=version, increment=name) as log,
-        _lock(context) as lock,
-    ):
+    with publisher.lock() as lock:
         live = database.live()
         if live != version:
             raise DataError(f"increment {name} is of version {version}, but version {live} is live: nothing was pushed")
+        increment, _ = _recorded_candidates(publisher, version, prefix)
         report = update_feature_store(
-            context.store,
+            publisher.store,
             storage,
             increment,
-            context.settings.publish,
-            published_at=database.begin_push(version, lock),
+            publisher.settings,
+            begin_push=lambda: database.begin_push(version, lock, candidates_name(version, prefix)),
             check=lock.check,
+            fence=database.fence(lock),
+            erased=database.erased(),
         )
         storage.write_bytes(f"{prefix}/{PUBLISHED}", json.dumps(report.rows).encode())
-        log.add(**report.rows)
-        log.result = report
     return report
 
 
-def roll_back(context: RunContext, version: str) -> UpdateReport:
+def roll_back(publisher: Publisher, version: str, find_withdrawn: FindWithdrawn | None = None) -> UpdateReport:
     """Publish a version once more that was live before; the row that makes it live again is a new one.
+
+    find_withdrawn: returns the items that Feast knows no more, of the candidates of `version` and of the live version.
 
     Raises:
         ConfigError: it was never live.
         Otherwise as `publish_version`.
     """
-    known = list(dict.fromkeys(row.version for row in context.database.list_versions()))
+    known = list(dict.fromkeys(row.version for row in publisher.database.list_versions()))
     if version not in known:
         raise ConfigError(
-            f"version {version} was never live, so there is nothing to go back to; live were {listed(known)}. "
+            f"version {version} was never live, so there is nothing to go back to; live were {list_names(known)}. "
             f"To make it live for the first time: rec-ray publish {version}"
         )
-    return publish_version(context, version)
+    live = publisher.database.live()
+    withdrawn: Sequence[str] = ()
+    if find_withdrawn is not None and live != version:
+        withdrawn = find_withdrawn(candidates_folder(version), candidates_folder(live) if live else None)
+    return publish_version(publisher, version, withdrawn=withdrawn)
 
 
-def _lock(context: RunContext) -> AbstractContextManager[PublishingLock]:
-    publish = context.settings.publish
-    owner = describe_owner(context.run_id)
-    return context.database.publishing_lock(owner, publish.lock_seconds, publish.wait_seconds)
+def require_lists(new: CandidatesManifest, live: CandidatesManifest | None, floor: float) -> None:
+    """Refuse candidates that would take the lists of many users away.
+
+    new, live: those to publish and those of the live version; None when there is none to compare with. floor: least
+    share of the live version's non-empty lists, and of the items in them.
+
+    Raises:
+        GateError: there are fewer; names the setting that allows it.
+    """
+    if live is None or floor == 0:
+        return
+    counted = {"users with a list": (new.lists, live.lists)}
+    if "listed_items" in new.facts and "listed_items" in live.facts:
+        counted["items in all lists"] = (int(new.facts["listed_items"]), int(live.facts["listed_items"]))
+    for what, (now, before) in counted.items():
+        if now < floor * before:
+            raise GateError(
+                f"version {new.version} has {now:,} {what}, the live version {live.version} has {before:,}: below "
+                f"publish.list_floor {floor}, nothing was pushed; if that is meant: --set publish.list_floor=0"
+            )
 
 
-def _stored_candidates(version: str, storage: Storage) -> StoredCandidates:
-    prefix = candidates_folder(version)
-    return StoredCandidates(prefix, read_manifest(storage, prefix))
+def _live_manifest(database: VersionDatabase, storage: Storage, version: str) -> CandidatesManifest | None:
+    """Return the manifest of the version that is live beside `version`, or None when there is none to compare with."""
+    live = database.live()
+    if live is None or live == version:
+        return None
+    try:
+        return read_manifest(storage, candidates_folder(live))
+    except DataError as error:
+        LOGGER.warning("the lists of version %s are not compared with the live version %s: %s", version, live, error)
+        return None
+
+
+def _verified_model(publisher: Publisher, version: str) -> StoredModel:
+    """Return the record of a model after comparing all its files with their sums, and these with the database."""
+    stored = verify_model(version, publisher.storage)
+    state = next((each.state for each in publisher.database.reservations() if each.version == version), None)
+    if state == "pruned":
+        raise DataError(f"version {version} was pruned: its files may be gone at any time; publish another version")
+    row = publisher.database.get(version)
+    if row is not None and None not in (row.sha256, stored.sha256) and row.sha256 != stored.sha256:
+        raise DataError(
+            f"version {version} was published with the checksum {row.sha256}, its manifest in {stored.uri} now has "
+            f"{stored.sha256}; a published version never changes: restore it from a backup, or publish another version"
+        )
+    return stored
+
+
+def _recorded_candidates(publisher: Publisher, version: str, prefix: str) -> tuple[StoredCandidates, str]:
+    """Return candidates whose manifest is the one that was recorded, and its sum."""
+    manifest, sha256 = read_with_sum(publisher.storage, prefix)
+    where = publisher.storage.uri(prefix)
+    if manifest.version != version:
+        raise DataError(f"the candidates in {where} are those of version {manifest.version}, not of {version}")
+    is_increment = prefix != candidates_folder(version)
+    if manifest.is_increment != is_increment:
+        kinds = {True: "an increment", False: "all candidates of a version"}
+        raise DataError(f"the manifest in {where} is of {kinds[not is_increment]}, expected {kinds[is_increment]}")
+    require_recorded(publisher.storage, publisher.database, version, prefix, sha256)
+    return StoredCandidates(prefix, manifest), sha256
 
 
 def _known_before(database: VersionDatabase, storage: Storage) -> Sequence[StoredCandidates]:

@@ -1,18 +1,16 @@
 """Stored candidates into Feast: item vectors, then user vectors, then recommendations, through push sources.
 
 Slices of the Parquet parts that a manifest lists go to Ray tasks that push them in small batches, side by side where
-the online store can take it; who was there before and is no more gets an empty row; every row is counted and a sample
-is read back. It knows nothing of models or of how the candidates were made, and pushes only fields that a view has.
+the online store can take it; departed users and items get an empty row; every row is counted and a sample is read back.
+It does not use the model, and pushes only fields that a view has.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,55 +20,39 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from rec_ray.candidate_store.erasure import Erased
 from rec_ray.candidate_store.manifest import search_folder
-from rec_ray.candidate_store.parts import PartSlice, StoredCandidates, check_part, departed_ids, read_slice
+from rec_ray.candidate_store.parts import PartSlice, StoredCandidates, check_part, read_slice, readable_paths
 from rec_ray.config import PublishSettings, SearchSettings
 from rec_ray.contracts import UpdateReport
 from rec_ray.distributed.parquet_source import submit_at_once
-from rec_ray.distributed.worker_cache import get_or_create
-from rec_ray.errors import DataError, PartlyPublishedError, RecRayError
-from rec_ray.feature_store.api import FeatureStore, PushMode, RepoConfig
-from rec_ray.feature_store.point_in_time import portable_config, store_in_task
+from rec_ray.errors import DataError, LockedError, PartlyPublishedError, list_names
+from rec_ray.feature_store.api import FeatureStore
+from rec_ray.feature_store.point_in_time import portable_config
 from rec_ray.feature_store.push_targets import (
+    Push,
     PushTarget,
     as_type_of,
     find_push_target,
-    push_frame,
     read_online,
     require_offline_types,
     require_same_space,
-    tombstone_frame,
 )
 from rec_ray.feature_store.search_targets import stored_dimensions, stored_search_targets
 from rec_ray.logs import LOGGER
+from rec_ray.publishing.push_rows import departed_frames, push_in_task, push_piece, slice_frames
 from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES, USER_ID
 from rec_ray.storage.object_store import Storage
+from rec_ray.versions.push_fence import Fence
 
 SINGLE_WRITERS = ("sqlite", "faiss")
 """Online stores that one process at a time may write."""
-KEEPS_NEWER = ("redis",)
-"""Online stores that leave a row as it is, without a word, when its event timestamp is not before that of the push."""
-CHECKED = 16
-"""With those, one in so many rows is read back at once: all of them would take a third of the time of a push."""
 SAMPLE = 20
 """Rows of a folder that are read back."""
 SLICE_ROWS = 20_000
 """Rows of one task; a few times the batches that it pushes, so that starting it costs little."""
 IDS_AT_A_TIME = 1_000_000
 """Ids that one process holds while it looks for those that left."""
-MODES = {"online": PushMode.ONLINE, "online_and_offline": PushMode.ONLINE_AND_OFFLINE}
-
-
-@dataclass(frozen=True)
-class Push:
-    """What all rows of one push source have in common. sizes: numbers of each vector, by our column."""
-
-    target: PushTarget
-    version: str
-    published_at: datetime
-    batch_rows: int
-    mode: str
-    sizes: Mapping[str, int]
 
 
 def find_push_targets(store: FeatureStore, settings: PublishSettings) -> dict[str, PushTarget]:
@@ -110,31 +92,39 @@ def update_feature_store(
     candidates: StoredCandidates,
     settings: PublishSettings,
     *,
-    published_at: datetime,
+    begin_push: Callable[[], datetime],
     before: Sequence[StoredCandidates] = (),
     search: SearchSettings | None = None,
     check: Callable[[], None] = lambda: None,
+    fence: Fence | None = None,
+    erased: Erased | None = None,
 ) -> UpdateReport:
     """Push candidates: order items, similar items, search vectors, users, lists; those that left get an empty row.
 
     Of an increment, whose manifest lists no items, only users and their lists are pushed.
 
-    published_at: event timestamp of all rows; later than that of any push before.
-    before: candidates of which the online store may hold rows; who is in them and not in `candidates` has left.
+    begin_push: returns the event timestamp of all rows, later than that of any push before; called when everything is
+        checked, just before the first row.
+    before: candidates of which the online store may hold rows; ids that are in them and not in `candidates` departed.
+        Parts of them that cannot be read are counted in a warning: a damaged version must not keep others from being
+        published.
     search: which search views must be there.
-    check: called now and then; raises when this process may not go on.
+    check: called between pieces of work; raises when this process may not go on.
+    fence: the lock, as the processes that push check it; None in a push without a lock.
+    erased: forgotten users and items; their rows are left out and counted.
 
     Raises:
         PartlyPublishedError: a push failed, fewer rows arrived than were sent, or a sample reads back differently.
         ConfigError, SchemaError: a push source or its view does not fit; nothing was pushed then.
         DataError: a part is missing or was changed; nothing was pushed then.
+        LockedError: another publisher took the lock over.
     """
     manifest, version = candidates.manifest, candidates.version
-    size = int(manifest.get("embedding_size", 0))
-    targets = check_push_targets(store, settings, str(manifest.get("similarity", "cosine")), size) if size else None
+    size = manifest.embedding_size
+    targets = check_push_targets(store, settings, manifest.similarity, size) if size else None
     targets = _wanted(targets or find_push_targets(store, settings), candidates)
     sizes: dict[str, Mapping[str, int]] = {folder: {EMBEDDING: size} for folder in targets}
-    if not manifest.get("is_increment"):
+    if not manifest.is_increment:
         searched = stored_search_targets(store, search or SearchSettings(), manifest)
         sizes |= {search_folder(source): fields for source, fields in stored_dimensions(manifest).items()}
         targets = {name: target for name, target in targets.items() if target.entity == ITEM_ID} | searched | targets
@@ -144,23 +134,33 @@ def update_feature_store(
     kind = str(store.config.online_store.type)
     writers = 1 if kind in SINGLE_WRITERS else max(1, int(ray.cluster_resources().get("CPU", 1)))
     _check_parts(storage, candidates, list(targets), check)
+    published_at = begin_push()
     rows: dict[str, int] = {}
     departed: dict[str, int] = {}
     for folder, target in targets.items():
-        push = Push(target, version, published_at, settings.batch_rows, settings.push_mode, sizes[folder])
-        writer = _Writer(store, storage, push, writers, check)
+        push = Push(
+            target,
+            version,
+            published_at,
+            settings.batch_rows,
+            settings.push_mode,
+            sizes[folder],
+            folder,
+            erased or Erased(),
+        )
+        writer = _Writer(store, storage, push, writers, check, fence)
         expected = candidates.rows(folder)
         rows[target.source] = writer.push_slices(candidates.slices(storage, folder, SLICE_ROWS), expected)
         departed[target.source] = writer.push_departed(candidates, before, folder)
-        _read_back(store, storage, candidates.paths(storage, folder), target, version)
+        _read_back(store, storage, candidates.paths(storage, folder), target, version, erased or Erased())
     return UpdateReport(version, rows, departed)
 
 
 def _wanted(targets: Mapping[str, PushTarget], candidates: StoredCandidates) -> dict[str, PushTarget]:
     """Leave out what the candidates need not have: the items of an increment, and lists of similar items."""
-    optional = {"item_embeddings", "similar_items"} if candidates.manifest.get("is_increment") else {"similar_items"}
-    missing = optional - set(candidates.manifest["parts"])
-    if "similar_items" in missing & set(targets) and not candidates.manifest.get("is_increment"):
+    optional = {"item_embeddings", "similar_items"} if candidates.manifest.is_increment else {"similar_items"}
+    missing = optional - set(candidates.manifest.parts)
+    if "similar_items" in missing & set(targets) and not candidates.manifest.is_increment:
         LOGGER.warning(
             "version %s has no similar items to push to %s; set candidates.similar_items and run `rec-ray candidates`",
             candidates.version,
@@ -172,24 +172,45 @@ def _wanted(targets: Mapping[str, PushTarget], candidates: StoredCandidates) -> 
 def _check_parts(
     storage: Storage, candidates: StoredCandidates, folders: Sequence[str], check: Callable[[], None]
 ) -> None:
-    """Compare all parts with their sums, before anything is pushed."""
+    """Compare all parts with their sums and rows, before anything is pushed."""
     parts = [
-        (f"{candidates.prefix}/{folder}/{part['name']}", part)
-        for folder in folders
-        for part in candidates.parts(folder)
+        (f"{candidates.prefix}/{folder}/{part.name}", part) for folder in folders for part in candidates.parts(folder)
     ]
     for key, part in parts:
         check_part(storage, key, part)
+    for folder in ("item_embeddings", "user_embeddings"):
+        if folder in folders and candidates.manifest.embedding_size:
+            _check_lengths(storage, candidates, folder)
     check()
+
+
+def _check_lengths(storage: Storage, candidates: StoredCandidates, folder: str) -> None:
+    """Compare the length of the first vector with the manifest."""
+    expected = candidates.manifest.embedding_size
+    for piece in candidates.slices(storage, folder, 1)[:1]:
+        for batch in read_slice(storage, piece, 1):
+            found = len(batch[EMBEDDING][0].as_py())
+            if found != expected:
+                raise DataError(
+                    f"candidates are damaged: vectors in {piece.path} have {found} numbers, the manifest has "
+                    f"embedding_size {expected}; run `rec-ray candidates VERSION` again"
+                )
 
 
 class _Writer:
     """Pushes the rows of one source, in this process or in tasks of Ray, and counts them."""
 
     def __init__(
-        self, store: FeatureStore, storage: Storage, push: Push, writers: int, check: Callable[[], None]
+        self,
+        store: FeatureStore,
+        storage: Storage,
+        push: Push,
+        writers: int,
+        check: Callable[[], None],
+        fence: Fence | None,
     ) -> None:
         self.store, self.storage, self.push, self.writers, self.check = store, storage, push, writers, check
+        self.fence = fence
 
     def push_slices(self, slices: Sequence[PartSlice], expected: int) -> int:
         """Push all rows and return how many arrived.
@@ -201,38 +222,48 @@ class _Writer:
         work = [{"path": piece.path, "start": piece.start, "stop": piece.stop} for piece in slices]
         if self.writers > 1 and len(work) < 4 * self.writers and expected:
             work = _cut(work, _piece_rows(expected, self.writers, self.push.batch_rows))
-        return self._run(work, _slice_frames, expected)
+        return self._run(work, slice_frames, expected)
 
     def push_departed(self, after: StoredCandidates, before: Sequence[StoredCandidates], folder: str) -> int:
-        """Push an empty row for everybody that only earlier candidates have; return how many there are."""
+        """Push an empty row for every id that only earlier candidates have; return how many there are."""
         others = [
             each
             for each in before
-            if (each.version, each.prefix) != (after.version, after.prefix) and folder in each.manifest["parts"]
+            if (each.version, each.prefix) != (after.version, after.prefix) and folder in each.manifest.parts
         ]
-        if not others:
+        readable = [readable_paths(self.storage, each, folder)[0] for each in others]
+        old = [path for paths in readable for path in paths]
+        if not old:
             return 0
         ids = after.rows(folder) + sum(each.rows(folder) for each in others)
         buckets = max(1, math.ceil(ids / IDS_AT_A_TIME))
-        old = [path for each in others for path in each.paths(self.storage, folder)]
         new = after.paths(self.storage, folder)
         work = [{"before": old, "after": new, "bucket": number, "buckets": buckets} for number in range(buckets)]
-        return self._run(work, _departed_frames, None)
+        return self._run(work, departed_frames, None)
 
     def _run(
         self, work: list[dict[str, Any]], frames: Callable[..., Iterable[pd.DataFrame]], expected: int | None
     ) -> int:
         source = self.push.target.source
         sent = pushed = 0
-        failure = ""
+        left_out, failure, lost, unreadable = 0, "", False, set[str]()
         # Closing: what is not done yet is given up when one piece failed.
         with contextlib.closing(self._answers(work, frames)) as answers:
             for answer in answers:
                 sent, pushed, failure = sent + answer["sent"], pushed + answer["pushed"], failure or answer["failure"]
+                lost = lost or bool(answer["lost"])
+                left_out += answer["left_out"]
+                unreadable |= set(answer["unreadable"].split("\n")) - {""}
                 if failure:
                     break
                 self.check()
-        wanted = sent if expected is None else expected
+        if unreadable:
+            LOGGER.warning("ids of %d damaged parts are unknown: %s", len(unreadable), list_names(sorted(unreadable)))
+        if lost:
+            raise LockedError(f"{pushed:,} rows reached {source!r}: {failure}")
+        if left_out:
+            LOGGER.info("%s rows of forgotten users or items are not pushed to %s", f"{left_out:,}", source)
+        wanted = sent if expected is None else expected - left_out
         if failure or pushed != wanted:
             why = failure or "the counts differ"
             raise PartlyPublishedError(
@@ -247,17 +278,18 @@ class _Writer:
         """Give what became of each piece of work; a store for one writer is written by this process."""
         if self.writers == 1 or not work:
             for piece in work:
-                yield _push_piece(self.store, self.storage, self.push, frames(self.storage, self.push, **piece))
+                yield push_piece(self.store, self.storage, self.push, self.fence, frames, piece)
             return
         arguments = {
             "config": portable_config(self.store),
             "storage": self.storage,
             "push": self.push,
             "frames": frames,
+            "fence": self.fence,
         }
         pieces = submit_at_once(ray.data.from_items(work, override_num_blocks=len(work)))
         done = pieces.map_batches(
-            _push_in_task,
+            push_in_task,
             batch_size=1,
             fn_kwargs=arguments,
         )
@@ -281,87 +313,22 @@ def _cut(work: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     ]
 
 
-def _slice_frames(storage: Storage, push: Push, path: str, start: int, stop: int) -> Iterator[pd.DataFrame]:
-    for batch in read_slice(storage, PartSlice(path, start, stop), push.batch_rows):
-        yield push_frame(batch, push.target, push.version, push.published_at)
-
-
-def _departed_frames(
-    storage: Storage, push: Push, before: Sequence[str], after: Sequence[str], bucket: int, buckets: int
-) -> Iterator[pd.DataFrame]:
-    target = push.target
-    ids = departed_ids(storage, list(before), list(after), target.entity, int(bucket), int(buckets))
-    for start in range(0, len(ids), push.batch_rows):
-        some = ids.slice(start, push.batch_rows)
-        yield tombstone_frame(some, target, push.version, push.published_at, push.sizes)
-
-
-def _push_piece(store: FeatureStore, storage: Storage, push: Push, frames: Iterable[pd.DataFrame]) -> dict[str, Any]:
-    """Push some frames and count the rows; a failure is an answer too, so that the rows before it are counted."""
-    sent = pushed = 0
-    try:
-        for frame in frames:
-            sent += len(frame)
-            if frame[list(push.target.fields.values())].isna().all(axis=None):
-                raise DataError(
-                    f"view {push.target.view!r} can hold no empty list, and Feast leaves rows without any value out; "
-                    f"give the view a field {MODEL_VERSION!r}"
-                )
-            store.push(push.target.source, frame, to=MODES[push.mode])
-            _check_stamps(store, frame, push)
-            pushed += len(frame)
-    except Exception as error:
-        text = str(error) if isinstance(error, RecRayError) else f"{type(error).__name__}: {error}"
-        return {"sent": sent, "pushed": pushed, "failure": text[:500]}
-    return {"sent": sent, "pushed": pushed, "failure": ""}
-
-
-def _check_stamps(store: FeatureStore, frame: pd.DataFrame, push: Push) -> None:
-    """Find out whether the online store took the rows, where it may silently keep others: one in `CHECKED`.
-
-    Raises:
-        DataError: it did not.
-    """
-    target = push.target
-    if str(store.config.online_store.type) not in KEEPS_NEWER or MODEL_VERSION not in target.fields:
-        return
-    field = target.fields[MODEL_VERSION]
-    ids = frame[target.key].iloc[::CHECKED].astype(str).tolist()
-    found = read_online(store, target, ids, [field])[field]
-    kept = sum(stamp != push.version for stamp in found)
-    if kept:
-        raise DataError(
-            f"view {target.view!r} answers otherwise than was pushed: it kept {kept:,} of {len(ids):,} rows "
-            "that say they are of a later time; a publisher whose clock is ahead wrote them: wait, or remove them"
-        )
-
-
-def _push_in_task(
-    batch: Mapping[str, Any],
-    config: RepoConfig,
+def _read_back(
+    store: FeatureStore,
     storage: Storage,
-    push: Push,
-    frames: Callable[..., Iterable[pd.DataFrame]],
-) -> dict[str, Any]:
-    (piece,) = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    answer = _push_piece(store_in_task(config), storage, push, frames(storage, push, **piece))
-    get_or_create("modules for pushing", _keep_out_of_collections)
-    return {name: [value] for name, value in answer.items()}
-
-
-def _keep_out_of_collections() -> None:
-    """Leave what a process has loaded out of Python's collections, which took a twentieth of its time."""
-    gc.collect()
-    gc.freeze()
-
-
-def _read_back(store: FeatureStore, storage: Storage, paths: list[str], target: PushTarget, version: str) -> None:
+    paths: list[str],
+    target: PushTarget,
+    version: str,
+    erased: Erased | None = None,
+) -> None:
     """Compare a sample of what was pushed with what the online store answers: the first rows of some parts."""
     some = [paths[place] for place in sorted({0, len(paths) // 2, len(paths) - 1})] if paths else []
     for path in some:
         batches = read_slice(storage, PartSlice(path, 0, SAMPLE), SAMPLE)
         for sample in itertools.islice(batches, 1):
-            _compare(store, sample, target, version)
+            left = sample if erased is None else erased.without(sample)
+            if left.num_rows:
+                _compare(store, left, target, version)
 
 
 def _compare(store: FeatureStore, sample: pa.Table, target: PushTarget, version: str) -> None:

@@ -23,7 +23,8 @@ from rec_ray.distributed.runtime import check_gpus, import_in_worker, is_local, 
 from rec_ray.errors import ConfigError, FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import portable_config, secrets_in
-from rec_ray.logs import about, hide
+from rec_ray.feature_store.repository_file import read_secrets, without_content
+from rec_ray.logs import hide_secrets, log_context
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics
 from rec_ray.runs.stores import open_object_store, open_version_database
@@ -71,7 +72,7 @@ def open_context(settings: Settings, run: RunLedger | None = None) -> Iterator[R
     """
     seconds: dict[str, float] = {}
     run_id, as_of = (run.run_id, run.as_of) if run else (new_run_id(), datetime.now(UTC))
-    with about(run_id=run_id), step("start", seconds):
+    with log_context(run_id=run_id), step("start", seconds):
         storage = open_object_store(settings)
         if run is None:
             storage.check_writable()
@@ -80,7 +81,7 @@ def open_context(settings: Settings, run: RunLedger | None = None) -> Iterator[R
         stop_ray = open_ray(settings.ray)
     try:
         check_gpus(settings, can_come=not stop_ray or not is_local(settings.ray))
-        with about(run_id=run_id), explained_kills(settings.ray), exported_metrics():
+        with log_context(run_id=run_id), explained_kills(settings.ray), exported_metrics():
             with step("feast", seconds):
                 # A run that goes on has read Feast already, and its steps differ in what they need.
                 workers = 0 if run is not None and run.done else int(ray.cluster_resources().get("CPU", 1))
@@ -111,14 +112,18 @@ def open_feature_store(settings: Settings) -> FeatureStore:
     file = path if path.is_file() else path / "feature_store.yaml"
     if not file.is_file():
         raise ConfigError(f"feast.repo {repo} has no feature_store.yaml; correct the setting or run `rec-ray init`")
+    hide_secrets(read_secrets(Path(repo) / "feature_store.yaml"))
     try:
         store = FeatureStore(repo_path=str(file.parent), fs_yaml_file=file)
-        hide(secrets_in(store.config))
+        hide_secrets(secrets_in(store.config))
         return FeatureStore(repo_path=str(file.parent), config=portable_config(store))
+    # From None: the traceback of the original would print its text, with the values of the file in it.
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"feature_store.yaml in {repo} cannot be read: {error}") from error
+        said = f"feature_store.yaml in {repo} cannot be read: {without_content(error)}"
+        raise ConfigError(said) from None
     except Exception as error:
-        raise FeatureStoreError(f"the feature repository {repo} cannot be opened: {error}") from error
+        said = f"the feature repository {repo} cannot be opened: {type(error).__name__}: {without_content(error)}"
+        raise FeatureStoreError(said) from None
 
 
 def describe_owner(run_id: str) -> str:

@@ -1,8 +1,8 @@
 """The ledger of a run: which steps are finished and what they gave, kept in the object store under the id of the run.
 
 A run id and settings come in, and each step is done `once`: a run that starts again under its id takes what was
-finished from here and goes on behind it; what only the run needed is deleted when it ends well. It knows no step by
-name, and nothing of versions, Feast or Ray.
+finished from here and goes on behind it; its work folder is deleted when it ends well. The module names no step, and
+uses neither versions nor Feast nor Ray.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rec_ray.config import Settings, deciding_settings, hash_settings
-from rec_ray.errors import ConfigError, DataError, LockedError, StorageError, listed
+from rec_ray.errors import ConfigError, DataError, LockedError, StorageError, list_names
 from rec_ray.logs import LOGGER
 from rec_ray.runs.status import DONE, FAILED, STOPPED, RunStatus
 from rec_ray.runs.step_records import Result, from_files, to_files
@@ -57,7 +57,7 @@ def work_folder(run_id: str) -> str:
 
 
 def delete_work(storage: Storage, run_id: str) -> None:
-    """Delete what only a run needed; where that fails the run is no worse for it, and it is said."""
+    """Delete the work folder of a run; a failure is logged, not raised."""
     for key in (work_folder(run_id), f"{TRAININGS}/{run_id}"):
         try:
             storage.delete_prefix(key)
@@ -84,7 +84,7 @@ class RunLedger:
     """A run and how far it is.
 
     as_of: the instant up to which the run reads, and that of its first attempt: every retry reads the same.
-    report: what the run said at its end, or None while it has not ended well.
+    report: the report of a run that ended well, or None.
     """
 
     def __init__(self, storage: Storage, run_id: str, entries: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class RunLedger:
 
     @property
     def report(self) -> dict[str, Any] | None:
-        """What the finished run reported."""
+        """The report of the finished run."""
         return self._entries["report"]
 
     @property
@@ -164,14 +164,14 @@ class RunLedger:
             )
 
     def other_owner(self) -> str | None:
-        """Return who has taken the run over from this process, or None: nobody has."""
+        """Return the process that has taken the run over from this one, or None."""
         found = _read(self.storage, self.run_id)
         if found is None:
-            return "somebody who deleted its ledger"
+            return "a process that deleted its ledger"
         return None if found["attempt"] == self._entries["attempt"] else str(found["owner"])
 
     def take_over(self) -> None:
-        """Be the one process that writes to this ledger; whoever did before finds out at its next step."""
+        """Become the one process that writes to this ledger; the one before stops at its next step."""
         self._entries |= {
             "attempt": uuid.uuid4().hex,
             "owner": f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
@@ -253,7 +253,7 @@ def _told(run: RunLedger, command: str) -> Iterator[None]:
         yield
         status.end(DONE)
     except LockedError as error:
-        # Status and log belong to whoever has taken the run over.
+        # Status and log belong to the process that has taken the run over.
         if run.other_owner() is None:
             status.end(FAILED, error)
         raise
@@ -299,7 +299,7 @@ def _check_same(run_id: str, entries: dict[str, Any], command: str, deciding: di
     if names:
         first = names[0]
         raise ConfigError(
-            f"run id {run_id!r} was begun with other settings: {listed(names)} differ ({first} was "
+            f"run id {run_id!r} was begun with other settings: {list_names(names)} differ ({first} was "
             f"{before.get(first)!r}, is {now.get(first)!r}); take another run id, or the settings of then"
         )
 

@@ -1,4 +1,4 @@
-"""The status and the log of a run in the object store, for whoever looks at a run that is not on a terminal.
+"""The status and the log of a run in the object store, for runs that are not on a terminal.
 
 Log lines become `log.jsonl` (it is a logging handler) and step events become `status.json`, both in the folder of the
 run and both written when a step starts or ends. A store that cannot be written is logged once and stops no run.
@@ -71,7 +71,7 @@ class RunStatus(logging.Handler):
         self._write()
 
     def end(self, state: str, error: BaseException | None = None) -> None:
-        """Say how the attempt ended; the step that it ended in stays named."""
+        """Record how the attempt ended; the step that it ended in stays named."""
         self._values["state"] = state
         if error is not None:
             cause = find_known_cause(error)

@@ -1,7 +1,7 @@
-"""What a step hands over as files, so that a run that starts again need not do a finished step once more.
+"""Results of steps as files, so that a run that starts again need not repeat a finished step.
 
 A hand-over comes in and named files go out as bytes, and the other way round; it is safetensors and JSON, nothing is
-pickled. It does not know where the files are kept, which step they belong to, or when they are read again.
+pickled. It does not store the files.
 """
 
 from __future__ import annotations

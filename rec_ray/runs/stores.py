@@ -26,5 +26,6 @@ def open_object_store(settings: Settings) -> Storage:
 
 def open_version_database(settings: Settings) -> VersionDatabase:
     """Open the version database of the settings."""
-    password = settings.database.password
-    return VersionDatabase(settings.database.url, password.get_secret_value() if password else None)
+    given = settings.database
+    password = given.password.get_secret_value() if given.password else None
+    return VersionDatabase(given.url, password, given.schema_name)

@@ -66,7 +66,9 @@ def count_search(vectors: SearchVectors) -> dict[str, int]:
 def count_update(update: UpdateReport) -> dict[str, int]:
     """Return the rows pushed to Feast by readable name."""
     counts = {f"rows pushed to {source}": rows for source, rows in update.rows.items()}
-    return counts | {f"departed, emptied in {source}": rows for source, rows in update.departed.items() if rows}
+    counts |= {f"departed, emptied in {source}": rows for source, rows in update.departed.items() if rows}
+    counts |= {"withdrawn items, left out": update.withdrawn} if update.withdrawn else {}
+    return counts | ({"old versions removed": update.pruned} if update.pruned else {})
 
 
 def restore_report(run: RunLedger) -> RunReport:

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from rec_ray.errors import ConfigError, EmptyDataError, RecRayError, SchemaError, UnavailableError, listed
+from rec_ray.errors import ConfigError, EmptyDataError, RecRayError, SchemaError, UnavailableError, list_names
 from rec_ray.sample.survey import fetch_one, literal, query_files, quoted
 from rec_ray.schema import TIMESTAMP
 
@@ -98,7 +98,7 @@ def find_tables(source: str | Path, scratch: Path, problems: Problems) -> dict[s
     for name in TABLES:
         names = [entry for entry in entries if _table_of(entry) == name]
         if len(names) > 1:
-            problems.add(ConfigError(f"{text} holds {listed(names)}, which are the same table; keep one of them"))
+            problems.add(ConfigError(f"{text} holds {list_names(names)}, which are the same table; keep one of them"))
         elif names:
             shown = f"{text.rstrip('/')}/{names[0]}"
             try:
@@ -106,7 +106,7 @@ def find_tables(source: str | Path, scratch: Path, problems: Problems) -> dict[s
             except (SchemaError, EmptyDataError) as error:
                 problems.add(error)
     if not any(_table_of(entry) == "interactions" for entry in entries):
-        have = listed(entries) if folder.is_dir() else "no such folder"
+        have = list_names(entries) if folder.is_dir() else "no such folder"
         raise ConfigError(
             f"no file interactions.parquet in {text} ({have}); a folder for --from holds interactions and, optionally, "
             "users and items, each as .parquet, .csv, .csv.gz or a folder of Parquet files"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from rec_ray.errors import ConfigError, EmptyDataError, SchemaError, listed
+from rec_ray.errors import ConfigError, EmptyDataError, SchemaError, list_names
 from rec_ray.logs import LOGGER
 from rec_ray.sample.names import is_index, written_names
 from rec_ray.sample.own_files import OwnFiles, Problems, find_tables
@@ -162,7 +162,7 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
     lower = [column.lower() for column in files.schema.names]
     twice = sorted({column for column in files.schema.names if lower.count(column.lower()) > 1})
     if twice:
-        fault = f"{files.shown} has columns that differ in case only, or not at all: {listed(twice)}; rename them"
+        fault = f"{files.shown} has columns that differ in case only, or not at all: {list_names(twice)}; rename them"
         problems.add(SchemaError(fault))
         return None
     decisions: list[Decision] = []
@@ -234,7 +234,7 @@ def _special_columns(
         column = named or usual
         if column not in files.schema.names:
             if named is not None:
-                fault = f"{files.shown} has no column {named!r}; it has {listed(files.schema.names, 30)}"
+                fault = f"{files.shown} has no column {named!r}; it has {list_names(files.schema.names, 30)}"
                 problems.add(ConfigError(fault), f"--{role}-column NAME")
             continue
         kind = _decoded(files.schema.field(column).type)

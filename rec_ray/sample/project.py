@@ -15,7 +15,7 @@ from typing import Any
 
 from rec_ray.config.loading import SETTINGS_FILE
 from rec_ray.config.template import render_settings
-from rec_ray.errors import ConfigError, listed
+from rec_ray.errors import ConfigError, list_names
 from rec_ray.sample import shop
 from rec_ray.sample.declarations import declare_features, declare_interactions, name_of_items
 from rec_ray.sample.feature_repo import apply_feature_repo, write_feature_repo
@@ -100,7 +100,7 @@ def init_project(
     there = [path.name for path in (settings, repo) if path.exists()]
     if there:
         raise ConfigError(
-            f"{folder} already holds {listed(there)}; name another folder, or remove them to make the project anew"
+            f"{folder} already holds {list_names(there)}; name another folder, or remove them to make the project anew"
         )
     with tempfile.TemporaryDirectory(prefix="rec_ray_init_") as scratch:
         own = None if source is None else read_own_tables(source, Path(scratch), names, ask)

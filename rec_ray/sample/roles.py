@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from rec_ray.errors import ConfigError, SchemaError, listed
+from rec_ray.errors import ConfigError, SchemaError, list_names
 from rec_ray.sample.own_files import OwnFiles, Problems
 from rec_ray.sample.survey import fetch_one, query_files, quoted
 from rec_ray.sample.times import ISO, UNITS, is_time, unit_of
@@ -95,7 +95,7 @@ def choose_key(files: OwnFiles, key: str, names: ColumnNames, ask: Ask | None, p
             return answer
     wanted = names.of_key(key) or (key,)
     problems.add(
-        SchemaError(f"{files.shown} lacks the columns {listed(wanted)}; it has {listed(have, 30)}"),
+        SchemaError(f"{files.shown} lacks the columns {list_names(wanted)}; it has {list_names(have, 30)}"),
         f"{OPTIONS[key]} {_shell(guess or 'NAME')}",
     )
     return None
@@ -117,7 +117,7 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
         if names.time in files.schema.names:
             return _read_as_time(files, names.time, names.time_unit, "named by --time-column", problems)
         problems.add(
-            ConfigError(f"{files.shown} has no column {names.time!r}; it has {listed(files.schema.names, 30)}"),
+            ConfigError(f"{files.shown} has no column {names.time!r}; it has {list_names(files.schema.names, 30)}"),
             "--time-column NAME",
         )
         return None
@@ -132,7 +132,7 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
     ]
     candidates = [*times, *readable]
     if not candidates:
-        have = listed((f"{column.name}: {column.type}" for column in files.schema), 30)
+        have = list_names((f"{column.name}: {column.type}" for column in files.schema), 30)
         problems.add(
             SchemaError(f"{files.shown} has no timestamp column for the time of an event; it has {have}"),
             "--time-column NAME",
@@ -149,10 +149,10 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
         if answer in files.schema.names:
             return _read_as_time(files, answer, names.time_unit, "your answer", problems)
     if happened:
-        several = f"{files.shown} has several timestamp columns: {listed(candidates)}"
+        several = f"{files.shown} has several timestamp columns: {list_names(candidates)}"
         fault = f"{several}; name the one that is the time of an event"
     else:
-        fault = f"the name of {listed(candidates)} in {files.shown} is that of the time of a load, not of an event"
+        fault = f"the name of {list_names(candidates)} in {files.shown} is that of the time of a load, not of an event"
     problems.add(ConfigError(fault), f"--time-column {_shell(guess)}")
     return None
 
@@ -223,7 +223,7 @@ def unit_named(unit: str | None) -> str | None:
         ConfigError: it is none.
     """
     if unit is not None and unit not in UNITS:
-        raise ConfigError(f"--time-unit {unit!r} is no unit; expected {listed(UNITS)}")
+        raise ConfigError(f"--time-unit {unit!r} is no unit; expected {list_names(UNITS)}")
     return unit
 
 

@@ -6,8 +6,8 @@ that has a vector, beside the candidates of the version, and an entry in their m
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,16 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from rec_ray.candidate_store.manifest import MANIFEST, SEARCH, read_manifest, search_folder
+from rec_ray.candidate_store.manifest import (
+    MANIFEST,
+    PENDING,
+    SEARCH,
+    SearchView,
+    new_generation,
+    read_manifest,
+    search_folder,
+    write_manifest,
+)
 from rec_ray.candidate_store.writer import PartsSink
 from rec_ray.config import SearchSettings
 from rec_ray.contracts import SearchVectors, TrainingData
@@ -60,18 +69,17 @@ def make_search_vectors(
     """Write the vectors of every view that has an encoder, and add them to the manifest of the candidates.
 
     prefix: key of complete candidates. repo: folder that relative image paths start from. Vectors of an earlier attempt
-    are replaced; the manifest never lists deleted parts.
+    are computed again; the parts of earlier vectors stay for readers of the manifest before.
 
     Raises:
         ConfigError: transformers or a model is missing.
         DataError: there are no candidates.
         SchemaError: a field is no text.
     """
-    manifest = read_manifest(storage, prefix)
-    manifest["parts"] = {name: parts for name, parts in manifest["parts"].items() if not name.startswith(f"{SEARCH}/")}
-    manifest.pop(SEARCH, None)
-    _write_manifest(storage, prefix, manifest)
-    storage.delete_prefix(f"{prefix}/{SEARCH}")
+    name = PENDING if storage.exists(f"{prefix}/{PENDING}") else MANIFEST
+    manifest = read_manifest(storage, prefix, name)
+    parts = {folder: each for folder, each in manifest.parts.items() if not folder.startswith(f"{SEARCH}/")}
+    generation = new_generation()
     items = read_rows(storage, data.catalogue_now).map_batches(
         _raw_fields, batch_size=None, batch_format="pyarrow", fn_kwargs={"fields": list(settings.item_fields)}
     )
@@ -81,27 +89,26 @@ def make_search_vectors(
     )
     dimensions = find_search_dimensions(settings)
     rows: dict[str, int] = {}
-    described: dict[str, Any] = {}
+    described: dict[str, SearchView] = {}
     for source, fields in settings.vectors.items():
         columns = [
             encodings.text(source, name) if source in encodings.texts else encodings.image(source, name)
             for name in fields
         ]
         schema = pa.schema([(ITEM_ID, pa.string()), *((name, VECTORS) for name in fields)])
-        sink = PartsSink(storage, prefix, {search_folder(source): schema})
+        sink = PartsSink(storage, prefix, {search_folder(source): schema}, generation=generation)
         items.map_batches(
             _rows, batch_size=None, batch_format="pyarrow", fn_kwargs={"columns": columns}
         ).write_datasink(sink)
-        manifest["parts"] |= sink.parts
-        rows[source] = sum(part["rows"] for part in sink.parts[search_folder(source)])
+        parts |= {folder: tuple(each) for folder, each in sink.parts.items()}
+        rows[source] = sum(part.rows for part in sink.parts[search_folder(source)])
         encoder = settings.text_encoder if source in encodings.texts else settings.image_encoder
-        described[source] = {"vectors": dimensions[source], "encoder": encoder}
+        described[source] = SearchView(dimensions[source], encoder)
         if not rows[source]:
             LOGGER.warning(
                 "no item has a vector for %s; check that the fields %s have values", source, ", ".join(fields)
             )
-    manifest[SEARCH] = described
-    _write_manifest(storage, prefix, manifest)
+    write_manifest(storage, prefix, dataclasses.replace(manifest, parts=parts, search=described), name)
     return SearchVectors(version, rows, encodings.encoded, encodings.kept, encodings.unreadable)
 
 
@@ -238,7 +245,3 @@ def _dense(vectors: pa.Array, dimensions: int) -> Any:
     present = pc.is_valid(vectors).to_numpy(zero_copy_only=False)
     rows[present] = vectors.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)
     return rows
-
-
-def _write_manifest(storage: Storage, prefix: str, manifest: Mapping[str, Any]) -> None:
-    storage.write_checked(f"{prefix}/{MANIFEST}", json.dumps(manifest, indent=1).encode())

@@ -1,10 +1,9 @@
 """A file of a local folder that is there whole or not at all, and on the disk when its writing returns.
 
-A path and bytes come in; nothing goes out. It knows no store, no keys and no format.
+A path and bytes come in; nothing goes out. It uses no store, keys or formats.
 
-Large files go past the page cache, straight to the disk: they are written once, by tasks that want their CPU for other
-things, and what is brought to the disk at once needs no copy in memory. On a virtual machine whose host takes back idle
-memory, every page of that copy is given anew: 29 MB took 0.094 s of a CPU and 0.11 s in all, and take 0.01 and 0.025.
+Large files go past the page cache, straight to the disk: they are written once, and need no copy in memory. On a
+virtual machine whose host takes back idle memory, pages of the page cache are expensive.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import uuid
 from pathlib import Path
 
 ALIGNMENT = 4096
-"""What addresses, offsets and lengths are multiples of, past the page cache."""
+"""Addresses, offsets and lengths are multiples of it, past the page cache."""
 FEWEST_BYTES = 2**20
 """Bytes from which on a file goes past the page cache."""
 BYTES_AT_ONCE = 2**20
@@ -46,7 +45,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 def is_partial(name: str) -> bool:
-    """Say whether a file of this name, without its folder, is one that was not finished."""
+    """Return whether a file of this name, without its folder, is one that was not finished."""
     return name.startswith(".") and name.endswith(_PARTIAL)
 
 

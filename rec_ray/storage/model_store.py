@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from rec_ray.contracts import StoredModel
-from rec_ray.errors import BundleError, listed
+from rec_ray.errors import BundleError, DataError, list_names
 from rec_ray.schema import BUNDLE_METADATA as METADATA
 from rec_ray.storage.object_store import Storage
 
@@ -93,8 +93,34 @@ def find_model(version: str, storage: Storage) -> StoredModel:
     return StoredModel(version, storage.uri(model_folder(version)), _sha256(manifest))
 
 
+def verify_model(version: str, storage: Storage) -> StoredModel:
+    """Return the record of a stored model after comparing every file with its sum; nothing is loaded.
+
+    Raises:
+        BundleError: there is no such version, it is incomplete, or a file was changed.
+        StorageError: the store cannot be read.
+    """
+    sums, manifest = _read_manifest(version, storage)
+    for name, entry in sums.items():
+        _read_checked(version, name, entry, storage)
+    return StoredModel(version, storage.uri(model_folder(version)), _sha256(manifest))
+
+
+def newest_version(storage: Storage) -> str:
+    """Return the complete stored version with the highest number.
+
+    Raises:
+        DataError: none is stored.
+        StorageError: the store cannot be read.
+    """
+    for version in stored_versions(storage):
+        if version.isdecimal() and storage.exists(f"{model_folder(version)}/{MANIFEST}"):
+            return version
+    raise DataError(f"no model is stored at {storage.uri(MODELS)}; run `rec-ray train` or `rec-ray run` first")
+
+
 def read_metadata(version: str, storage: Storage) -> dict[str, Any]:
-    """Return what a stored model tells about its making, without its weights: all a rollback needs.
+    """Return the metadata of a stored model, without its weights: all a rollback needs.
 
     Raises:
         BundleError: there is no such version, it is incomplete, or the file was changed.
@@ -141,7 +167,7 @@ def _read_manifest(version: str, storage: Storage) -> tuple[dict[str, dict[str, 
             )
         there = [name for name in storage.folders(MODELS) if storage.size(f"{MODELS}/{name}/{MANIFEST}") is not None]
         raise BundleError(
-            f"there is no version {version!r} in {storage.uri(MODELS)}; there are {listed(there)}. "
+            f"there is no version {version!r} in {storage.uri(MODELS)}; there are {list_names(there)}. "
             "Is storage.url that of the training?"
         )
     data = storage.read_bytes(key)

@@ -2,7 +2,7 @@
 
 A store address and its access data come in; a `Storage` goes out, which every step and every Ray task uses to read and
 write below one root: small objects by key here, large ones through `storage.filesystem` and `storage.path`. It does not
-know what the objects mean, and no key of the store is ever part of a text that it makes.
+use their content, and no access key is ever part of its messages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROBE_SECONDS = 5.0
 """How long `check_writable` waits for the endpoint to accept a connection."""
 
 Names = list[str]
-"""Keys or names of folders, sorted; `Storage.list` hides the plain word from annotations."""
+"""Keys or names of folders, sorted. Alias: the method `list` shadows the builtin in annotations."""
 
 _REMEDIES = (
     ("certificate", "name the authority's certificate in storage.ca_bundle, or say http:// where there is no TLS"),
@@ -115,7 +115,7 @@ class Storage:
                     stream.write(data)
 
     def write_checked(self, key: str, data: bytes | memoryview) -> None:
-        """Write an object and ask the store how much of it arrived.
+        """Write an object and compare the size that the store reports.
 
         Raises:
             StorageError: it cannot be written, or not all of it arrived.
@@ -129,16 +129,16 @@ class Storage:
         """Return the bytes of an object, or None when there is no object of this key.
 
         Raises:
-            StorageError: the store cannot be asked.
+            StorageError: the store does not answer.
         """
         info = self._info(key)
         return int(info.size) if info.type == pafs.FileType.File else None
 
     def exists(self, key: str) -> bool:
-        """Say whether there is an object or a folder of this key.
+        """Return whether there is an object or a folder of this key.
 
         Raises:
-            StorageError: the store cannot be asked.
+            StorageError: the store does not answer.
         """
         return bool(self._info(key).type != pafs.FileType.NotFound)
 
@@ -146,7 +146,7 @@ class Storage:
         """Return the keys of all objects below a folder, sorted; none when there is no such folder.
 
         Raises:
-            StorageError: the store cannot be asked.
+            StorageError: the store does not answer.
         """
         return [key for key, kind in self._below(prefix, recursive=True) if kind == pafs.FileType.File]
 
@@ -154,10 +154,18 @@ class Storage:
         """Return the names of the folders that lie directly in a folder, sorted.
 
         Raises:
-            StorageError: the store cannot be asked.
+            StorageError: the store does not answer.
         """
         below = self._below(prefix, recursive=False)
         return [key.rpartition("/")[2] for key, kind in below if kind == pafs.FileType.Directory]
+
+    def is_link(self, key: str) -> bool:
+        """Return whether a key of a folder store is a symbolic link; object stores have none.
+
+        Raises:
+            StorageError: the key leads out of the store.
+        """
+        return self.is_folder and Path(self.path(key)).is_symlink()
 
     def delete_prefix(self, prefix: str) -> None:
         """Delete an object, or a folder with all below it; it is no error when there is none.
@@ -176,7 +184,7 @@ class Storage:
                 self.filesystem.delete_file(path)
 
     def check_writable(self) -> None:
-        """Write, read back and delete a small object, so that a run does not find out at its end.
+        """Write, read back and delete a small object, so that a run fails at its start and not at its end.
 
         Raises:
             StorageError: names the store, what failed and what to do.
@@ -199,7 +207,7 @@ class Storage:
         try:
             info = self.filesystem.get_file_info(bucket)
         except OSError:
-            return  # Not every key may ask for the bucket; what the write says is clear enough then.
+            return  # Not every access key may look up the bucket; the error of the write is clear enough then.
         if info.type == pafs.FileType.NotFound:
             raise StorageError(f"there is no bucket {bucket!r} for {self!r}; make it first, rec_ray never makes one")
 
@@ -252,7 +260,7 @@ def open_storage(
         secret_key: S3 secret key.
 
     Raises:
-        ConfigError: the address, the endpoint or the keys cannot be meant.
+        ConfigError: the combination of address, endpoint and keys is invalid.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme == "file":
@@ -289,7 +297,8 @@ def s3_filesystem(
 ) -> tuple[pafs.S3FileSystem, str | None]:
     """Return a file system of an S3 server, and the address of the server; arguments as in `open_storage`.
 
-    Every one is made here, also that of files which Feast names: requests are tried again, TLS unless it says http.
+    All file systems of S3 are built here, also for files that Feast names: requests are retried, TLS unless http is
+    given.
 
     Raises:
         ConfigError: the endpoint is no server address.
@@ -322,7 +331,7 @@ def _endpoint(endpoint: str | None) -> tuple[bool, str | None]:
 
 
 def _connect(endpoint: str) -> None:
-    """Find out in seconds, not after all retries, that nobody listens."""
+    """Raise in seconds, not after all retries, when no server listens."""
     parts = urlsplit(endpoint)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

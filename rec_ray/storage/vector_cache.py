@@ -26,14 +26,14 @@ HASH, VECTOR = "hash", "text_vector"
 VECTORS = pa.list_(pa.float32())
 
 
-def hash_of(data: bytes) -> str:
+def content_hash(data: bytes) -> str:
     """Return the hash of a content: its SHA-256 sum in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
-def hashes_of(texts: pa.Array) -> pa.Array:
+def content_hashes(texts: pa.Array) -> pa.Array:
     """Return the hash of each text, null for null."""
-    return pa.array([None if text is None else hash_of(text.encode()) for text in texts.to_pylist()], pa.string())
+    return pa.array([None if text is None else content_hash(text.encode()) for text in texts.to_pylist()], pa.string())
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class VectorCache:
         table = pa.table({HASH: pa.array(hashes, pa.string()), VECTOR: lists}).sort_by(HASH)
         data = io.BytesIO()
         pq.write_table(table, data)
-        name = hash_of("".join(table[HASH].to_pylist()).encode())[:24]
+        name = content_hash("".join(table[HASH].to_pylist()).encode())[:24]
         self.storage.write_bytes(f"{self.folder}/{name}.parquet", data.getvalue())
 
     def read(self, hashes: pa.Array) -> pa.Array:

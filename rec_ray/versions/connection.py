@@ -1,7 +1,7 @@
 """Connections to the version database, SQLite or PostgreSQL: addresses, transactions, the clock, what faults mean.
 
 An address and a password come in; transactions go out in which nobody else writes, and every fault leaves as one of the
-program's errors, without the password. It does not know what the tables hold.
+program's errors, without the password. It reads no table.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from rec_ray.errors import ConfigError, DataError, UnavailableError
+from rec_ray.storage.sql_errors import cause_of
 from rec_ray.versions import migrations
 
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -29,11 +30,14 @@ _MIGRATION_LOCK = 7_235_917_001  # any number that no other program takes for pg
 class VersionConnection:
     """A database that nothing contacts until a transaction begins."""
 
-    def __init__(self, url: str, password: str | None = None) -> None:
+    def __init__(self, url: str, password: str | None = None, schema: str | None = None) -> None:
         """url: SQLAlchemy address without a password, such as `sqlite:////folder/versions.db`.
 
+        schema: that of PostgreSQL in which all tables are; it is made when it is missing.
+
         Raises:
-            ConfigError: the address cannot be read, names another kind of database, or holds a password.
+            ConfigError: the address cannot be read, names another kind of database, or holds a password; or a schema
+                is given for SQLite.
         """
         try:
             address = make_url(url)
@@ -46,13 +50,17 @@ class VersionConnection:
         self.url = address.render_as_string(hide_password=True)
         self._password = password
         self._is_sqlite = address.get_backend_name() == "sqlite"
+        self._schema = schema
         if self._is_sqlite:
+            if schema is not None:
+                raise ConfigError("database.schema_name is of PostgreSQL; with SQLite give each project its own file")
             if address.database in (None, "", ":memory:"):
                 raise ConfigError("database.url names no file; versions must outlive the process")
             arguments: dict[str, Any] = {"timeout": WAIT_SECONDS}
         else:
             # Columns that others made without a zone are filled with the time of the session.
-            arguments = {"connect_timeout": WAIT_SECONDS, "options": "-c timezone=UTC"}
+            path = f" -c search_path={schema}" if schema else ""
+            arguments = {"connect_timeout": WAIT_SECONDS, "options": f"-c timezone=UTC{path}"}
             address = address.set(password=password)
         self._file = Path(address.database) if self._is_sqlite and address.database else None
         try:
@@ -79,11 +87,13 @@ class VersionConnection:
         with self._translated("migrate the tables in"), self._begin() as connection:
             if not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                if self._schema is not None:
+                    connection.execute(sa.schema.CreateSchema(self._schema, if_not_exists=True))
             migrations.upgrade(connection)
         self._migrated = True
 
     def is_migrated(self) -> bool:
-        """Say whether the database has all migrations; it changes nothing.
+        """Return whether the database has all migrations; it changes nothing.
 
         Raises:
             UnavailableError: the database cannot be reached.
@@ -120,16 +130,15 @@ class VersionConnection:
         """Turn what SQLAlchemy raises into an UnavailableError without the password."""
         try:
             yield
+        except migrations.NewerDatabaseError as error:
+            raise ConfigError(f"cannot {doing} the database {self.url}: {error}") from None
         except ValueError as error:
             raise DataError(f"a value in the database {self.url} cannot be read: {error}; correct that row") from None
         except SQLAlchemyError as error:
-            cause = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-            if self._password:
-                cause = cause.replace(self._password, "***")
             # From None: the traceback of the original would print its text unredacted.
             raise UnavailableError(
-                f"cannot {doing} the database {self.url}: {cause.splitlines()[0]}; check database.url, its password, "
-                "and that the database is up and this user may write there"
+                f"cannot {doing} the database {self.url}: {cause_of(error, [self._password])}; check database.url, "
+                "its password, and that the database is up and this user may write there"
             ) from None
 
 

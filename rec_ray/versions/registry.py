@@ -2,25 +2,28 @@
 
 A run reserves a number with its id and later publishes a `VersionRow` under it; `SELECT version FROM model_version
 ORDER BY updated_at DESC LIMIT 1` is the live version at every instant: rows are only ever inserted, whole and newest.
-It does not know what a version consists of, where that is kept, or whether it reached the feature store.
+It uses neither the files of a version nor the feature store.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from rec_ray.candidate_store.erasure import ITEM, USER, Erased, hash_id
 from rec_ray.errors import ConfigError, DataError
+from rec_ray.logs import LOGGER
 from rec_ray.retrieval.json_values import replace_non_finite
 from rec_ray.versions.connection import VersionConnection, now
-from rec_ray.versions.lock import PublishingLock, held
-from rec_ray.versions.tables import PUSHES, RESERVATIONS, VERSIONS
+from rec_ray.versions.lock import LockHolder, PublishingLock, find_holder, free_lock, held
+from rec_ray.versions.push_fence import Fence
+from rec_ray.versions.tables import CANDIDATES, ERASED, PUSHES, RESERVATIONS, VERSIONS
 
 State = Literal["reserved", "stored", "refused", "published", "pruned"]
 """How far a number came: given to a run; its model is stored; the gate refused it; it was live; its files are gone."""
@@ -36,6 +39,7 @@ class VersionRow:
     data_from, data_to: range of the events learned from, aware.
     parent: the version that was live before; `publish` fills it in.
     id, updated_at: set by `publish`.
+    candidates_sha256: sum of the manifest of the candidates that were pushed.
     """
 
     version: str
@@ -49,6 +53,7 @@ class VersionRow:
     parent: str | None = None
     updated_at: datetime | None = None
     id: int | None = None
+    candidates_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,16 @@ class VersionDatabase:
     cannot be reached or refuses.
     """
 
-    def __init__(self, url: str, password: str | None = None) -> None:
+    def __init__(self, url: str, password: str | None = None, schema: str | None = None) -> None:
         """url: SQLAlchemy address without a password, such as `sqlite:////folder/versions.db`.
+
+        schema: that of PostgreSQL for all tables; each schema has versions, numbers and a lock of its own.
 
         Raises:
             ConfigError: the address cannot be read, names another kind of database, or holds a password.
         """
-        self.connection = VersionConnection(url, password)
+        self.connection = VersionConnection(url, password, schema)
+        self._address, self._password, self._schema = url, password, schema
         self.url = self.connection.url
 
     def __repr__(self) -> str:
@@ -86,11 +94,11 @@ class VersionDatabase:
         self.connection.migrate()
 
     def is_migrated(self) -> bool:
-        """Say whether the database has all tables and columns of this program; it changes nothing."""
+        """Return whether the database has all tables and columns of this program; it changes nothing."""
         return self.connection.is_migrated()
 
     def reserve(self, run_id: str) -> str:
-        """Return the number of a run: one above all there are, and the same one whenever the run asks again.
+        """Return the number of a run: one above all there are, and the same one in every attempt of the run.
 
         Raises:
             ConfigError: the run id is empty or longer than 200 characters.
@@ -137,12 +145,17 @@ class VersionDatabase:
                         f"version {row.version} was published with the checksum {sha256}, now it has {row.sha256}; "
                         "a published version never changes: run again to get a new one"
                     )
-            live = connection.execute(_newest_first(VERSIONS.columns).limit(1)).mappings().first()
-            if live and (live["version"], live["sha256"], live["run_id"]) == (row.version, row.sha256, row.run_id):
+            newest_rows = connection.execute(_newest_first(VERSIONS.columns).limit(2)).mappings().all()
+            live = newest_rows[0] if newest_rows else None
+            same = ("version", "sha256", "run_id", "candidates_sha256")
+            if live and not _is_tie(newest_rows) and all(live[name] == getattr(row, name) for name in same):
                 return _row(live)
             at, newest = now(connection), live["updated_at"] if live else None
             updated_at = at if newest is None else max(at, newest + timedelta(microseconds=1))
-            parent = row.parent if row.parent is not None or live is None else str(live["version"])
+            parent = row.parent
+            if parent is None and live is not None:
+                # New candidates of the live version: the parent stays the version to which a rollback would go.
+                parent = live["parent"] if live["version"] == row.version else str(live["version"])
             published = replace(row, parent=parent, updated_at=updated_at, id=None)
             values = {field.name: getattr(published, field.name) for field in fields(published) if field.name != "id"}
             metrics = None if row.metrics is None else json.dumps(replace_non_finite(row.metrics), sort_keys=True)
@@ -159,7 +172,7 @@ class VersionDatabase:
 
     def live(self) -> str | None:
         """Return the version that readers see, or None when nothing was published yet."""
-        rows = self._rows(1)
+        rows = self._rows(2)
         return rows[0].version if rows else None
 
     def list_versions(self) -> list[VersionRow]:
@@ -171,9 +184,14 @@ class VersionDatabase:
         rows = self._rows(1, version)
         return rows[0] if rows else None
 
-    def mark(self, version: str, state: State) -> None:
-        """Note how far a number came; one that was not reserved here, as of another system, has no state."""
+    def mark(self, version: str, state: State, lock: PublishingLock | None = None) -> None:
+        """Note how far a number came; one that was not reserved here, as of another system, has no state.
+
+        lock: checked in the same transaction.
+        """
         with self.connection.write(f"note the state of version {version} in", RESERVATIONS) as connection:
+            if lock is not None:
+                lock.check(connection)
             mine = RESERVATIONS.c.version == version
             connection.execute(sa.update(RESERVATIONS).where(mine).values(state=state))
 
@@ -191,7 +209,44 @@ class VersionDatabase:
             since = now(connection) - EXPIRED_RUN
         return {each.version for each in self.reservations() if each.state == "reserved" and each.reserved_at > since}
 
-    def begin_push(self, version: str, lock: PublishingLock) -> datetime:
+    def record_candidates(self, version: str, name: str, sha256: str) -> None:
+        """Note the sum of a manifest of candidates, before it is written. name: as in `version_tables.CANDIDATES`."""
+        with self.connection.write(f"note the candidates of version {version} in", CANDIDATES) as connection:
+            values = {"version": version, "name": name, "sha256": sha256, "made_at": now(connection)}
+            connection.execute(sa.insert(CANDIDATES).values(values))
+
+    def recorded_candidates(self, version: str) -> dict[str, set[str]]:
+        """Return the noted sums of manifests by name; none for a version of an earlier program."""
+        found: dict[str, set[str]] = {}
+        if self._has(CANDIDATES):
+            query = sa.select(CANDIDATES.c.name, CANDIDATES.c.sha256).where(CANDIDATES.c.version == version)
+            with self.connection.read("read the candidates in") as connection:
+                for name, sha256 in connection.execute(query):
+                    found.setdefault(name, set()).add(sha256)
+        return found
+
+    def erase(self, users: Sequence[str], items: Sequence[str]) -> None:
+        """Note users and items as forgotten, by hashes of their ids; no later run reads them."""
+        hashes = [(entity, hash_id(entity, each)) for entity, ids in ((USER, users), (ITEM, items)) for each in ids]
+        with self.connection.write("note forgotten ids in", ERASED) as connection:
+            known = {tuple(row) for row in connection.execute(sa.select(ERASED.c.entity, ERASED.c.id_sha256))}
+            rows = [
+                {"entity": entity, "id_sha256": sha256, "erased_at": now(connection)}
+                for entity, sha256 in dict.fromkeys(hashes)
+                if (entity, sha256) not in known
+            ]
+            if rows:
+                connection.execute(sa.insert(ERASED), rows)
+
+    def erased(self) -> Erased:
+        """Return the users and items that were forgotten."""
+        if not self._has(ERASED):
+            return Erased()
+        with self.connection.read("read the forgotten ids in") as connection:
+            rows = connection.execute(sa.select(ERASED.c.entity, ERASED.c.id_sha256)).all()
+        return Erased(*(frozenset(sha256 for entity, sha256 in rows if entity == kind) for kind in (USER, ITEM)))
+
+    def begin_push(self, version: str, lock: PublishingLock, name: str = "candidates") -> datetime:
         """Note that pushing begins, and return the event timestamp of its rows: later than that of any push before.
 
         The online stores that look at timestamps (Redis) keep a row against one of the same or an earlier time, also
@@ -207,7 +262,7 @@ class VersionDatabase:
             # Whole milliseconds: what every online store keeps.
             earlier = [_milliseconds(time) + timedelta(milliseconds=1) for time in (newest, live) if time is not None]
             pushed_at = max([_milliseconds(now(connection)), *earlier])
-            values = {"version": version, "owner": lock.owner, "pushed_at": pushed_at}
+            values = {"version": version, "owner": lock.owner, "pushed_at": pushed_at, "name": name}
             connection.execute(sa.insert(PUSHES).values(values))
             return pushed_at
 
@@ -228,14 +283,26 @@ class VersionDatabase:
         return list(dict.fromkeys(versions))
 
     def publishing_lock(
-        self, owner: str, seconds: float, wait_seconds: float = 0
+        self, owner: str, seconds: float, wait_seconds: float = 0, run_id: str | None = None
     ) -> contextlib.AbstractContextManager[PublishingLock]:
         """Be the only publisher while the context lasts; see `publishing_lock.held`.
 
         Raises:
             LockedError: another publisher holds it, still after `wait_seconds`.
         """
-        return held(self.connection, owner, seconds, wait_seconds)
+        return held(self.connection, owner, seconds, wait_seconds, run_id)
+
+    def fence(self, lock: PublishingLock) -> Fence:
+        """Return what a task needs to check the lock."""
+        return Fence(self._address, lock.token, self._password, self._schema)
+
+    def lock_holder(self) -> LockHolder | None:
+        """Return the holder of the publishing lock, also of one that has run out."""
+        return find_holder(self.connection)
+
+    def free_lock(self, holder: LockHolder) -> bool:
+        """Free the lock of a holder; return False when it was not its lock any more."""
+        return free_lock(self.connection, holder.token)
 
     def _has(self, table: sa.Table) -> bool:
         if not self.connection.exists:
@@ -251,7 +318,16 @@ class VersionDatabase:
             query = _newest_first([column for column in VERSIONS.columns if column.name in have]).limit(limit)
             if version is not None:
                 query = query.where(VERSIONS.c.version == version)
-            return [_row(found) for found in connection.execute(query).mappings()]
+            found = connection.execute(query).mappings().all()
+        if version is None and _is_tie(found[:2]):
+            LOGGER.warning(
+                "model_version in %s has two newest rows with one updated_at, of the versions %s and %s: readers get "
+                "either; publish one of them again",
+                self.url,
+                found[0]["version"],
+                found[1]["version"],
+            )
+        return [_row(each) for each in found]
 
 
 def _milliseconds(time: datetime) -> datetime:
@@ -259,8 +335,14 @@ def _milliseconds(time: datetime) -> datetime:
 
 
 def _newest_first(columns: Iterable[sa.ColumnElement[Any]]) -> sa.Select[Any]:
-    """The order in which every reader of the table finds the live version."""
-    return sa.select(*columns).order_by(VERSIONS.c.updated_at.desc())
+    """Return the query in the order in which readers find the live version; the id only decides between equal times."""
+    return sa.select(*columns).order_by(VERSIONS.c.updated_at.desc(), VERSIONS.c.id.desc())
+
+
+def _is_tie(newest: Sequence[Mapping[Any, Any]]) -> bool:
+    """Return whether the two newest rows have one time and different versions, as another program may write them."""
+    times, versions = [{row[name] for row in newest} for name in ("updated_at", "version")]
+    return len(newest) > 1 and len(times) == 1 and len(versions) > 1
 
 
 def _row(found: Mapping[Any, Any]) -> VersionRow:

@@ -1,7 +1,7 @@
 """The tables of the version database as the program reads and writes them.
 
-Nothing comes in; the tables and the type of their instants go out, for `model_version` and `publishing_lock`. How a
-database gets these tables is told by `migrations`, step by step; this module knows only what they are today.
+Nothing comes in; the tables and the type of their instants go out, for `model_version` and `publishing_lock`. The
+`migrations` make these tables in a database, step by step; this module has their present form.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ VERSIONS = sa.Table(
     sa.Column("data_from", UtcDateTime),
     sa.Column("data_to", UtcDateTime),
     sa.Column("parent", sa.String(50)),
+    sa.Column("candidates_sha256", sa.String(64)),
 )
 """One row a publication, inserted and never changed; the newest `updated_at` is live."""
 
@@ -73,8 +74,31 @@ PUSHES = sa.Table(
     sa.Column("version", sa.String(50), nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("pushed_at", UtcDateTime, nullable=False),
+    sa.Column("name", sa.String(200)),
 )
-"""One row for each time that pushing to the feature store began, whether it ended well or not."""
+"""One row for each time that pushing to the feature store began, whether it ended well or not. name: which candidates
+of the version, as in `CANDIDATES`."""
+
+CANDIDATES = sa.Table(
+    "model_version_candidates",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("version", sa.String(50), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("made_at", UtcDateTime, nullable=False),
+)
+"""The SHA-256 sum of every manifest of candidates, noted before the manifest is written. name: the folder below that
+of the version, `candidates` or `increments/NAME`."""
+
+ERASED = sa.Table(
+    "model_version_erased",
+    METADATA,
+    sa.Column("entity", sa.String(20), primary_key=True),
+    sa.Column("id_sha256", sa.String(64), primary_key=True),
+    sa.Column("erased_at", UtcDateTime, nullable=False),
+)
+"""Users and items that were forgotten; only a hash of the id is kept. entity: `user` or `item`."""
 
 LOCKS = sa.Table(
     "publishing_lock",
@@ -83,5 +107,12 @@ LOCKS = sa.Table(
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("token", sa.String(32), nullable=False),
     sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("run_id", sa.String(200)),
+    sa.Column("machine", sa.String(200)),
+    sa.Column("pid", sa.Integer),
+    sa.Column("pid_started", sa.BigInteger),
+    sa.Column("seconds", sa.Float),
+    sa.Column("acquired_at", UtcDateTime),
 )
-"""At most one row: who publishes now."""
+"""At most one row: the publisher. machine, pid, pid_started: its process, so that its end is noticed on that machine.
+seconds: the span for which the lock was taken or renewed."""

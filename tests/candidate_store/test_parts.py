@@ -1,10 +1,20 @@
 """Slices of stored candidates are read whole, in batches that begin where the slice does."""
 
+import hashlib
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rec_ray.candidate_store.parts import PartSlice, StoredCandidates, check_part, read_slice
+from rec_ray.candidate_store.manifest import CandidatesManifest, Part
+from rec_ray.candidate_store.parts import (
+    PartSlice,
+    StoredCandidates,
+    check_part,
+    departed_ids,
+    read_slice,
+    readable_paths,
+)
 from rec_ray.errors import DataError, SchemaError
 from rec_ray.storage.object_store import open_storage
 
@@ -40,7 +50,7 @@ def test_batches_begin_where_the_slice_does(stored, start, stop, batch_rows, exp
 
 
 def test_slices_cover_every_row_once(stored):
-    candidates = StoredCandidates("made", {"version": 3, "parts": {"lists": [{"name": "a.parquet", "rows": ROWS}]}})
+    candidates = StoredCandidates("made", CandidatesManifest("3", {"lists": (Part("a.parquet", ROWS),)}))
     assert candidates.version == "3" and candidates.rows("lists") == ROWS
     assert [(piece.start, piece.stop) for piece in candidates.slices(stored, "lists", 4)] == [(0, 4), (4, 8), (8, 10)]
     with pytest.raises(SchemaError, match="lists no 'others'"):
@@ -48,8 +58,37 @@ def test_slices_cover_every_row_once(stored):
 
 
 def test_a_part_is_compared_with_its_sum(stored):
-    check_part(stored, "made/lists/a.parquet", {"name": "a.parquet"})
+    key = "made/lists/a.parquet"
+    data = stored.read_bytes(key)
+    check_part(stored, key, Part("a.parquet", ROWS))
+    check_part(stored, key, Part("a.parquet", ROWS, len(data), hashlib.sha256(data).hexdigest()))
     with pytest.raises(DataError, match=r"a\.parquet does not have the SHA-256 sum"):
-        check_part(stored, "made/lists/a.parquet", {"name": "a.parquet", "sha256": "0"})
+        check_part(stored, key, Part("a.parquet", ROWS, len(data), "0" * 64))
     with pytest.raises(DataError, match=r"b\.parquet is missing"):
-        check_part(stored, "made/lists/b.parquet", {"name": "b.parquet", "sha256": "0"})
+        check_part(stored, "made/lists/b.parquet", Part("b.parquet", ROWS))
+
+
+@pytest.mark.parametrize("rows", [ROWS - 1, 10**10])
+@pytest.mark.parametrize("with_sum", [True, False])
+def test_the_rows_of_the_manifest_are_those_of_the_footer(stored, rows, with_sum):
+    key = "made/lists/a.parquet"
+    data = stored.read_bytes(key)
+    sums = (len(data), hashlib.sha256(data).hexdigest()) if with_sum else ()
+    with pytest.raises(DataError, match=rf"a\.parquet has 10 rows instead of {rows:,}"):
+        check_part(stored, key, Part("a.parquet", rows, *sums))
+
+
+def test_damaged_parts_of_earlier_candidates_are_left_out_and_those_of_new_ones_are_not(stored, caplog):
+    stored.write_bytes("made/lists/b.parquet", b"PAR1 no footer")
+    whole = stored.read_bytes("made/lists/a.parquet")
+    stored.write_bytes("made/lists/c.parquet", whole[:4] + b"\xff" * (len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    parts = tuple(Part(name, ROWS) for name in ("a.parquet", "b.parquet", "missing.parquet"))
+    candidates = StoredCandidates("made", CandidatesManifest("3", {"lists": parts}))
+    paths, lost = readable_paths(stored, candidates, "lists")
+    assert paths == [stored.path("made/lists/a.parquet")] and lost == 2 * ROWS
+    assert "b.parquet cannot be read" in caplog.text and "missing.parquet cannot be read" in caplog.text
+    damaged = stored.path("made/lists/c.parquet")
+    ids, unreadable = departed_ids(stored, [*paths, damaged], [], "user_id", 0, 1)
+    assert ids.to_pylist() == [str(number) for number in range(ROWS)] and unreadable == [damaged]
+    with pytest.raises((OSError, pa.ArrowException)):
+        departed_ids(stored, paths, [damaged], "user_id", 0, 1)

@@ -29,7 +29,9 @@ def generate(tiny, folder, data, prefix=PREFIX, items_of=None, **settings):
 
 
 def rows_of(storage, folder, prefix=PREFIX):
-    return pq.read_table(storage.path(prefix, folder), filesystem=storage.filesystem).to_pylist()
+    from rec_ray.candidate_store.manifest import read_manifest, read_parts
+
+    return read_parts(storage, prefix, read_manifest(storage, prefix), folder).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +193,7 @@ def test_an_increment_has_the_items_of_the_version_and_only_the_given_users(carr
         assert row["item_ids"] == before[user]["item_ids"]
         assert row["scores"] == pytest.approx(before[user]["scores"], abs=1e-5)
     manifest = read_manifest(storage, prefix)
-    assert manifest["is_increment"] and set(manifest["parts"]) == {"user_embeddings", "recommendations"}
+    assert manifest.is_increment and set(manifest.parts) == {"user_embeddings", "recommendations"}
     assert rows_of(storage, "recommendations") == list(before.values())
 
 
@@ -206,7 +208,7 @@ def test_the_time_of_an_increment_is_told_in_words_or_is_that_of_the_newest_cand
 
     now = datetime(2024, 5, 5, 12, tzinfo=UTC)
     storage = open_storage(str(tmp_path))
-    storage.write_bytes("c/manifest.json", b'{"as_of": "2024-05-01T00:00:00+00:00"}')
+    storage.write_bytes("c/manifest.json", b'{"version": "1", "parts": {}, "as_of": "2024-05-01T00:00:00+00:00"}')
 
     def start(text):
         return start_of_increment(text, storage, "c", "i", now)
@@ -223,7 +225,9 @@ def test_the_time_of_an_increment_is_told_in_words_or_is_that_of_the_newest_cand
         find_increment(storage, "i", "newest")
     names = [new_increment(now - timedelta(days=ago)) for ago in (3, 2, 1)]
     for name in names:
-        storage.write_bytes(f"i/{name}/manifest.json", b'{"as_of": "2024-05-03T00:00:00+00:00"}')
+        storage.write_bytes(
+            f"i/{name}/manifest.json", b'{"version": "1", "parts": {}, "as_of": "2024-05-03T00:00:00+00:00"}'
+        )
     storage.write_bytes("i/99990101T000000/recommendations", b"an interrupted one")
     assert start("last") == datetime(2024, 5, 3, tzinfo=UTC)
     assert find_increment(storage, "i", "newest") == names[2]

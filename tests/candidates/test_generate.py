@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rec_ray.candidate_store.manifest import read_manifest, read_parts
 from rec_ray.config import CandidateSettings
 from rec_ray.errors import DataError, GateError
 from rec_ray.retrieval.features.catalogue import CATALOGUE, Catalogue
@@ -37,7 +38,7 @@ def generate(tiny, folder, data=None, **settings):
 
 
 def rows_of(storage, folder):
-    return pq.read_table(storage.path(PREFIX, folder), filesystem=storage.filesystem)
+    return read_parts(storage, PREFIX, read_manifest(storage, PREFIX), folder)
 
 
 def lists_of(storage):
@@ -143,7 +144,8 @@ def test_files_have_the_documented_columns(made):
         "user_embeddings": {"user_id": pa.string(), "embedding": [pa.float32()]},
     }
     for folder, columns in expected.items():
-        schema = pq.read_schema(storage.path(PREFIX, folder, "part-000000-000.parquet"))
+        part = read_manifest(storage, PREFIX).parts[folder][0]
+        schema = pq.read_schema(storage.path(PREFIX, folder, part.name))
         kinds = {
             field.name: [field.type.value_type] if pa.types.is_list(field.type) else field.type for field in schema
         }
@@ -151,11 +153,11 @@ def test_files_have_the_documented_columns(made):
 
 
 def test_the_manifest_lists_exactly_the_parts_and_is_written_last(made):
-    from rec_ray.candidates.generate import read_manifest
-
     _, storage = made
     manifest = read_manifest(storage, PREFIX)
-    described = {key: manifest[key] for key in ("version", "k", "items", "users", "similarity", "embedding_size")}
+    described = {
+        key: getattr(manifest, key) for key in ("version", "k", "items", "users", "similarity", "embedding_size")
+    }
     assert described == {
         "version": "7",
         "k": 20,
@@ -164,13 +166,13 @@ def test_the_manifest_lists_exactly_the_parts_and_is_written_last(made):
         "similarity": "cosine",
         "embedding_size": 16,
     }
-    listed = {f"{PREFIX}/{folder}/{part['name']}" for folder, parts in manifest["parts"].items() for part in parts}
-    assert listed | {f"{PREFIX}/manifest.json"} == set(storage.list(PREFIX))
-    files = {key: Path(storage.path(key)) for key in listed}
-    for folder, parts in manifest["parts"].items():
+    list_names = {f"{PREFIX}/{folder}/{part.name}" for folder, parts in manifest.parts.items() for part in parts}
+    assert list_names | {f"{PREFIX}/manifest.json"} == set(storage.list(PREFIX))
+    files = {key: Path(storage.path(key)) for key in list_names}
+    for folder, parts in manifest.parts.items():
         for part in parts:
-            path = files[f"{PREFIX}/{folder}/{part['name']}"]
-            assert pq.read_metadata(path).num_rows == part["rows"]
+            path = files[f"{PREFIX}/{folder}/{part.name}"]
+            assert pq.read_metadata(path).num_rows == part.rows
     written = Path(storage.path(PREFIX, "manifest.json")).stat().st_mtime_ns
     assert all(path.stat().st_mtime_ns <= written for path in files.values())
 
@@ -192,29 +194,29 @@ def test_seen_items_stay_when_they_may_and_k_may_be_larger_than_the_catalogue(ti
     assert candidates.facts["short_lists"] == 202
 
 
-def test_a_second_run_leaves_nothing_of_the_first_and_no_manifest_when_it_fails(tiny_data, tmp_path):
-    from rec_ray.candidates.generate import read_manifest
-
+def test_a_second_run_replaces_the_first_in_one_write_and_changes_nothing_when_it_fails(tiny_data, tmp_path):
+    """Readers of the manifest before keep their parts; a failure after the first new part leaves all as it was."""
     storage = open_storage(str(tmp_path))
-    storage.write_bytes(f"{PREFIX}/recommendations/part-999999-000.parquet", b"of an older run")
-    storage.write_bytes(f"{PREFIX}/manifest.json", b'{"version": "older"}')
+    generate(tiny_data, tmp_path)
+    first = {key: storage.read_bytes(key) for key in storage.list(PREFIX)}
     path = tmp_path / "few.parquet"
     few = pq.read_table(tiny_data.data.timelines, filesystem=tiny_data.storage.filesystem).slice(0, 5)
     pq.write_table(few, path)
     data = dataclasses.replace(tiny_data.data, timelines=str(path))
     assert generate(tiny_data, tmp_path, data)[0].users == 5
-    assert read_manifest(storage, PREFIX)["version"] == "7"
+    assert read_manifest(storage, PREFIX).version == "7"
     assert rows_of(storage, "recommendations").num_rows == 5
-    assert not [key for key in storage.list(PREFIX) if "999999" in key]
+    parts = {key: data for key, data in first.items() if not key.endswith("manifest.json")}
+    assert {key: storage.read_bytes(key) for key in parts} == parts, "the parts of the first are as they were"
+    second = storage.read_bytes(f"{PREFIX}/manifest.json")
 
     # The pages are gone, the footer is there: the run fails when items are written and users are read.
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + b"\xff" * 2000 + whole[2004:])
     with pytest.raises(Exception, match=r"few\.parquet"):
         generate(tiny_data, tmp_path, data)
-    assert storage.list(f"{PREFIX}/item_embeddings")
-    with pytest.raises(DataError, match=r"no complete candidates.*rec-ray candidates"):
-        read_manifest(storage, PREFIX)
+    assert storage.read_bytes(f"{PREFIX}/manifest.json") == second
+    assert rows_of(storage, "recommendations").num_rows == 5
 
 
 @pytest.mark.parametrize("shard_items", [1, 25, 61])
@@ -232,13 +234,11 @@ def test_a_catalogue_in_shards_gives_the_same_lists(made, tiny_data, tmp_path, s
 
 def test_approximate_lists_are_measured_and_the_figure_is_stored(made, tiny_data, tmp_path):
     """So few items lie in one inverted list, so that all are found."""
-    from rec_ray.candidates.generate import read_manifest
-
     pytest.importorskip("faiss")
     candidates, storage = generate(tiny_data, tmp_path, engine="faiss_ivf", recall_users=50, shard_items=40)
     assert candidates.facts["recall"] >= 0.99
-    assert read_manifest(storage, PREFIX)["recall"] == candidates.facts["recall"]
-    assert read_manifest(storage, PREFIX)["engine"] == "faiss_ivf"
+    assert read_manifest(storage, PREFIX).facts["recall"] == candidates.facts["recall"]
+    assert read_manifest(storage, PREFIX).facts["engine"] == "faiss_ivf"
     same = [item_ids == lists_of(made[1])[user][0] for user, (item_ids, _) in lists_of(storage).items()]
     assert sum(same) >= 190
     assert "recall" not in made[0].facts
@@ -307,14 +307,9 @@ def test_only_parts_of_tasks_that_succeeded_are_listed(tmp_path):
         write_returns = [again]
 
     sink.on_write_complete(Result())
-    keys = ("name", "rows")
-    listed = {name: [{key: part[key] for key in keys} for part in parts] for name, parts in sink.parts.items()}
-    assert listed == {
-        "recommendations": [
-            {"name": "part-000001-000.parquet", "rows": 2},
-            {"name": "part-000001-002.parquet", "rows": 1},
-        ]
-    }
+    list_names = {name: [(part.name, part.rows) for part in parts] for name, parts in sink.parts.items()}
+    assert list_names == {"recommendations": [("part-000001-000.parquet", 2), ("part-000001-002.parquet", 1)]}
+    assert sink.listed_items == 2
     assert sink.short_lists(2) == 2
     assert sink.short_lists(1) == 2
     assert sink.short_lists(0) == 0
@@ -348,7 +343,7 @@ def test_lists_of_dictionaries_are_stored_as_such_and_read_as_text(tmp_path, mon
         }
     )
     written = sink.write([block], TaskContext(0, "done"))
-    file = pq.ParquetFile(tmp_path / "x" / "recommendations" / written["parts"]["recommendations"][0]["name"])
+    file = pq.ParquetFile(tmp_path / "x" / "recommendations" / written["parts"]["recommendations"][0].name)
     assert file.num_row_groups == 2
     for group in range(2):
         columns = [file.metadata.row_group(group).column(number) for number in range(file.metadata.num_columns)]

@@ -67,6 +67,7 @@ def test_prune_removes_files_and_keeps_records(project: Path, capsys: pytest.Cap
     assert said(capsys, "versions", "prune", "--keep", "1", "-C", project) == {
         "removed": ["3"],
         "kept": {"4": "among the newest", "2": "live", "1": "parent of the live one"},
+        "replaced_parts": 0,
     }
     assert said(capsys, "versions", "show", "3", "-C", project)["state"] == "pruned"
     assert main(["versions", "prune", "--keep", "0", "-C", str(project)]) == 2

@@ -125,6 +125,20 @@ def test_a_rayjob_always_ends(
     assert cluster.all("RayCluster") == []
 
 
+def test_a_long_ttl_would_keep_the_cluster_and_delete_no_rayjob() -> None:
+    """The double shows the defect: ttlSecondsAfterFinished was a day, and was taken for that of the RayJob."""
+    manifests = copy.deepcopy(objects("gpu"))
+    (rayjob,) = [each for each in manifests if each["kind"] == "RayJob"]
+    rayjob["spec"]["ttlSecondsAfterFinished"] = DAY
+    cluster = Cluster()
+    cluster.apply(manifests)
+    cluster.advance(DAY)
+    assert len(cluster.all("RayCluster")) == 1, "with its GPUs"
+    cluster.advance(HOUR)
+
+    assert cluster.all("RayCluster") == [] and cluster.find("RayJob", "rec-ray")
+
+
 @pytest.mark.parametrize("operator", [HELM, KUSTOMIZE, NAMED_BY_ITSELF])
 @pytest.mark.parametrize("kuberay", KUBERAY)
 def test_the_network_policy_admits_the_operator_of_every_installation(operator: dict[str, str], kuberay: str) -> None:

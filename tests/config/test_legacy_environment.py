@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rec_ray.config import Settings, redact_settings, secrets_of
+from rec_ray.config import Settings, find_secrets, redact_settings
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError
 from rec_ray.logs import LOGGER
@@ -43,7 +43,7 @@ def test_they_fill_what_the_file_leaves_open(tmp_path: Path) -> None:
     assert settings.storage.region == "eu-west-1"
     assert settings.database.url == "postgresql+psycopg://shop@pg.shop.svc:5433/shopdb?sslmode=require"
     assert settings.side_tables.url == settings.database.url
-    assert sorted(secrets_of(settings)) == ["minio-secret", "minio-user", "p@ss-word", "p@ss-word"]
+    assert sorted(find_secrets(settings)) == ["minio-secret", "minio-user", "p@ss-word", "p@ss-word"]
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_the_file_and_the_own_variables_count_more(tmp_path: Path) -> None:
     assert (settings.storage.url, settings.storage.endpoint) == ("s3://mine/models", "http://other:9000")
     assert settings.database.url == "postgresql+psycopg://me@db/x"
     assert settings.storage.region == "here"
-    assert "own" in secrets_of(settings) and "minio-user" in secrets_of(settings)
-    assert "minio-secret" not in secrets_of(settings)
+    assert "own" in find_secrets(settings) and "minio-user" in find_secrets(settings)
+    assert "minio-secret" not in find_secrets(settings)
 
 
 def test_a_project_of_this_machine_stays_on_it(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_project_of_this_machine_stays_on_it(tmp_path: Path) -> None:
 
     assert local.storage.endpoint is None and local.storage.url == str(tmp_path / "store")
     assert local.database.url.startswith("sqlite:///")
-    assert secrets_of(local) == []
+    assert find_secrets(local) == []
 
 
 def test_names_that_others_use_too_count_only_beside_one_that_is_ours(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ NAMES = ["red cup", "blue cup", "red cup", None, "  ", "steel hammer"]
 
 
 def test_fields_are_joined_and_nothing_but_blanks_is_no_text():
-    from rec_ray.item_vectors.texts import joined_texts
+    from rec_ray.item_vectors.texts import join_texts
 
     items = pa.table({"name": NAMES[:5], "note": ["warm", None, "cold", "kept", ""]})
-    assert joined_texts(items, ["name", "note"]).to_pylist() == [
+    assert join_texts(items, ["name", "note"]).to_pylist() == [
         "red cup\nwarm",
         "blue cup",
         "red cup\ncold",
@@ -28,9 +28,9 @@ def test_fields_are_joined_and_nothing_but_blanks_is_no_text():
         None,
     ]
     with pytest.raises(SchemaError, match="no item feature 'title'"):
-        joined_texts(items, ["title"])
+        join_texts(items, ["title"])
     with pytest.raises(SchemaError, match="declared as text"):
-        joined_texts(pa.table({"name": [["a"]]}), ["name"])
+        join_texts(pa.table({"name": [["a"]]}), ["name"])
 
 
 def test_the_vector_stands_in_the_place_of_the_texts():

@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from rec_ray.candidates.generate import read_manifest
+from rec_ray.candidate_store.manifest import read_manifest
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import DataError, UnavailableError
 from rec_ray.runs.stores import open_object_store, open_version_database
@@ -33,10 +33,10 @@ def main() -> None:
             find_model(version, storage)
             folder = f"two-tower/{version}/candidates"
             manifest = read_manifest(storage, folder)
-            for name, parts in manifest["parts"].items():
+            for name, parts in manifest.parts.items():
                 for part in parts:
-                    if not storage.size(f"{folder}/{name}/{part['name']}"):
-                        raise DataError(f"{name}/{part['name']} is not there")
+                    if not storage.size(f"{folder}/{name}/{part.name}"):
+                        raise DataError(f"{name}/{part.name} is not there")
             if version != seen:
                 load_model(version, storage)
                 seen = version

@@ -224,7 +224,7 @@ def test_a_run_that_is_killed_or_loses_its_servers_goes_on(
     after("model_store", "stopped")
 
     # It does not answer for 10 seconds in the same place, and the run goes on.
-    with attempt(f"{STORE}@two-tower/2/manifest.json", f"{STORE}@candidates/manifest.json") as run:
+    with attempt(f"{STORE}@two-tower/2/manifest.json", f"{STORE}@candidates/pending.json") as run:
         run.wait_for("HELD")
         threading.Thread(target=silent_for, args=(seaweedfs, 10)).start()
         run.release().wait_for("HELD").send(signal.SIGKILL).ended(-9)

@@ -100,14 +100,14 @@ def undisturbed(
 
 def outcome_of(cluster: RayNodes, project: Path, run_id: str, epochs: int = EPOCHS) -> Outcome:
     """Return what a run came to: one version is live, of this run, which learned each epoch once."""
-    listed = subprocess.run(
+    list_names = subprocess.run(
         [str(BIN / "rec-ray"), "versions", "--json", "-C", str(project)],
         env=cluster.environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    (row,) = json.loads(listed.stdout)["versions"]
+    (row,) = json.loads(list_names.stdout)["versions"]
     assert (row["state"], row["version"], row["run_id"]) == ("live", "1", run_id)
     model = json.loads((project / "store" / "two-tower" / "1" / "metadata.json").read_text())
     assert [epoch["epoch"] for epoch in model["epochs"]] == list(range(1, epochs + 1)), "no epoch twice, none left out"

@@ -8,13 +8,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from stored_versions import search_view, write_feast_repo, write_search, write_version
 
 from rec_ray.cli.maintenance import run_indexing, run_pruning
 from rec_ray.config import Settings
 from rec_ray.contracts import UpdateReport
-from rec_ray.errors import ConfigError, DataError, LockedError, PartlyPublishedError, SchemaError
+from rec_ray.errors import ConfigError, DataError, GateError, LockedError, PartlyPublishedError, SchemaError
 from rec_ray.pipeline import run_publishing, run_rollback
 from rec_ray.publishing.previous_ids import note_replaced, replaced_folder
 from rec_ray.runs.context import open_feature_store
@@ -236,13 +238,15 @@ def test_who_left_after_a_push_that_failed_is_emptied_too(redis_server: Any, tmp
     manifest = tmp_path / "store/two-tower/2/candidates/manifest.json"
     told = manifest.read_text()
     changed = json.loads(told)
-    changed["parts"]["recommendations"][0] = {"name": "part-000000-000.parquet", "rows": 11}
+    changed["parts"]["recommendations"][0] = {"name": "part-000000-000.parquet", "rows": 10}
     manifest.write_text(json.dumps(changed))
-    with pytest.raises(PartlyPublishedError, match="10 of 11 rows reached 'user_items_push_source'"):
+    pq.write_table(pq.read_table(part).drop_columns(["scores"]), part)
+    with pytest.raises(PartlyPublishedError, match="0 of 10 rows reached 'user_items_push_source'"):
         run_publishing(shop.settings, "2")
-    assert shop.database.live() == "1" and part.read_bytes() == whole
-    assert shop.stamps(names("u", range(10, 20))) == ["2"] * 10
+    assert shop.database.live() == "1"
+    assert shop.answers("user_embedding", "model_version", "user_id", names("u", range(10, 20))) == ["2"] * 10
     manifest.write_text(told)
+    part.write_bytes(whole)
     run_publishing(shop.settings, "3")
     assert shop.lists(names("u", range(20)))[:5] == [[]] * 5
     assert shop.lists(names("u", range(20)))[10:] == [[]] * 10
@@ -346,7 +350,7 @@ def test_an_index_over_vectors_in_postgresql(postgresql: Any, tmp_path: Path) ->
     from rec_ray.feature_store.pgvector import missing_vector_indexes
     from rec_ray.publishing.push import find_push_targets
 
-    shop = postgres_shop(postgresql, tmp_path)
+    shop = postgres_shop(postgresql, tmp_path, list_floor=0)
     targets = find_push_targets(shop.store, shop.settings.publish).values()
     assert missing_vector_indexes(shop.store, targets) == ["item_embedding", "user_embedding"]
     with pytest.raises(DataError, match="'item_embedding' holds no vector yet; publish first"):
@@ -377,3 +381,170 @@ def test_an_index_over_vectors_in_postgresql(postgresql: Any, tmp_path: Path) ->
     write_version(shop.storage, "3", ["u1"], ["i1"], size=16)
     run_publishing(shop.settings, "3")
     assert shop.database.live() == "3"
+
+
+def sqlite_shop(folder: Path, **publish: Any) -> Shop:
+    return open_shop(folder, {"type": "sqlite", "path": "online_store.db"}, **publish)
+
+
+def pushes(shop: Shop) -> int:
+    import sqlalchemy as sa
+
+    with sa.create_engine(shop.settings.database.url).connect() as connection:
+        return int(connection.execute(sa.text("SELECT count(*) FROM model_version_push")).scalar_one())
+
+
+@pytest.mark.parametrize(
+    "damage", ["part gone", "part without footer", "pages overwritten", "manifest cut", "no files"]
+)
+def test_a_damaged_live_version_can_be_left(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    """Ids that departed are emptied as far as they can be read; the others are counted in a warning."""
+    shop = sqlite_shop(tmp_path)
+    write_version(shop.storage, "1", names("u", range(30)), names("i", range(6)), part_rows=10)
+    write_version(shop.storage, "2", names("u", range(10, 40)), names("i", range(6)), part_rows=10)
+    run_publishing(shop.settings, "1")
+    run_publishing(shop.settings, "2")
+    key = "two-tower/2/candidates/recommendations/part-000002-000.parquet"
+    whole = shop.storage.read_bytes(key)
+    manifest = "two-tower/2/candidates/manifest.json"
+    if damage == "part gone":
+        shop.storage.delete_prefix(key)
+    elif damage == "part without footer":
+        shop.storage.write_bytes(key, whole[: len(whole) // 2])
+    elif damage == "pages overwritten":
+        shop.storage.write_bytes(key, whole[:4] + b"\xff" * (len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    elif damage == "manifest cut":
+        shop.storage.write_bytes(manifest, shop.storage.read_bytes(manifest)[:100])
+    else:
+        shop.storage.delete_prefix("two-tower/2")
+
+    report = run_rollback(shop.settings, "1")
+
+    assert shop.database.live() == "1"
+    assert shop.stamps(names("u", range(30))) == ["1"] * 30
+    assert all(len(found) == 5 for found in shop.lists(names("u", range(30))))
+    if damage in ("manifest cut", "no files"):
+        assert "stay in the feature store" in caplog.text
+    else:
+        assert report.counts["departed, emptied in user_embed_push_source"] == 10, "from whole parts"
+        assert "part-000002-000.parquet" in caplog.text and "unknown" in caplog.text
+    write_version(shop.storage, "3", names("u", range(30)), names("i", range(6)))
+    run_publishing(shop.settings, "3")
+    assert shop.database.live() == "3", "the way on is open too"
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "metadata.json", "manifest.json"])
+def test_a_model_with_one_byte_flipped_is_not_made_live_again(tmp_path: Path, name: str) -> None:
+    """Every file is compared with its sum, and the manifest with the version row, before a push begins."""
+    shop = sqlite_shop(tmp_path)
+    for version in ("1", "2"):
+        write_version(shop.storage, version, names("u", range(3)), names("i", range(6)))
+        run_publishing(shop.settings, version)
+    key = f"two-tower/1/{name}"
+    data = shop.storage.read_bytes(key)
+    # In the manifest: a space more is the same JSON with another sum.
+    shop.storage.write_bytes(
+        key, data + b" " if name == "manifest.json" else data[:-2] + bytes([data[-2] ^ 1]) + data[-1:]
+    )
+    before = pushes(shop)
+    said = "was published with the checksum" if name == "manifest.json" else f"damaged: {name} .* SHA-256"
+    with pytest.raises(DataError, match=said):
+        run_rollback(shop.settings, "1")
+    assert pushes(shop) == before and shop.database.live() == "2"
+    assert shop.stamps(names("u", range(3))) == ["2"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"is_increment": True}, "is of an increment, expected all candidates of a version"),
+        ({"embedding_size": 7}, "have 8 numbers, the manifest has embedding_size 7"),
+        ({"version": "2"}, "are those of version 2, not of 1"),
+        ({"parts": {"item_embeddings": [], "user_embeddings": [], "recommendations": []}}, "0 users with a list"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_not_made_live(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    """In candidates of an earlier program, whose manifest no database knows; others are refused by their sum."""
+    shop = sqlite_shop(tmp_path)
+    for version in ("1", "2"):
+        write_version(shop.storage, version, names("u", range(9)), names("i", range(6)))
+        run_publishing(shop.settings, version)
+    key = "two-tower/1/candidates/manifest.json"
+    shop.storage.write_bytes(key, json.dumps({**json.loads(shop.storage.read_bytes(key)), **change}).encode())
+    before = pushes(shop)
+    with pytest.raises((DataError, GateError), match=said):
+        run_rollback(shop.settings, "1")
+    assert pushes(shop) == before and shop.database.live() == "2"
+    shop.database.record_candidates("1", "candidates", "ab" * 32)
+    with pytest.raises(DataError, match=r"never recorded|are those of version 2|expected all candidates"):
+        run_rollback(shop.settings, "1")
+
+
+def test_lists_that_vanish_are_refused_unless_that_is_meant(tmp_path: Path) -> None:
+    shop = sqlite_shop(tmp_path)
+    write_version(shop.storage, "1", names("u", range(20)), names("i", range(6)))
+    write_version(shop.storage, "2", names("u", range(9)), names("i", range(6)))
+    run_publishing(shop.settings, "1")
+    said = r"9 users with a list, the live version 1 has 20: below publish.list_floor 0.5.*--set publish.list_floor=0"
+    with pytest.raises(GateError, match=said) as caught:
+        run_publishing(shop.settings, "2")
+    assert caught.value.exit_code == 5 and shop.database.live() == "1"
+    assert shop.stamps(names("u", range(20))) == ["1"] * 20
+    forced = shop.settings.model_copy(update={"publish": shop.settings.publish.model_copy(update={"list_floor": 0.0})})
+    run_publishing(forced, "2")
+    assert shop.database.live() == "2"
+    run_rollback(shop.settings, "1")
+    assert shop.database.live() == "1", "more lists are no reason to refuse"
+
+
+def test_old_versions_are_removed_after_a_publication(tmp_path: Path) -> None:
+    """Never the parent of the live one, to which a rollback goes."""
+    shop = sqlite_shop(tmp_path, keep_versions=2)
+    for version in ("1", "2", "3", "4"):
+        write_version(shop.storage, version, ["u1"], ["i1"])
+    for version, left in (("1", {"1", "3", "4"}), ("3", {"1", "3", "4"}), ("4", {"3", "4"})):
+        report = run_publishing(shop.settings, version)
+        assert set(shop.storage.folders("two-tower")) == left
+    assert report.counts["old versions removed"] == 1
+    run_rollback(shop.settings, "3")
+    assert shop.database.live() == "3"
+    everything = sqlite_shop(tmp_path / "all", keep_versions=0)
+    for version in names("1", range(12)):
+        write_version(everything.storage, version, ["u1"], ["i1"])
+    run_publishing(everything.settings, "10")
+    assert len(everything.storage.folders("two-tower")) == 12
+
+
+def test_a_rollback_leaves_out_items_that_feast_no_longer_has(tmp_path: Path) -> None:
+    """An item that only the live version lost, and Feast has, comes back; one that Feast lost too does not."""
+    from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+    from feast.types import Float32, String
+
+    shop = sqlite_shop(tmp_path)
+    items = names("i", range(6))
+    known = [item for item in items if item != "i3"]
+    rows = {"item_id": known, "price": [1.0] * 5, "event_timestamp": [datetime(2024, 1, 1, tzinfo=UTC)] * 5}
+    pq.write_table(pa.table(rows), tmp_path / "items.parquet")
+    view = FeatureView(
+        name="item_features",
+        entities=[Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING)],
+        ttl=timedelta(0),
+        schema=[Field(name="item_id", dtype=String), Field(name="price", dtype=Float32)],
+        source=FileSource(path=str(tmp_path / "items.parquet"), timestamp_field="event_timestamp"),
+    )
+    shop.store.apply([view, FeatureService(name="item_service", features=[view])])
+    users = names("u", range(12))
+    write_version(shop.storage, "1", users, items)
+    write_version(shop.storage, "2", users, [item for item in items if item not in ("i3", "i5")], k=4)
+    run_publishing(shop.settings, "1")
+    first = shop.lists(users)
+    run_publishing(shop.settings, "2")
+
+    report = run_rollback(shop.settings, "1")
+
+    assert report.counts["withdrawn items, left out"] == 1
+    assert shop.lists(users) == [[item for item in found if item != "i3"] for found in first]
+    assert any("i5" in found for found in shop.lists(users))
+    stamps = shop.answers("item_embedding", "model_version", "item_id", items)
+    assert stamps == ["1", "1", "1", "2", "1", "1"]
+    assert shop.answers("item_embedding", "embedding", "item_id", ["i3"]) == [None]

@@ -255,8 +255,8 @@ print("NDCG", task.outputs["metrics"].metadata["ndcg@10"])
 
     assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-3000:]
     said = dict(line.split(maxsplit=1) for line in ran.stdout.splitlines() if line.startswith(("VERSION ", "NDCG ")))
-    listed = head.run(str(BIN / "rec-ray"), "versions", "--json", "--config", str(tiny_project / "rec_ray.yaml"))
-    versions = {row["version"]: row for row in json.loads(listed.stdout)["versions"]}
+    list_names = head.run(str(BIN / "rec-ray"), "versions", "--json", "--config", str(tiny_project / "rec_ray.yaml"))
+    versions = {row["version"]: row for row in json.loads(list_names.stdout)["versions"]}
     assert versions[said["VERSION"]]["state"] == "live"
     assert 0 < float(said["NDCG"]) < 1
     assert head.environment["RAY_AUTH_TOKEN"] not in ran.stdout + ran.stderr

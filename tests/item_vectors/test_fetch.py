@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rec_ray.errors import DataError
-from rec_ray.item_vectors.fetch import ImageFiles, shown
+from rec_ray.item_vectors.fetch import ImageFiles, describe_address
 from rec_ray.storage.object_store import open_storage
 
 
@@ -81,6 +81,6 @@ def test_a_web_server_is_given_its_time_and_no_more(files: ImageFiles, server: s
 
 
 def test_an_address_is_shown_without_what_may_be_secret() -> None:
-    assert shown("https://ada:key@host/a/b.png?signature=key#part") == "https://host/a/b.png"
-    assert shown("images/a.png") == "images/a.png"
-    assert shown("https://host?signature=key") == "https://host"
+    assert describe_address("https://ada:key@host/a/b.png?signature=key#part") == "https://host/a/b.png"
+    assert describe_address("images/a.png") == "images/a.png"
+    assert describe_address("https://host?signature=key") == "https://host"

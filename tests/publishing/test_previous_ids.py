@@ -48,4 +48,4 @@ def test_candidates_that_were_never_whole_are_said_and_left_out(
     note_replaced(storage, "1")
 
     assert pushed_candidates(storage, "1") == []
-    assert "stays in the feature store" in caplog.text
+    assert "stay in the feature store" in caplog.text

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rec_ray.candidate_store.manifest import parse_manifest
 from rec_ray.candidate_store.parts import StoredCandidates
 from rec_ray.config import PublishSettings
 from rec_ray.config.loading import load_settings
@@ -57,9 +58,11 @@ def update(store, folder, **settings):
     from rec_ray.publishing.push import update_feature_store
 
     storage = open_storage(str(folder))
-    manifest = write_candidates(storage, "made")
+    manifest = parse_manifest(json.dumps(write_candidates(storage, "made")).encode(), "made")
     candidates = StoredCandidates("made", manifest)
-    return update_feature_store(store, storage, candidates, PublishSettings(**settings), published_at=datetime.now(UTC))
+    return update_feature_store(
+        store, storage, candidates, PublishSettings(**settings), begin_push=lambda: datetime.now(UTC)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from rec_ray.config import Settings
 from rec_ray.contracts import StoredModel
 from rec_ray.errors import ConfigError, DataError, GateError, LockedError
-from rec_ray.logs import LOGGER, hide
+from rec_ray.logs import LOGGER, hide_secrets
 from rec_ray.runs.ledger import RunLedger, open_run, run_folder, work_folder
 from rec_ray.step_events import step
 from rec_ray.storage.object_store import Storage, open_storage
@@ -208,7 +208,7 @@ def test_a_process_that_lost_its_run_stops_and_leaves_the_status_to_the_other(st
 
 def test_secrets_are_in_no_status_and_no_log(storage: Storage) -> None:
     secret = 'h"und/erts'
-    hide([secret])
+    hide_secrets([secret])
     with pytest.raises(RuntimeError), begin(storage):
         LOGGER.warning("the key is %s", secret)
         raise RuntimeError(f"s3://{secret}@host and h%22und%2Ferts")

@@ -9,7 +9,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from rec_ray.logs import JsonFormatter, about
+from rec_ray.logs import JsonFormatter, log_context
 from rec_ray.runs.progress import progress_line, report_rows, show_progress
 
 
@@ -57,7 +57,7 @@ def test_rows_of_all_tasks_are_added_up_and_a_task_that_is_run_again_begins_anew
     logger.setLevel(logging.INFO)
     try:
         with (
-            about(run_id="night"),
+            log_context(run_id="night"),
             show_progress("users", 45, console=Console(file=io.StringIO()), line_seconds=0.1) as name,
         ):
             local_ray.get([work.remote(name, tmp_path / "killed"), work.remote(name), work.remote(name)])

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rec_ray.candidate_store.manifest import read_manifest, read_parts
+from rec_ray.candidate_store.manifest import SearchView, read_manifest, read_parts
 from rec_ray.config import SearchSettings
 from rec_ray.errors import ConfigError, DataError, SchemaError
 from rec_ray.search_views.vectors import make_search_vectors, mixed, search_dimensions
@@ -108,9 +108,9 @@ def test_every_item_gets_the_vectors_of_its_texts_and_image(
     assert "2 of 3 images cannot be read" in caplog.text
     assert "missing.png?key=1 (no such file); note.txt (not an image format that Pillow reads)" in caplog.text
     manifest = read_manifest(shop.storage, "c")
-    assert list(manifest["parts"]) == ["recommendations", "search/texts", "search/images"]
-    assert manifest["search"]["texts"]["vectors"] == {"name_vector": 384, "all_vector": 384}
-    assert manifest["search"]["images"] == {"vectors": {"vector": 12}, "encoder": shop.settings.image_encoder}
+    assert list(manifest.parts) == ["recommendations", "search/texts", "search/images"]
+    assert manifest.search["texts"].vectors == {"name_vector": 384, "all_vector": 384}
+    assert manifest.search["images"] == SearchView({"vector": 12}, shop.settings.image_encoder)
 
     # Once more, with one image changed and one item more: only what is new is encoded.
     again = shop.make()
@@ -124,8 +124,7 @@ def test_every_item_gets_the_vectors_of_its_texts_and_image(
     assert np.allclose(rows["g"]["vector"], named["red cup"], atol=1e-4), "a text stands in for an image"
     assert not np.allclose(rows["b"]["vector"], unit(2 * red + named["blue cup"]), atol=1e-3)
     manifest = read_manifest(shop.storage, "c")
-    assert list(manifest["parts"]) == ["recommendations", "search/images"]
-    assert {path.name for path in (shop.folder / "store/c/search").iterdir() if any(path.iterdir())} == {"images"}
+    assert list(manifest.parts) == ["recommendations", "search/images"]
 
 
 @pytest.mark.usefixtures("processes")

@@ -1,5 +1,6 @@
 """Versions on SQLite and PostgreSQL: numbers, the commit, the live version, the lock, with real processes."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -264,6 +265,69 @@ def test_a_row_that_the_table_cannot_hold_is_refused(database: VersionDatabase, 
     with pytest.raises(DataError):
         database.publish(row)
     assert database.live() is None
+
+
+def test_two_rows_of_one_time_are_said_and_the_next_publication_ends_the_tie(
+    database: VersionDatabase, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in ("1", "2"):
+        database.publish(VersionRow(version))
+    place.sql("UPDATE model_version SET updated_at = '2024-05-01 00:00:00'")
+    assert database.live() == "2"
+    assert "two newest rows with one updated_at, of the versions 2 and 1" in caplog.text
+    database.publish(VersionRow("2"))
+    caplog.clear()
+    assert database.live() == "2" and not caplog.text
+    assert place.sql(READERS_QUERY) == [("2",)]
+
+
+def test_a_database_of_a_later_program_is_used_where_it_only_has_more(database: VersionDatabase, place: Place) -> None:
+    """So that an image can be rolled back: migrations of four digits add, and leave what was there."""
+    database.publish(VersionRow("1"))
+    place.sql("ALTER TABLE model_version ADD COLUMN added_later VARCHAR(10)")
+    place.sql("UPDATE rec_ray_migration SET version_num = '9999'")
+    older = place.open()
+    assert older.is_migrated()
+    assert older.reserve("run") == "2"
+    older.publish(VersionRow("2"))
+    assert older.live() == "2" and place.sql(READERS_QUERY) == [("2",)]
+    assert place.sql("SELECT version_num FROM rec_ray_migration") == [("9999",)]
+    place.sql("UPDATE rec_ray_migration SET version_num = 'breaking-1'")
+    assert older.live() == "2", "reading goes on"
+    for write in (lambda: place.open().reserve("other"), lambda: place.open().is_migrated()):
+        with pytest.raises(ConfigError, match=r"a later rec_ray did the migration 'breaking-1'.*upgrade rec_ray"):
+            write()
+
+
+def test_new_candidates_of_the_live_version_are_a_new_row_with_the_same_parent(database: VersionDatabase) -> None:
+    database.publish(VersionRow("1"))
+    database.publish(VersionRow("2", candidates_sha256="a" * 64))
+    again = database.publish(VersionRow("2", candidates_sha256="b" * 64))
+    assert again.parent == "1" and again.candidates_sha256 == "b" * 64
+    assert database.publish(VersionRow("2", candidates_sha256="b" * 64)).id == again.id
+    assert [row.version for row in database.list_versions()] == ["2", "2", "1"]
+
+
+def test_projects_share_a_postgresql_database_in_schemas_of_their_own(postgresql: Any) -> None:
+    """Versions, numbers and the lock; the table without a schema stays that of the reader that was there before."""
+    url = postgresql.make_database(f"versions_{uuid.uuid4().hex}")
+    place = Place(url, postgresql.password)
+    projects = [VersionDatabase(url, postgresql.password, schema) for schema in (None, "shop", "news")]
+    for project in projects[1:]:
+        assert project.live() is None and not project.is_migrated()
+    with contextlib.ExitStack() as stack:
+        for count, project in enumerate(projects, start=1):
+            lock = stack.enter_context(project.publishing_lock("me", 60))
+            for number in range(1, count + 1):
+                assert project.reserve(f"run {number}") == str(number)
+                project.begin_push(str(number), lock)
+                project.publish(VersionRow(str(number)), lock)
+            assert project.fence(lock).open().check()
+            assert project.is_migrated()
+    assert [project.live() for project in projects] == ["1", "2", "3"]
+    assert place.sql(READERS_QUERY) == [("1",)]
+    with pytest.raises(ConfigError, match="with SQLite give each project its own file"):
+        VersionDatabase("sqlite:///versions.db", None, "shop")
 
 
 def test_values_are_parameters_not_statements(database: VersionDatabase, place: Place) -> None:

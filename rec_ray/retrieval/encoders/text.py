@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from rec_ray.errors import ConfigError, listed
+from rec_ray.errors import ConfigError, list_names
 
 LONGEST = 256
 """Tokens of a text that are read; the rest is cut off."""
@@ -111,7 +111,7 @@ def declared_pooling(name: str) -> str:
         modes = [{"mean": MEAN, "cls": FIRST}.get(declared["pooling_mode"], declared["pooling_mode"])]
     if modes not in ([MEAN], [FIRST]):
         raise ConfigError(
-            f"the model {name!r} declares the pooling {listed(modes)}; supported is one of {MEAN} and {FIRST}"
+            f"the model {name!r} declares the pooling {list_names(modes)}; supported is one of {MEAN} and {FIRST}"
         )
     return modes[0]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_ray.errors import SchemaError, listed
+from rec_ray.errors import SchemaError, list_names
 from rec_ray.retrieval.ragged import ragged_positions
 from rec_ray.schema import FeatureDeclaration
 
@@ -32,7 +32,7 @@ def index_of(values: pa.Array | pa.ChunkedArray, known: pa.Array) -> Array:
 
 def _column(table: pa.Table, name: str) -> pa.Array:
     if name not in table.column_names:
-        raise SchemaError(f"there is no feature {name!r}; the table has {listed(table.column_names)}")
+        raise SchemaError(f"there is no feature {name!r}; the table has {list_names(table.column_names)}")
     column = table.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_ray.errors import SchemaError, listed
+from rec_ray.errors import SchemaError, list_names
 from rec_ray.retrieval.features.catalogue import lists_of
 from rec_ray.retrieval.features.columns import index_of, is_list
 from rec_ray.retrieval.features.corrections import is_superseded
@@ -273,7 +273,7 @@ def encode_timelines(events: LabelledEvents, preprocessor: Preprocessor) -> pa.T
     changed = np.concatenate([[True], owner[1:] != owner[:-1]]) if len(owner) else np.zeros(0, bool)
     for name in preprocessor.users.names:
         if name not in table.column_names:
-            raise SchemaError(f"there is no user feature {name!r}; the events have {listed(table.column_names)}")
+            raise SchemaError(f"there is no user feature {name!r}; the events have {list_names(table.column_names)}")
         changed[1:] |= _differs(table[name].combine_chunks())
     distinct = np.flatnonzero(changed)
     features = preprocessor.users.encode(table.take(pa.array(distinct)))

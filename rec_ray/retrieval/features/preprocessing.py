@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rec_ray.errors import BundleError
-from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
+from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.columns import as_numbers, as_values, as_vectors, hash_words, index_of, interleave
 from rec_ray.schema import FeatureDeclaration
 
@@ -70,10 +70,6 @@ class EncodedFeatures:
     tokens: Array
     token_counts: Array
     vector: Array
-
-    def to_batch(self) -> FeatureBatch:
-        """Return the same features as tensors."""
-        return FeatureBatch.from_numpy(self.numeric, self.tokens, self.token_counts, self.vector)
 
 
 @dataclass(frozen=True)

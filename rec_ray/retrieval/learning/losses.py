@@ -1,13 +1,11 @@
-"""Losses that teach a query to score its own candidate above the others, with the corrections that sampling asks for.
+"""Losses that train a query to score its own candidate above the others, with corrections for sampled candidates.
 
-Query vectors, candidate vectors and encoded item ids come in, one scalar goes out; a candidate set is made with
-`mixed_candidates`, shared between workers with `gather_candidates`, and scored with `softmax_loss` (or, one negative
-at a time, `bpr_loss`). They do not know towers, features or data files, nor who drew the positives.
+Input: query vectors, candidate vectors and encoded item ids. Output: one scalar. The learner samples the candidates,
+`gather_candidates` shares them between workers, and `softmax_loss` (or `bpr_loss`, with one negative each) scores them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,53 +15,6 @@ from torch.nn import functional as F
 
 MAX_LOGITS = 2**22
 """Logits that live at one time: 16 MiB of float32, measured best on a CPU."""
-
-
-@dataclass(frozen=True)
-class CandidateSet:
-    """Candidates that all positions of a batch share.
-
-    ids:    [c] int64, sorted, no duplicates: an item that was drawn twice is one column, so no negative is secretly
-            the positive of its own row.
-    target: [p] int64, the column of each position's positive.
-    log_q:  [c] float32, log of the chance that a column is in the set; None where the set is the whole catalogue.
-    """
-
-    ids: Tensor
-    target: Tensor
-    log_q: Tensor | None
-
-
-def mixed_candidates(
-    positive_ids: Tensor,
-    catalogue_size: int,
-    uniform_negatives: int,
-    probability: Tensor,
-    *,
-    generator: torch.Generator | None = None,
-) -> CandidateSet:
-    """Merge the positives of a batch with uniform draws from the catalogue (mixed negative sampling, Yang et al. 2020).
-
-    positive_ids: [p] int64 in 1 .. catalogue_size. 0, the unknown item, is no candidate.
-    uniform_negatives: draws with replacement. From `catalogue_size` on, the set is the whole catalogue and the loss
-        becomes the exact softmax, without correction.
-    probability: [catalogue_size + 1], the chance of each item to be a positive, by index.
-
-    Raises:
-        ValueError: a positive lies outside the catalogue.
-    """
-    device = positive_ids.device
-    if len(positive_ids) and not 1 <= int(positive_ids.min()) <= int(positive_ids.max()) <= catalogue_size:
-        raise ValueError(
-            f"positives must lie in 1..{catalogue_size}, got {int(positive_ids.min())}..{int(positive_ids.max())}: "
-            "leave unknown items (index 0) out of the targets"
-        )
-    if uniform_negatives >= catalogue_size:
-        return CandidateSet(torch.arange(1, catalogue_size + 1, device=device), positive_ids - 1, None)
-    uniform = torch.randint(1, catalogue_size + 1, (uniform_negatives,), generator=generator, device=device)
-    ids, column = torch.unique(torch.cat([positive_ids, uniform]), return_inverse=True)
-    log_q = inclusion_log_q(probability[ids], len(positive_ids), uniform_negatives, catalogue_size)
-    return CandidateSet(ids, column[: len(positive_ids)], log_q)
 
 
 def inclusion_log_q(probability: Tensor, batch_draws: int, uniform_draws: int, catalogue_size: int) -> Tensor:
@@ -82,38 +33,6 @@ def inclusion_log_q(probability: Tensor, batch_draws: int, uniform_draws: int, c
     if uniform_draws:
         stays_out = stays_out + uniform_draws * torch.log1p(torch.tensor(-1.0 / max(catalogue_size, 2)))
     return torch.log(-torch.expm1(stays_out)).float()
-
-
-class FrequencyEstimator:
-    """Streaming estimate of how often items are drawn (Yi et al. 2019, algorithm 2, without hash collisions).
-
-    It keeps, for each item, the step at which it was last seen and a moving mean B of the steps between; the chance to
-    be in a step's batch is 1 / B.
-    """
-
-    def __init__(self, vocabulary_size: int, learning_rate: float = 0.05) -> None:
-        """learning_rate: weight of the newest gap in the moving mean; smaller is steadier and slower to adapt."""
-        self.learning_rate, self.step = learning_rate, 0
-        self.last_seen = torch.zeros(vocabulary_size)
-        self.gap = torch.zeros(vocabulary_size)
-
-    def update(self, ids: Tensor) -> None:
-        """Count one batch. ids: [m] int64; repeats within a batch count once."""
-        self.step += 1
-        ids = torch.unique(ids)
-        gap = self.step - self.last_seen[ids]
-        first = self.last_seen[ids] == 0
-        moved = (1 - self.learning_rate) * self.gap[ids] + self.learning_rate * gap
-        self.gap[ids] = torch.where(first, gap, moved)
-        self.last_seen[ids] = float(self.step)
-
-    def log_q(self, ids: Tensor) -> Tensor:
-        """Log of the chance of each id to be in a batch; an id never seen counts as due at the next step.
-
-        ids: [c] int64 -> [c] float32.
-        """
-        gap = torch.where(self.last_seen[ids] == 0, torch.tensor(float(self.step + 1)), self.gap[ids])
-        return -gap.clamp(min=1.0).log()
 
 
 def softmax_loss(
@@ -169,16 +88,6 @@ def softmax_loss(
         spread = (query * (candidate[target] - candidate.mean(0))).sum(1) / temperature
         loss = loss + label_smoothing * (row_weight * spread).sum()
     return loss
-
-
-def in_batch_softmax_loss(query: Tensor, candidate: Tensor, ids: Tensor, **options: Any) -> Tensor:
-    """`softmax_loss` where the positives of the other rows are the negatives (Yi et al. 2019).
-
-    query, candidate: [b, d], row i of one belongs to row i of the other; ids: [b] int64 of the candidates. Accidental
-    hits are masked. For the correction pass log_q = log(b * p) or the streaming estimate, one value a row.
-    """
-    target = torch.arange(len(query), device=query.device)
-    return softmax_loss(query, candidate, target, candidate_ids=ids, **options)
 
 
 def bpr_loss(query: Tensor, positive: Tensor, negative: Tensor, *, weight: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rec_ray.retrieval.lists.item_filters import ItemFilters, UserGroups
-from rec_ray.retrieval.lists.rerank import Options, Pool, rerank
+from rec_ray.retrieval.lists.rerank import CandidatePool, RerankOptions, rerank
 from rec_ray.retrieval.ragged import Ragged, filter_values, row_offsets, take_rows
 from rec_ray.retrieval.search import ExactTopK, Exclusions
 
@@ -108,11 +108,11 @@ class ListBuilder:
         return Lists(indices, scores, emptied_by)
 
     @functools.cached_property
-    def _options(self) -> Options:
+    def _options(self) -> RerankOptions:
         filters = self.filters
         always = np.zeros(filters.count, bool)
         always[filters.always] = True
-        return Options(
+        return RerankOptions(
             categories=filters.categories.padded() if filters.categories is not None else None,
             most_per_category=filters.most_per_category,
             always=always if len(filters.always) else None,
@@ -122,18 +122,18 @@ class ListBuilder:
             vectors=self.likeness if self.diversity else None,
         )
 
-    def _scaled(self, pool: Pool) -> Pool:
+    def _scaled(self, pool: CandidatePool) -> CandidatePool:
         """Scale scores to -1 .. 1, the range of cosines, so that the weight of diversity has the same effect for any
         score.
         """
         if not self.diversity or self.scores_are_cosines:
             return pool
         largest = np.abs(np.where(pool.items >= 0, pool.scores, 0.0)).max(axis=1, initial=1e-30)
-        return Pool(pool.items, pool.scores / largest[:, None])
+        return CandidatePool(pool.items, pool.scores / largest[:, None])
 
     def _pool(
         self, queries: Array, k: int, depth: int, exclude: Ragged | None, groups: UserGroups
-    ) -> tuple[Pool, Array]:
+    ) -> tuple[CandidatePool, Array]:
         """Return pools of candidates, and for which users [q] bool there may be more.
 
         A pool holds the `depth` best items, the best new items, and the items that every list must have.
@@ -152,7 +152,7 @@ class ListBuilder:
         items, scores = np.where(repeated, -1, items), np.where(repeated, -np.inf, scores)
         order = np.lexsort((items, -scores), axis=1)
         items, scores = (np.take_along_axis(values, order, axis=1) for values in (items, scores))
-        return Pool(items, scores), full & (depth < self.filters.count)
+        return CandidatePool(items, scores), full & (depth < self.filters.count)
 
     def _search_among(
         self, name: str, items: Array, queries: Array, k: int, exclude: Ragged | None, groups: UserGroups

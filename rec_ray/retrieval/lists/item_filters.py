@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_ray.errors import SchemaError, listed
+from rec_ray.errors import SchemaError, list_names
 from rec_ray.retrieval.features.columns import as_values, index_of
 from rec_ray.retrieval.lists.user_rules import (
     NO_VALUE,
@@ -161,7 +161,7 @@ def raw_columns(table: pa.Table, beginning: str, fields: Sequence[str]) -> dict[
     """
     missing = [name for name in fields if f"{beginning}{name}" not in table.column_names]
     if missing:
-        raise SchemaError(f"the encoded rows lack {listed(missing)}, which filters read; run rec-ray train again")
+        raise SchemaError(f"the encoded rows lack {list_names(missing)}, which filters read; run rec-ray train again")
     return {name: column_of(table, f"{beginning}{name}") for name in fields}
 
 

@@ -22,7 +22,7 @@ BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Pool:
+class CandidatePool:
     """Candidates of `q` users, at most `p` for each, best first; -1 fills short pools.
 
     items: [q, p] item indices without repeats. scores: [q, p], -inf where there is no item.
@@ -31,13 +31,13 @@ class Pool:
     items: Array
     scores: Array
 
-    def part(self, rows: slice) -> Pool:
+    def part(self, rows: slice) -> CandidatePool:
         """Return the pools of some users."""
-        return Pool(self.items[rows], self.scores[rows])
+        return CandidatePool(self.items[rows], self.scores[rows])
 
 
 @dataclass(frozen=True)
-class Options:
+class RerankOptions:
     """Requirements of a list beside the scores.
 
     categories: [n, c] codes of each item's categories, -1 for none; most_per_category: largest number of items of a
@@ -56,7 +56,7 @@ class Options:
     vectors: Callable[[Array], Array] | None = None
 
 
-def rerank(pool: Pool, k: int, options: Options) -> Array:
+def rerank(pool: CandidatePool, k: int, options: RerankOptions) -> Array:
     """Return the places in the pool of up to `k` chosen items of each user, [q, k], -1 at the end of short lists.
 
     With diversity the next item has the highest (1 - diversity) * score - diversity * (highest cosine to a chosen
@@ -69,7 +69,7 @@ def rerank(pool: Pool, k: int, options: Options) -> Array:
     return chosen
 
 
-def _rerank(pool: Pool, k: int, options: Options) -> Array:
+def _rerank(pool: CandidatePool, k: int, options: RerankOptions) -> Array:
     q, p = pool.items.shape
     row = np.arange(q)
     chosen = np.full((q, k), -1, np.int64)
@@ -118,7 +118,7 @@ def _prefer(eligible: Array, wanted: Array, now: Array) -> Array:
     return np.where(narrowed[:, None], both, eligible)
 
 
-def _cosines(options: Options, items: Array) -> Array | None:
+def _cosines(options: RerankOptions, items: Array) -> Array | None:
     """Return the cosines of the items of each pool to each other, [q, p, p]."""
     if not options.diversity or options.vectors is None:
         return None
@@ -133,7 +133,7 @@ def _cosines(options: Options, items: Array) -> Array | None:
 class _Categories:
     """Full categories of the pools; required items are counted from the start."""
 
-    def __init__(self, options: Options, items: Array, required: Array | None) -> None:
+    def __init__(self, options: RerankOptions, items: Array, required: Array | None) -> None:
         self.codes: Array | None = None
         if options.categories is None or not options.most_per_category:
             return

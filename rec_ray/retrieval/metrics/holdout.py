@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Questions:
+class Holdout:
     """Users of a block with the held-out items that can be ranked for them.
 
     users: [q] places in the timelines. targets: [t] items; those of user i are `targets[offsets[i]:offsets[i + 1]]`.
@@ -44,7 +44,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HoldoutCounts:
     """Numbers of held-out positives of a block: ranked targets, items already seen, items not in the catalogue."""
 
     targets: int
@@ -67,7 +67,7 @@ def positives_before_test(timelines: Timelines) -> tuple[Array, Array, Array]:
 
 def collect_held_out(
     timelines: Timelines, users: Array, catalogue: Catalogue, *, exclude_seen: bool
-) -> tuple[Questions, HeldOut]:
+) -> tuple[Holdout, HoldoutCounts]:
     """Return the targets of some users, and the numbers of their held-out positives.
 
     users: [u] places. A target is an item known before the test; with `exclude_seen` also one that the user has not
@@ -82,12 +82,12 @@ def collect_held_out(
     seen = seen_items(timelines, users, Split.TEST) if exclude_seen else None
     if seen is not None:
         targets, offsets = drop_excluded(targets, offsets, seen)
-    held_out = HeldOut(len(targets), distinct - len(targets), int((~known).sum()))
+    held_out = HoldoutCounts(len(targets), distinct - len(targets), int((~known).sum()))
     with_target = np.flatnonzero(np.diff(offsets) > 0)
     targets, offsets = take_rows(targets, offsets, with_target)
     items, _, begin = positives_before_test(timelines)
     chosen = users[with_target]
-    questions = Questions(
+    questions = Holdout(
         timelines=timelines,
         users=chosen,
         targets=targets,

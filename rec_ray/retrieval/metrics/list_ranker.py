@@ -22,7 +22,7 @@ from rec_ray.retrieval.features.dislikes import with_disliked
 from rec_ray.retrieval.features.timelines import query_batch
 from rec_ray.retrieval.lists.builder import ListBuilder
 from rec_ray.retrieval.lists.item_filters import evaluate_item_filters, raw_columns
-from rec_ray.retrieval.metrics.holdout import Questions
+from rec_ray.retrieval.metrics.holdout import Holdout
 from rec_ray.retrieval.metrics.metrics import list_diversity, target_ranks_from_lists
 from rec_ray.retrieval.metrics.rankers import LIST_LENGTH, Ranking
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
@@ -51,7 +51,7 @@ class _ListSettings(Protocol):
 
 
 @dataclass(frozen=True)
-class AsRecommended:
+class ListRanker:
     """List builder for users as of the test start; item indices are those of the catalogue, from 1.
 
     items: [n + 1, d] item vectors. history: [n + 1, d] item vectors that histories read. seen_types: codes of the event
@@ -69,7 +69,7 @@ class AsRecommended:
     @classmethod
     def of(
         cls, table: pa.Table, catalogue: Catalogue, bundle: TwoTowerBundle, settings: _ListSettings, now: datetime
-    ) -> AsRecommended:
+    ) -> ListRanker:
         """Evaluate the filters and embed the catalogue. table: rows of `CATALOGUE` with raw fields. now: test start."""
         fields = [*settings.item_fields, *([FIRST_SEEN] if settings.fresh_share else [])]
         filters = evaluate_item_filters(
@@ -97,7 +97,7 @@ class AsRecommended:
         return cls(bundle, items, history, lists, settings, *seen_events(settings.filters, bundle, now))
 
     @torch.inference_mode()
-    def rank(self, questions: Questions, batch: pa.Table) -> Ranking:
+    def rank(self, questions: Holdout, batch: pa.Table) -> Ranking:
         """Return the ranks of the targets in the lists, 0 where a list lacks the target.
 
         batch: the users' rows of `TIMELINES`. Target scores are NaN, because filtered items have no valid score.

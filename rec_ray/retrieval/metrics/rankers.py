@@ -1,6 +1,6 @@
 """Rankings of the whole catalogue for the targets of an evaluation, by two towers or by a recommender that counts.
 
-Input: `Questions`. Output: a `Ranking`, the ranks of the targets and the best items of each user. Every method ranks
+Input: `Holdout`. Output: a `Ranking`, the ranks of the targets and the best items of each user. Every method ranks
 the same items and excludes the same ones.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import query_batch
 from rec_ray.retrieval.metrics.baselines import Neighbours, Popularity
-from rec_ray.retrieval.metrics.holdout import Questions
+from rec_ray.retrieval.metrics.holdout import Holdout
 from rec_ray.retrieval.metrics.metrics import target_ranks_from_scores
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries
@@ -48,15 +48,15 @@ class Ranking:
     random_scores: Array | None = None
 
 
-class Method(Protocol):
+class Ranker(Protocol):
     """A method that ranks the catalogue for users."""
 
-    def rank(self, questions: Questions) -> Ranking:
+    def rank(self, questions: Holdout) -> Ranking:
         """Return the ranks of the targets, and the best items."""
         ...
 
 
-class TowerMethod:
+class TowerRanker:
     """Ranking by the inner product of user and item vectors.
 
     An item without an embedding row ranks behind all others and is in no list if the item tower reads no features. So a
@@ -75,7 +75,7 @@ class TowerMethod:
         self.ranked_last = catalogue.known & ~has_vector
 
     @torch.inference_mode()
-    def rank(self, questions: Questions) -> Ranking:
+    def rank(self, questions: Holdout) -> Ranking:
         """Return the ranks of the targets, and the best items."""
         length = int(self.bundle.arguments["history_length"])
         batch = query_batch(
@@ -92,7 +92,7 @@ class TowerMethod:
         random_scores = (vectors * self.items[random_items]).sum(1).numpy()
         return Ranking(ranks, lists, scores, target_scores, random_scores)
 
-    def _last_ranks(self, questions: Questions) -> Array:
+    def _last_ranks(self, questions: Holdout) -> Array:
         """Return the last rank in the ranking of each target's user: [t]."""
         ranked = self.allowed | self.ranked_last
         ranks = np.full(len(questions), np.count_nonzero(ranked))
@@ -104,13 +104,13 @@ class TowerMethod:
         return np.repeat(ranks, np.diff(questions.offsets))
 
 
-class CountingMethod:
+class CountingRanker:
     """Ranking by the scores of a recommender that counts."""
 
     def __init__(self, counted: Popularity | Neighbours, catalogue: Catalogue) -> None:
         self.counted, self.allowed = counted, catalogue.known
 
-    def rank(self, questions: Questions) -> Ranking:
+    def rank(self, questions: Holdout) -> Ranking:
         """Return the ranks of the targets, and the best items."""
         scores = np.where(self.allowed, self.counted.scores(*questions.history), -np.inf)
         if questions.exclude is not None:
@@ -137,7 +137,7 @@ def best_items(scores: Array, count: int) -> Array:
     order = np.lexsort((item, -scores[row, item], row))
     row, item = row[order], item[order]
     place = np.arange(len(row)) - np.searchsorted(row, np.arange(rows))[row]
-    listed = place < count
+    list_names = place < count
     best = np.full((rows, count), -1, np.int64)
-    best[row[listed], place[listed]] = item[listed]
+    best[row[list_names], place[list_names]] = item[list_names]
     return best

@@ -1,7 +1,7 @@
 """Metrics of several methods over all users and over segments, as sums that add up over blocks of users.
 
-Input: targets and rankings of a block. Output: `SegmentSums`, which travel as a small Arrow table, are merged, and give
-means, bootstrap intervals and intervals of differences.
+Input: targets and rankings of a block. Output: `SegmentMetrics`, which travel as a small Arrow table and are merged;
+they give means, bootstrap intervals and intervals of differences.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rec_ray.retrieval.features.catalogue import Catalogue
-from rec_ray.retrieval.metrics.holdout import Questions
+from rec_ray.retrieval.metrics.holdout import Holdout
 from rec_ray.retrieval.metrics.metrics import MetricSums, ndcg_at_k, novelty, recall_at_k, reciprocal_rank
 from rec_ray.retrieval.metrics.rankers import LIST_LENGTH, Ranking
 from rec_ray.retrieval.metrics.segments import segment_items, segment_users
@@ -44,7 +44,7 @@ def metric_names(ks: Sequence[int]) -> list[str]:
     return [*(f"recall@{k}" for k in cut), *(f"ndcg@{k}" for k in cut), "mrr", "mrr@20", f"novelty@{LIST_LENGTH}"]
 
 
-class SegmentSums:
+class SegmentMetrics:
     """Metric sums by method and segment, and how often each method recommended each item."""
 
     def __init__(self, ks: Sequence[int], bounds: tuple[int, int, int], items: int) -> None:
@@ -53,7 +53,7 @@ class SegmentSums:
         self.sums: dict[tuple[str, str], MetricSums] = {}
         self.recommended: dict[str, Array] = {}
 
-    def add(self, method: str, draws: Array, questions: Questions, ranking: Ranking, catalogue: Catalogue) -> None:
+    def add(self, method: str, draws: Array, questions: Holdout, ranking: Ranking, catalogue: Catalogue) -> None:
         """Add the ranking of a method. draws: [replicates + 1, q] `bootstrap_weights` of the users."""
         values = self._values(ranking.ranks, questions.offsets)
         count = catalogue.count

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from rec_ray.errors import BundleError, listed
+from rec_ray.errors import BundleError, list_names
 from rec_ray.retrieval.features.preprocessing import Preprocessor
 from rec_ray.retrieval.json_values import replace_non_finite
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
@@ -117,11 +117,11 @@ class TwoTowerBundle:
         """
         missing = [name for name in FILES if name not in files]
         if missing:
-            raise BundleError(f"the model lacks the files {listed(missing)}; it has {listed(sorted(files))}")
+            raise BundleError(f"the model lacks the files {list_names(missing)}; it has {list_names(sorted(files))}")
         unknown = sorted(set(files) - {*FILES, EVALUATED})
         if unknown:
             raise BundleError(
-                f"the model has files that are unknown in format version {FORMAT_VERSION}: {listed(unknown)}"
+                f"the model has files that are unknown in format version {FORMAT_VERSION}: {list_names(unknown)}"
             )
         description = _from_json(files[MODEL], MODEL)
         metadata = _from_json(files[METADATA], METADATA)
@@ -235,7 +235,7 @@ def _load_weights(model: TwoTower, data: bytes, file: str) -> None:
     if missing or unknown:
         raise BundleError(
             f"{file} does not fit the architecture in {MODEL}: "
-            f"missing weights {listed(missing)}, unknown weights {listed(unknown)}"
+            f"missing weights {list_names(missing)}, unknown weights {list_names(unknown)}"
         )
     for name, tensor in expected.items():
         found = weights[name]
@@ -254,7 +254,7 @@ def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
     broken = [name for name, tensor in suspects.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise BundleError(
-            f"the weights {listed(broken)} hold NaN or infinite numbers; train with a lower learning rate"
+            f"the weights {list_names(broken)} hold NaN or infinite numbers; train with a lower learning rate"
         )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rec_ray.errors import ConfigError
 from rec_ray.retrieval.search.exact import ExactTopK
-from rec_ray.retrieval.search.keys import ITEM_BITS, NO_ITEM, Exclusions, descending, lists_of_keys, owners
+from rec_ray.retrieval.search.keys import ITEM_BITS, NO_ITEM, Exclusions, decode_keys, descending, owners
 
 _TRAINING_POINTS = 64
 """Training items per centre."""
@@ -135,7 +135,7 @@ class FaissTopK:
         keys.sort(axis=1)
         if keys.shape[1] < k:
             keys = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=NO_ITEM)
-        return lists_of_keys(keys[:, :k])
+        return decode_keys(keys[:, :k])
 
 
 def recall_of(found: NDArray[np.int64], exact: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -33,7 +33,7 @@ from rec_ray.retrieval.search.int8_kernels import (
     multiply_chain,
     multiply_group,
 )
-from rec_ray.retrieval.search.keys import NO_ITEM, Exclusions, lists_of_keys
+from rec_ray.retrieval.search.keys import NO_ITEM, Exclusions, decode_keys
 
 __all__ = ["ByteSearch", "chain_scores", "is_supported"]
 
@@ -381,4 +381,4 @@ class ByteSearch:
         keys = self.keys[: len(queries), :longest]
         keys = np.where(np.arange(longest) < counts[:, None], keys, NO_ITEM)
         keys.sort(axis=1)
-        return lists_of_keys(keys[:, :k])
+        return decode_keys(keys[:, :k])

@@ -49,10 +49,10 @@ def merge_top_k(
         axis=1,
     )
     keys.sort(axis=1)
-    return lists_of_keys(keys[:, :k])
+    return decode_keys(keys[:, :k])
 
 
-def lists_of_keys(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def decode_keys(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the indices and scores of sorted keys [q, k]; -1 and -inf where a key is `NO_ITEM`."""
     is_empty = keys == NO_ITEM
     indices = np.where(is_empty, -1, keys & _ITEM)

@@ -6,6 +6,7 @@ not import the program's tables: those change, and what a migration did must not
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from alembic import command
@@ -18,17 +19,52 @@ HISTORY = "rec_ray_migration"
 """Table with the last migration done; not Alembic's usual one, which another program in this database may have."""
 
 
+class NewerDatabaseError(Exception):
+    """The database has a migration of a later program that this one cannot work with."""
+
+
 def upgrade(connection: Connection) -> None:
-    """Do the migrations that a database lacks, in the transaction of the connection."""
+    """Do the migrations that a database lacks, in the transaction of the connection.
+
+    A database that a later program migrated is left as it is: migrations named by four digits only add, so this program
+    reads and writes the columns that it has.
+
+    Raises:
+        NewerDatabaseError: a later program did a migration of another name.
+    """
     configuration = _configuration()
+    if _is_newer(connection, configuration):
+        return
     configuration.attributes["connection"] = connection
     command.upgrade(configuration, "head")
 
 
 def is_current(connection: Connection) -> bool:
-    """Say whether a database has all migrations."""
+    """Return whether a database has all migrations of this program, and perhaps later ones.
+
+    Raises:
+        NewerDatabaseError: as `upgrade`.
+    """
+    configuration = _configuration()
+    heads = set(ScriptDirectory.from_config(configuration).get_heads())
+    return _current_heads(connection) == heads or _is_newer(connection, configuration)
+
+
+def _current_heads(connection: Connection) -> set[str]:
     context = MigrationContext.configure(connection, opts={"version_table": HISTORY})
-    return set(context.get_current_heads()) == set(ScriptDirectory.from_config(_configuration()).get_heads())
+    return set(context.get_current_heads())
+
+
+def _is_newer(connection: Connection, configuration: Config) -> bool:
+    known = {script.revision for script in ScriptDirectory.from_config(configuration).walk_revisions()}
+    later = sorted(_current_heads(connection) - known)
+    breaking = [revision for revision in later if not re.fullmatch(r"\d{4}", revision)]
+    if breaking:
+        raise NewerDatabaseError(
+            f"a later rec_ray did the migration {breaking[0]!r}, which changes what was there; this program has "
+            f"migrations up to {max(known)}: upgrade rec_ray"
+        )
+    return bool(later)
 
 
 def _configuration() -> Config:

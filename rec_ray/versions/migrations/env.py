@@ -1,4 +1,4 @@
-"""What Alembic runs around the migrations: it reads this file itself, by its path.
+"""The script that Alembic runs around the migrations; it reads this file itself, by its path.
 
 The connection that `upgrade` was given comes in, and its transaction is left to the caller. It knows no settings and
 opens nothing.

@@ -65,12 +65,12 @@ def test_the_makers_of_a_model_say_what_its_vector_is(tmp_path, encoder, text_mo
 
 def test_the_length_of_a_vector_is_known_without_weights(tmp_path, text_model):
     assert text_dimensions(text_model) == 384
-    with pytest.raises(ConfigError, match="no model"):
+    with pytest.raises(ConfigError, match="no text model"):
         text_dimensions(str(tmp_path))
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="no model"):
+    with pytest.raises(ConfigError, match="no text model"):
         TextEncoder(str(tmp_path))
 
 

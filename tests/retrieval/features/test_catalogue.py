@@ -10,6 +10,7 @@ from rec_ray.retrieval.features.catalogue import CATALOGUE, Catalogue, catalogue
 from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.model.towers import build_two_tower
 from rec_ray.schema import FeatureDeclaration
+from tests.retrieval.tensors import to_batch
 
 IDS = ["a", "b", "naïve", "x" * 4000, "z"]
 DECLARATIONS = {
@@ -50,7 +51,7 @@ def assert_items(catalogue: Catalogue, preprocessor: FeaturePreprocessor) -> Non
     assert catalogue.id_index.tolist() == [0, 1, 2, 0, 3, 0]
     assert catalogue.known.tolist() == [False, True, True, False, True, True]
     assert catalogue.count.tolist() == [0, 4, 1, 0, 2, 0]
-    expected = preprocessor.encode(ITEMS).to_batch()
+    expected = to_batch(preprocessor.encode(ITEMS))
     own = catalogue.features.select(torch.arange(1, 6))
     for name in ("numeric", "tokens", "token_counts", "vector"):
         assert getattr(own, name).tolist() == getattr(expected, name).tolist(), name
@@ -108,6 +109,6 @@ def test_items_are_embedded_by_their_id_and_features_in_the_order_asked_for() ->
     vectors = catalogue.embed(model, torch.tensor([5, 1, 1, 3]))
     assert vectors.shape == (4, 8)
     torch.testing.assert_close(vectors[1], vectors[2])
-    alone = model.embed_items(torch.tensor([0]), preprocessor.encode(ITEMS.slice(2, 1)).to_batch())
+    alone = model.embed_items(torch.tensor([0]), to_batch(preprocessor.encode(ITEMS.slice(2, 1))))
     torch.testing.assert_close(vectors[3], alone[0])
     assert not torch.allclose(vectors[0], vectors[3])

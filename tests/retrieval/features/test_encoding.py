@@ -16,6 +16,7 @@ from rec_ray.retrieval.features.encoding import LEAST_VALUE, LabelledEvents, Lab
 from rec_ray.retrieval.features.preprocessing import Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import TIMELINES, Timelines
 from rec_ray.schema import INTERACTIONS, FeatureDeclaration
+from tests.retrieval.tensors import to_batch
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 ITEMS = pa.array(["a", "b", "c", "d", "ü" * 3000])
@@ -362,7 +363,7 @@ def test_a_change_of_any_kind_of_feature_is_seen(name: str) -> None:
     encoded = encode_timelines(label_events(block, ITEMS, labelling()), preprocessor)
     timelines = Timelines.from_table(encoded, preprocessor.users.shape)
     stored = timelines.user_features.select(torch.from_numpy(timelines.feature_row))
-    expected = preprocessor.users.encode(block).to_batch()
+    expected = to_batch(preprocessor.users.encode(block))
     for part in ("numeric", "tokens", "token_counts", "vector"):
         assert getattr(stored, part).tolist() == getattr(expected, part).tolist(), part
 

@@ -20,6 +20,7 @@ from rec_ray.retrieval.features.preprocessing import (
     fit_features,
 )
 from rec_ray.schema import FeatureDeclaration
+from tests.retrieval.tensors import to_batch
 
 DECLARATIONS = {
     "price": FeatureDeclaration("numeric"),
@@ -205,7 +206,7 @@ def test_all_kinds_together_have_the_declared_shape() -> None:
     assert encoded.token_counts.shape == (200, 4)
     assert encoded.token_counts.sum() == len(encoded.tokens)
     assert encoded.tokens.min() > 0 and encoded.tokens.max() < shape.tokens
-    batch = encoded.to_batch()
+    batch = to_batch(encoded)
     assert len(batch) == 200
     np.testing.assert_array_equal(batch.tokens.numpy(), encoded.tokens)
 
@@ -231,10 +232,10 @@ def test_an_empty_table_and_no_features_at_all() -> None:
     fitted = fit(table(), DECLARATIONS)
     empty = fitted.encode(table().slice(0, 0))
     assert (empty.numeric.shape, empty.tokens.shape, empty.token_counts.shape) == ((0, 4), (0,), (0, 4))
-    assert len(empty.to_batch()) == 0
+    assert len(to_batch(empty)) == 0
     nothing = fit(table(), {})
     assert nothing.shape.is_empty
-    assert len(nothing.encode(table()).to_batch()) == 200
+    assert len(to_batch(nothing.encode(table()))) == 200
 
 
 def test_fitting_on_an_empty_table_knows_no_value() -> None:

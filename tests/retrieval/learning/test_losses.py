@@ -12,13 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rec_ray.retrieval.learning.losses import (
-    FrequencyEstimator,
     bpr_loss,
     gather_candidates,
     global_total_weight,
-    in_batch_softmax_loss,
     inclusion_log_q,
-    mixed_candidates,
     softmax_loss,
 )
 
@@ -80,7 +77,7 @@ def test_accidental_hits_are_masked() -> None:
     ids = torch.tensor([7, 8, 7])
     # Logits of a row are 1 for its own column and 0 elsewhere.
     two, three = math.log(1 + math.exp(-1)), math.log(1 + 2 * math.exp(-1))
-    loss = in_batch_softmax_loss(query, torch.eye(3), ids, temperature=1.0)
+    loss = softmax_loss(query, torch.eye(3), torch.arange(3), temperature=1.0, candidate_ids=ids)
     assert float(loss) == pytest.approx((two + three + two) / 3)
 
 
@@ -122,68 +119,6 @@ def test_inclusion_by_hand_and_in_the_limit() -> None:
     assert float(inclusion_log_q(torch.tensor([1e-6]), 100, 10, 10**6).exp()) == pytest.approx(1.1e-4, rel=1e-3)
     # No uniform draws: the in-batch correction of Yi et al., b * p.
     assert float(inclusion_log_q(torch.tensor([1e-6]), 100, 0, 10**6).exp()) == pytest.approx(1e-4, rel=1e-3)
-
-
-def test_inclusion_is_how_often_items_really_are_in_the_set() -> None:
-    generator = torch.Generator().manual_seed(0)
-    probability = torch.tensor([0.0, 0.5, 0.3, 0.15, 0.04, 0.01])
-    included, trials = torch.zeros(6), 4000
-    for _ in range(trials):
-        positives = torch.multinomial(probability, 3, replacement=True, generator=generator)
-        included[mixed_candidates(positives, 5, 2, probability, generator=generator).ids] += 1
-    expected = inclusion_log_q(probability[1:], 3, 2, 5).exp()
-    torch.testing.assert_close(included[1:] / trials, expected, atol=0.025, rtol=0)
-
-
-def test_the_corrected_sum_over_sets_is_the_whole_catalogues() -> None:
-    """With q in the denominator, sampled sets estimate the sum over all items without bias."""
-    generator = torch.Generator().manual_seed(0)
-    probability = torch.tensor([0.0, 0.5, 0.3, 0.15, 0.04, 0.01])
-    score = torch.tensor([0.0, 0.1, -0.5, 0.3, 1.0, 0.7])
-    sums = []
-    for _ in range(4000):
-        positives = torch.multinomial(probability, 3, replacement=True, generator=generator)
-        drawn = mixed_candidates(positives, 5, 2, probability, generator=generator)
-        assert drawn.log_q is not None
-        sums.append((score[drawn.ids] - drawn.log_q).exp().sum())
-    assert float(torch.stack(sums).mean()) == pytest.approx(float(score[1:].exp().sum()), rel=0.05)
-
-
-def test_merged_candidates_hold_each_item_once_and_point_at_the_positives() -> None:
-    positives = torch.tensor([4, 2, 4, 9])
-    drawn = mixed_candidates(positives, 9, 5, torch.full((10,), 0.1))
-    assert drawn.ids.tolist() == sorted(set(drawn.ids.tolist()))
-    assert drawn.ids[drawn.target].tolist() == positives.tolist()
-    assert drawn.log_q is not None and drawn.log_q.shape == drawn.ids.shape
-
-
-def test_as_many_uniform_draws_as_items_are_the_exact_softmax() -> None:
-    drawn = mixed_candidates(torch.tensor([3, 1]), 4, 4, torch.full((5,), 0.25))
-    assert drawn.ids.tolist() == [1, 2, 3, 4] and drawn.target.tolist() == [2, 0] and drawn.log_q is None
-
-
-def test_an_unknown_item_is_no_positive() -> None:
-    with pytest.raises(ValueError, match=r"1\.\.4, got 0\.\.2"):
-        mixed_candidates(torch.tensor([0, 2]), 4, 2, torch.full((5,), 0.25))
-
-
-def test_streaming_frequencies_find_the_rate_and_follow_a_change() -> None:
-    estimator = FrequencyEstimator(4, learning_rate=0.2)
-    for step in range(1, 101):
-        estimator.update(torch.tensor([1, 1] + ([2] if step % 4 == 0 else [])))
-    torch.testing.assert_close(estimator.log_q(torch.tensor([1, 2])).exp(), torch.tensor([1.0, 0.25]))
-    assert float(estimator.log_q(torch.tensor([3])).exp()) == pytest.approx(1 / 101)
-    for step in range(1, 101):
-        estimator.update(torch.tensor([2] + ([1] if step % 10 == 0 else [])))
-    torch.testing.assert_close(estimator.log_q(torch.tensor([1, 2])).exp(), torch.tensor([0.1, 1.0]), atol=0.02, rtol=0)
-
-
-def test_streaming_frequency_by_hand() -> None:
-    # Seen at steps 2 and 5 with learning rate 0.5: B = 2, then 0.5 * 2 + 0.5 * 3 = 2.5.
-    estimator = FrequencyEstimator(2, learning_rate=0.5)
-    for ids in ([], [1], [], [], [1]):
-        estimator.update(torch.tensor(ids, dtype=torch.long))
-    assert float(estimator.log_q(torch.tensor([1])).exp()) == pytest.approx(1 / 2.5)
 
 
 def test_bpr_by_hand() -> None:

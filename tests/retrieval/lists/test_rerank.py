@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from rec_ray.retrieval.lists.rerank import Options, Pool, rerank
+from rec_ray.retrieval.lists.rerank import CandidatePool, RerankOptions, rerank
 
 
 def choose(scores, k, **options):
     """Rerank pools that hold item i at place i; return the chosen items of each user, as lists."""
     scores = np.atleast_2d(np.array(scores, np.float32))
     items = np.tile(np.arange(scores.shape[1]), (len(scores), 1))
-    places = rerank(Pool(np.where(np.isfinite(scores), items, -1), scores), k, Options(**options))
+    places = rerank(CandidatePool(np.where(np.isfinite(scores), items, -1), scores), k, RerankOptions(**options))
     return [row[row >= 0].tolist() for row in places]
 
 

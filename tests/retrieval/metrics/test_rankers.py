@@ -14,10 +14,10 @@ from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor, Preprocessor
 from rec_ray.retrieval.features.timelines import TIMELINES, Timelines
 from rec_ray.retrieval.metrics.baselines import Popularity
-from rec_ray.retrieval.metrics.holdout import HeldOut, collect_held_out, users_with_targets
+from rec_ray.retrieval.metrics.holdout import HoldoutCounts, collect_held_out, users_with_targets
 from rec_ray.retrieval.metrics.metrics import bootstrap_weights
-from rec_ray.retrieval.metrics.rankers import CountingMethod, TowerMethod, best_items
-from rec_ray.retrieval.metrics.segment_metrics import EVERYONE, SegmentSums
+from rec_ray.retrieval.metrics.rankers import CountingRanker, TowerRanker, best_items
+from rec_ray.retrieval.metrics.segment_metrics import EVERYONE, SegmentMetrics
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.retrieval.model.towers import build_two_tower
 
@@ -109,19 +109,19 @@ def test_users_are_asked_about_what_they_took_and_could_be_shown():
     assert ragged(*questions.exclude) == [[1], [], [1, 2]]
     assert ragged(*questions.history) == [[1], [], [1]]
     assert questions.events.tolist() == [1, 0, 2]
-    assert held_out == HeldOut(targets=3, seen_targets=1, unknown_targets=1)
+    assert held_out == HoldoutCounts(targets=3, seen_targets=1, unknown_targets=1)
 
     questions, held_out = asked(exclude_seen=False)
     assert questions.users.tolist() == [0, 1, 2, 3]
     assert ragged(questions.targets, questions.offsets) == [[2], [3], [1], [4]]
     assert questions.exclude is None
-    assert held_out == HeldOut(targets=4, seen_targets=0, unknown_targets=1)
+    assert held_out == HoldoutCounts(targets=4, seen_targets=0, unknown_targets=1)
 
 
 def test_towers_rank_by_the_product():
     catalogue = catalogue_of([1, 2, 3, 4, 0], [4, 2, 0, 1, 0], KNOWN)
     # Scores 0.6, 1, 0, -1: the ranking of all is 2, 1, 3, 4, and item 5 is in none.
-    method = TowerMethod(bundle_of([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), catalogue)
+    method = TowerRanker(bundle_of([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), catalogue)
     ranking = method.rank(asked(exclude_seen=True)[0])
     assert ranking.ranks.tolist() == [1, 3, 2]
     assert [row[row >= 0].tolist() for row in ranking.lists] == [[2, 3, 4], [2, 1, 3, 4], [3, 4]]
@@ -133,7 +133,7 @@ def test_towers_rank_by_the_product():
 def test_an_item_that_an_older_version_cannot_know_ranks_last():
     # It knows 1 and 4 alone: 1 scores -1 and 4 scores 1.
     catalogue = catalogue_of([1, 0, 0, 2, 0], [4, 2, 0, 1, 0], KNOWN)
-    method = TowerMethod(bundle_of([[-1.0, 0.0], [1.0, 0.0]]), catalogue)
+    method = TowerRanker(bundle_of([[-1.0, 0.0], [1.0, 0.0]]), catalogue)
     questions = asked(exclude_seen=True)[0]
     ranking = method.rank(questions)
     # u0 has 3 items to rank (2, 3, 4), u1 all 4, u3 has 3 and 4: what is unknown has the last place.
@@ -144,7 +144,7 @@ def test_an_item_that_an_older_version_cannot_know_ranks_last():
 
 def test_counts_rank_the_same_questions():
     catalogue = catalogue_of([1, 2, 3, 4, 0], [4, 2, 0, 1, 0], KNOWN)
-    ranking = CountingMethod(Popularity(np.array([0, 4, 2, 0, 1, 9.0])), catalogue).rank(asked(exclude_seen=True)[0])
+    ranking = CountingRanker(Popularity(np.array([0, 4, 2, 0, 1, 9.0])), catalogue).rank(asked(exclude_seen=True)[0])
     assert ranking.ranks.tolist() == [1, 4, 1]
     assert [row[row >= 0].tolist() for row in ranking.lists] == [[2, 4, 3], [1, 2, 4, 3], [4, 3]]
 
@@ -152,8 +152,8 @@ def test_counts_rank_the_same_questions():
 def test_segments_have_the_metrics_of_their_users_and_targets():
     catalogue = catalogue_of([1, 2, 3, 4, 0], [4, 2, 0, 1, 0], KNOWN)
     questions = asked(exclude_seen=True)[0]
-    ranking = CountingMethod(Popularity(np.array([0, 4, 2, 0, 1, 9.0])), catalogue).rank(questions)
-    sums = SegmentSums([1, 2], (1, 1, 2), len(catalogue))
+    ranking = CountingRanker(Popularity(np.array([0, 4, 2, 0, 1, 9.0])), catalogue).rank(questions)
+    sums = SegmentMetrics([1, 2], (1, 1, 2), len(catalogue))
     sums.add("popularity", bootstrap_weights(np.arange(3)), questions, ranking, catalogue)
     # Ranks 1, 4, 1 of users with 1, 0 and 2 events; the target of the second was never learned from.
     everyone = sums.sums["popularity", EVERYONE].means()
@@ -178,9 +178,9 @@ def test_a_user_with_targets_of_both_kinds_counts_in_both_segments():
     catalogue = catalogue_of([1, 2, 3, 4, 0], [4, 2, 0, 1, 0], KNOWN)
     users = timelines_of([(1, TRAIN), (2, TEST), (3, TEST)])
     questions = collect_held_out(users, np.array([0]), catalogue, exclude_seen=True)[0]
-    ranking = CountingMethod(Popularity(np.array([0, 4, 2, 0, 1, 9.0])), catalogue).rank(questions)
+    ranking = CountingRanker(Popularity(np.array([0, 4, 2, 0, 1, 9.0])), catalogue).rank(questions)
     assert ranking.ranks.tolist() == [1, 3]
-    sums = SegmentSums([1], (1, 1, 1), len(catalogue))
+    sums = SegmentMetrics([1], (1, 1, 1), len(catalogue))
     sums.add("popularity", bootstrap_weights(np.arange(1)), questions, ranking, catalogue)
     found = {segment: sums.sums["popularity", segment].means()["mrr"] for segment in ("cold_items", "warm_items")}
     assert found == {"cold_items": pytest.approx(1 / 3), "warm_items": 1.0}
@@ -189,13 +189,13 @@ def test_a_user_with_targets_of_both_kinds_counts_in_both_segments():
 
 def test_sums_of_blocks_add_up_through_tables():
     catalogue = catalogue_of([1, 2, 3, 4, 0], [4, 2, 0, 1, 0], KNOWN)
-    method = CountingMethod(Popularity(np.array([0, 4, 2, 0, 1, 9.0])), catalogue)
+    method = CountingRanker(Popularity(np.array([0, 4, 2, 0, 1, 9.0])), catalogue)
     places = users_with_targets(USERS)
-    whole, parts = (SegmentSums([1, 5], (1, 1, 2), len(catalogue)) for _ in range(2))
+    whole, parts = (SegmentMetrics([1, 5], (1, 1, 2), len(catalogue)) for _ in range(2))
     for sums, blocks in ((whole, [places]), (parts, [places[:2], places[2:]])):
         for block in blocks:
             questions = collect_held_out(USERS, block, catalogue, exclude_seen=True)[0]
-            own = SegmentSums([1, 5], (1, 1, 2), len(catalogue))
+            own = SegmentMetrics([1, 5], (1, 1, 2), len(catalogue))
             draws = bootstrap_weights(questions.users)
             own.add("popularity", draws, questions, method.rank(questions), catalogue)
             sums.add_table(own.to_table())

@@ -19,6 +19,7 @@ from rec_ray.retrieval.features.preprocessing import Preprocessor, collect_stati
 from rec_ray.retrieval.model.bundle import EVALUATED, FILES, TwoTowerBundle
 from rec_ray.retrieval.model.towers import build_two_tower
 from rec_ray.schema import FeatureDeclaration
+from tests.retrieval.tensors import to_batch
 
 ITEMS = pa.table({"price": [1.0, 2.0, 30.0], "colour": ["rot", "grün", "rot"], "brand": ["x", "y", "z"]})
 
@@ -51,7 +52,7 @@ def make_bundle(seed: int = 0, embedding_size: int = 8, similarity: str = "cosin
 
 
 def embed(bundle: TwoTowerBundle) -> torch.Tensor:
-    features = bundle.preprocessor.items.encode(ITEMS).to_batch()
+    features = to_batch(bundle.preprocessor.items.encode(ITEMS))
     index = torch.from_numpy(bundle.preprocessor.encode_item_ids(pa.array(["a", "ç", "new"]))).long()
     with torch.no_grad():
         return bundle.model.eval().embed_items(index, features)

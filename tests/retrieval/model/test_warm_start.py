@@ -13,6 +13,7 @@ from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.model.warm_start import carry_over, load_start, share_unknown_row
 from rec_ray.schema import FeatureDeclaration
+from tests.retrieval.tensors import to_batch
 
 SCALES = {"price": (10.0, 5.0), "weight": (1.0, 2.0)}
 ROWS = pa.table(
@@ -77,7 +78,7 @@ def live(*, refitted: bool = False) -> TwoTowerBundle:
 
 def items_of(model: TwoTower, preprocessor: Preprocessor, ids: list[str]) -> torch.Tensor:
     index = torch.from_numpy(preprocessor.encode_item_ids(pa.array(ids))).long()
-    return model.eval().embed_items(index, preprocessor.items.encode(ROWS).to_batch())
+    return model.eval().embed_items(index, to_batch(preprocessor.items.encode(ROWS)))
 
 
 @pytest.fixture

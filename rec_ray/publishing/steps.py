@@ -1,0 +1,78 @@
+"""The steps that change what readers get: publish, roll back, forget; each gets its part of the world and is logged.
+
+A `RunContext` and a version come in, the report of the step goes out. It knows no order of steps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from rec_ray.contracts import UpdateReport
+from rec_ray.logs import LOGGER
+from rec_ray.publishing import publish as publication
+from rec_ray.publishing.forget import Forgotten, forget
+from rec_ray.publishing.publish import Publisher
+from rec_ray.publishing.withdrawn_items import find_withdrawn_items
+from rec_ray.runs.context import RunContext, describe_owner
+from rec_ray.step_events import step
+
+
+def publish_once(context: RunContext, version: str) -> UpdateReport:
+    """Publish unless an earlier attempt of this run has: meanwhile another version may have gone live after it."""
+    row = context.database.get(version)
+    if row is not None and row.run_id == context.run_id:
+        LOGGER.info("version %s was made live by an earlier attempt of run %s", version, context.run_id)
+        return UpdateReport(version, {})
+    return publish_version(context, version)
+
+
+def publish_version(context: RunContext, version: str) -> UpdateReport:
+    """Push the stored candidates of a version and make it live; raises as `publication.publish_version`."""
+    with step("update_features", context.seconds, publishes=True, version=version) as running:
+        report = publication.publish_version(_publisher(context), version)
+        running.result = report
+        running.add(**report.rows, departed=sum(report.departed.values()))
+    return report
+
+
+def publish_increment(context: RunContext, version: str, name: str) -> UpdateReport:
+    """Push an increment of the live version; raises as `publication.publish_increment`."""
+    with step("update_features", context.seconds, publishes=True, version=version, increment=name) as running:
+        report = publication.publish_increment(_publisher(context), version, name)
+        running.result = report
+        running.add(**report.rows)
+    return report
+
+
+def roll_back(context: RunContext, version: str) -> UpdateReport:
+    """Publish a version once more that was live before; raises as `publication.roll_back`."""
+    with step("update_features", context.seconds, publishes=True, version=version) as running:
+        find_withdrawn = functools.partial(find_withdrawn_items, context.store, context.storage, context.settings.feast)
+        report = publication.roll_back(_publisher(context), version, find_withdrawn)
+        running.result = report
+        running.add(**report.rows, departed=sum(report.departed.values()))
+    return report
+
+
+def forget_ids(context: RunContext, users: Sequence[str], items: Sequence[str]) -> Forgotten:
+    """Forget users and items, and push the live version once more where its lists named a forgotten item."""
+    with step("forget", context.seconds) as running:
+        done = forget(_publisher(context), users, items)
+        running.add(users=done.users, items=done.items, candidates=len(done.candidates), files=len(done.files))
+    if done.republish is not None:
+        publish_version(context, done.republish)
+    return done
+
+
+def _publisher(context: RunContext) -> Publisher:
+    settings = context.settings
+    return Publisher(
+        context.store,
+        context.storage,
+        context.database,
+        settings.publish,
+        settings.search,
+        describe_owner(context.run_id),
+        context.run_id,
+    )
