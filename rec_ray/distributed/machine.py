@@ -61,6 +61,16 @@ def short_folder(folder: str, others: Sequence[str] = SHORT_FOLDERS) -> str | No
     return next((candidate for candidate in (folder, *others) if _holds_sockets(candidate)), None)
 
 
+def home_holds(name: str) -> bool:
+    """Return whether a file below a folder of the home folder can be written. name: of the folder, there or not."""
+    try:
+        home = Path.home()
+        there = next(folder for folder in (home / name, home, *home.parents) if folder.exists())
+        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError):
+        return False
+
+
 def _holds_sockets(folder: str) -> bool:
     path = Path(folder)
     short = len(os.fsencode(path / SOCKET_OF_RAY)) <= LONGEST_SOCKET

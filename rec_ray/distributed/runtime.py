@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -25,7 +26,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
 from rec_ray.config import RaySettings, Settings
-from rec_ray.distributed.machine import describe_memory, short_folder
+from rec_ray.distributed.machine import describe_memory, home_holds, short_folder
 from rec_ray.errors import ConfigError, UnavailableError
 from rec_ray.logs import LOGGER
 
@@ -179,6 +180,7 @@ def _start(settings: RaySettings) -> None:
         "_system_config": {"num_workers_soft_limit": IDLE_WORKERS},
         **_folder_of_sockets(),
     }
+    _keep_token()
     for attempt in (1, 2):
         try:
             ray.init(**arguments, job_config=_job())
@@ -191,6 +193,16 @@ def _start(settings: RaySettings) -> None:
                 continue
             hint = "; is the machine overloaded?" if late else ""
             raise UnavailableError(f"Ray cannot be started on this machine: {_first_line(error)}{hint}") from error
+
+
+def _keep_token() -> None:
+    """Keep the token of a local Ray in the environment where the home folder is missing or cannot be written.
+
+    Ray (2.60) saves a new token in ~/.ray before it starts.
+    """
+    if not home_holds(".ray") and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        LOGGER.info("the home folder cannot be written; the token of this Ray is not saved")
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _folder_of_sockets() -> dict[str, str]:

@@ -9,6 +9,7 @@ from rec_ray.distributed.machine import (
     LONGEST_SOCKET,
     SOCKET_OF_RAY,
     describe_memory,
+    home_holds,
     killed_processes,
     memory_limit,
     needed_memory,
@@ -72,3 +73,12 @@ def test_a_folder_that_is_too_long_or_missing_gives_way_to_the_next_that_will_do
     assert short_folder(str(long), ["/missing", short]) == short
     assert short_folder("/missing", [short]) == short
     assert short_folder(str(long), [str(long / "more")]) is None
+
+
+def test_a_home_that_is_missing_can_be_made_unless_it_lies_below_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for home, holds in ((tmp_path, True), (tmp_path / "new", True), (tmp_path / "file" / "home", False)):
+        monkeypatch.setenv("HOME", str(home))
+        assert home_holds(".ray") is holds

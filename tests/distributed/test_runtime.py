@@ -135,21 +135,25 @@ ray.shutdown()
 
 @pytest.mark.usefixtures("processes", "local_ray")
 def test_a_run_beside_another_ray_in_an_odd_folder_without_a_home(tmp_path: Path) -> None:
-    """Files named like packages lie in the working folder, TMPDIR is too long for sockets, and HOME is not there."""
+    """Files named like packages lie in the working folder, TMPDIR is too long for sockets, and HOME cannot be made."""
     for name in ("feast.py", "torch.py"):
         (tmp_path / name).write_text("raise ImportError('this is no package')")
     long = tmp_path / ("x" * 90)
     long.mkdir()
     # The package itself is found as it is now, not by the working folder.
     package = str(Path(runtime.__file__).parents[2])
-    environment = {**os.environ, "TMPDIR": str(long), "HOME": "/missing", "PYTHONPATH": package}
-    environment.pop("RAY_ADDRESS", None)
+    (tmp_path / "file").write_text("")
+    home = str(tmp_path / "file" / "home")
+    environment = {**os.environ, "TMPDIR": str(long), "HOME": home, "PYTHONPATH": package}
+    # As on a machine of people, where Ray makes a token and saves it at home.
+    environment.pop("RAY_AUTH_MODE")
     ran = subprocess.run(
         [sys.executable, "-P", "-c", WHERE], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("1.0 feast torch ") and str(tmp_path) not in ran.stdout
     assert "is missing, cannot be written, or is too long for its sockets" in ran.stderr
+    assert "the home folder cannot be written; the token of this Ray is not saved" in ran.stderr
     assert "memory: a run with 1 CPUs needs about 2.5 GB at least, the limit is " in ran.stderr
 
 
