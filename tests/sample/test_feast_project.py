@@ -9,13 +9,13 @@ import yaml
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, RequestSource, ValueType
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String, UnixTimestamp
-from rec_ray.cli.preflight import find_faults
 
 from rec_ray.config import InteractionSettings
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.feature_store.repository_file import open_store
+from rec_ray.preflight import find_faults
 from rec_ray.sample.feast_layout import LayoutOptions
 from rec_ray.sample.feast_project import init_from_feast
 
