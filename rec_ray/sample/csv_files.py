@@ -33,17 +33,19 @@ def copy_csv(files: Sequence[Path], target: Path, shown: str) -> None:
         SchemaError: a file is no CSV with a header in UTF-8, or a line has other columns than the header.
     """
     try:
-        headers = [_open(file, {}).schema.names for file in files]
+        written = [_open(file, {}).schema.names for file in files]
+        # pandas writes the index of a frame under no name.
+        headers = [[name or f"Unnamed: {place}" for place, name in enumerate(names)] for names in written]
         names = list(dict.fromkeys(name for header in headers for name in header))
         twice = sorted({name for header in headers for name in header if header.count(name) > 1})
         if twice:
             raise SchemaError(f"{shown} has the columns {list_names(twice)} twice; rename them")
         schema = pa.schema([(name, pa.string()) for name in names])
         with pq.ParquetWriter(target, schema) as writer:
-            for file, header in zip(files, headers, strict=True):
-                for batch in _open(file, dict.fromkeys(header, pa.string())):
+            for file, own, header in zip(files, written, headers, strict=True):
+                for batch in _open(file, dict.fromkeys(own, pa.string())):
                     columns = [
-                        batch.column(name) if name in header else pa.nulls(batch.num_rows, pa.string())
+                        batch.column(header.index(name)) if name in header else pa.nulls(batch.num_rows, pa.string())
                         for name in names
                     ]
                     writer.write_table(pa.table(columns, schema=schema))

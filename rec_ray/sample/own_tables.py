@@ -299,9 +299,9 @@ def _can_be_id(files: OwnFiles, column: str, problems: Problems) -> bool:
     if _is_text(kind) or pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
         return True
     if pa.types.is_floating(kind):
-        name = quoted(column)
+        number = f"TRY_CAST({quoted(column)} AS DOUBLE)"
         with query_files(files.paths) as connection:
-            broken = fetch_one(connection, f"SELECT count(*) FROM t WHERE isfinite({name}) AND {name} <> floor({name})")
+            broken = fetch_one(connection, f"SELECT count(*) FROM t WHERE isfinite({number}) AND {number} % 1 <> 0")
         if not broken[0]:
             return True
     problems.add(SchemaError(f"{files.shown}: column {column!r} is {kind}; an id must be a string or a whole number"))

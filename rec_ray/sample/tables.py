@@ -137,7 +137,10 @@ def _convert(array: pa.Array, column: OwnColumn, table: OwnTable) -> pa.Array:
         text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
         if text and not pa.types.is_string(column.type):
             array = without_words_for_null(pc.cast(array, pa.string()))
-        if column.name in KEYS[table.name] and pa.types.is_floating(array.type):
+        is_key = column.name in KEYS[table.name]
+        if is_key and text and pa.types.is_floating(table.files.schema.field(column.origin).type):
+            array = pc.replace_substring_regex(without_words_for_null(array), pattern=r"\.0*$", replacement="")
+        if is_key and pa.types.is_floating(array.type):
             # Whole numbers as pandas keeps them beside a null.
             array = pc.cast(pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array), pa.int64())
         return pc.cast(array, column.type)

@@ -162,6 +162,14 @@ def test_csv_of_other_delimiters_with_a_byte_order_mark(own: Path, delimiter: st
     assert found["user_id"].tolist() == EVENTS["user_id"].tolist() and set(found["note"]) == {"a, b; c"}
 
 
+def test_the_index_that_pandas_writes_into_csv_is_left_out(own: Path) -> None:
+    EVENTS.to_csv(own / "interactions.csv")
+    table = read(own).interactions
+    assert [column.origin for column in table.columns] == ["user_id", "item_id", "timestamp"]
+    (left_out,) = [decision for decision in table.decisions if decision.role == "left out"]
+    assert (left_out.column, left_out.why) == ("Unnamed: 0", "the index of a data frame")
+
+
 def test_tables_behind_an_address_are_fetched(
     own: Path, seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -402,9 +410,18 @@ def test_names_become_such_that_feast_and_yaml_take_them(own: Path) -> None:
     assert left_out == [" ", "__index_level_0__", "Unnamed: 0"]
 
 
-def test_whole_numbers_that_pandas_keeps_as_floats_are_ids(own: Path) -> None:
-    put(own, "interactions", EVENTS.assign(item_id=[7.0, None, *range(58)]))
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_whole_numbers_that_pandas_keeps_as_floats_are_ids(own: Path, form: str) -> None:
+    """Beside a null they are floats: 7.0, in a CSV file too, while the other file has 7."""
+    frame = EVENTS.assign(item_id=[7.0, None, *range(58)])
+    if form == "csv":
+        frame.to_csv(own / "interactions.csv", index=False)
+    else:
+        put(own, "interactions", frame)
     assert events_of(own)["item_id"].tolist()[:4] == ["7", None, "0", "1"]
+    put(own, "users", pd.DataFrame({"user_id": [1.5, 2.0]}))
+    with pytest.raises(SchemaError, match="'user_id' is double; an id must be"):
+        read(own)
 
 
 def test_whole_decimals_are_ids(own: Path) -> None:
