@@ -30,11 +30,10 @@ from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.event_order import EventOrder, measure_order
 from rec_ray.retrieval.features.timelines import TimelineBatch
-from rec_ray.retrieval.learning.attempts import Attempt, careful_attempt, measure_spread, plan_attempts
+from rec_ray.retrieval.learning.attempts import SPREAD_ITEMS, Attempt, careful_attempt, measure_spread, plan_attempts
 from rec_ray.retrieval.learning.gradients import world_size
 from rec_ray.retrieval.learning.learner import Learner, LearningSettings
 from rec_ray.retrieval.learning.prefetch import prefetched
-from rec_ray.retrieval.model.inference import embed_catalogue
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.model.warm_start import load_start, share_unknown_row
 from rec_ray.storage.object_store import Storage
@@ -278,17 +277,17 @@ class _Worker:
             self._average()
             plain, averaged, users = self._validate() if watches else (0.0, 0.0, 0)
             sums = _summed(np.array([plain, averaged, users, positives], np.float64), self.shared.device).tolist()
-            # The epoch loss of every worker goes into one mean, so that all stop and restart together.
-            means = _summed(np.array([float(np.mean(losses or [0.0])), chance]), self.shared.device) / self.world
-            rank, cosine = self._spread() if watches else (0.0, 0.0)
+            # Means over the workers, so that all stop and restart together.
+            own = [float(np.mean(losses or [0.0])), chance, *(self._spread() if watches else (0.0, 0.0))]
+            loss, chance, rank, cosine = (_summed(np.array(own), self.shared.device) / self.world).tolist()
             result = EpochResult(
                 epoch=epoch,
-                loss=float(means[0]),
+                loss=loss,
                 validation_ndcg=max(sums[:2]) / sums[2] if sums[2] else 0.0,
                 seconds=seconds,
                 examples_per_second=sums[3] / seconds,
                 averaged=sums[1] > sums[0],
-                chance=float(means[1]),
+                chance=chance,
                 effective_rank=rank,
                 mean_cosine=cosine,
             )
@@ -300,10 +299,13 @@ class _Worker:
             progress.report(self.learner, result, self.rank, ends=ends, watched=watches, send=self.shared.send)
 
     def _spread(self) -> tuple[float, float]:
-        """Return the effective rank and the mean cosine of the item vectors; items are the same on all workers."""
-        items = self.learner.catalogue
-        known = torch.from_numpy(items.known[1:])
-        return measure_spread(embed_catalogue(self.learner.model, items)[1:].cpu()[known])
+        """Return the effective rank and the mean cosine of the vectors of evenly spaced known items."""
+        known = self.learner.known
+        places = np.linspace(0, len(known) - 1, min(len(known), SPREAD_ITEMS)).astype(np.int64)
+        chosen = known[torch.from_numpy(places).to(known.device)]
+        self.learner.model.eval()
+        with torch.no_grad():
+            return measure_spread(self.learner.catalogue.embed(self.learner.model, chosen).cpu())
 
     def _takes_average(self, result: EpochResult) -> bool:
         """Return whether to keep the averaged weights: they won validation here or in the stage that is repeated."""

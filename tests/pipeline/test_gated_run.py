@@ -131,7 +131,8 @@ def test_a_model_worse_than_both_is_stored_and_not_published(runs: Any, project:
     code, report, said = runs["refused"]
     assert (code, report) == (5, None)
     line = said.strip().splitlines()[-1]
-    assert line.startswith("rec-ray: the model's NDCG@10 is 0.")
+    assert line.startswith("rec-ray: the model learned nothing beyond popularity (loss ")
+    assert "and the model's NDCG@10 is 0." in line
     assert "below popularity's 0." in line and "(evaluation.gate: refuse)" in line
     assert f"below that of the live version {runs['passed'][1]['version']} 0." in line
     versions = {row["version"]: row["state"] for row in call("versions", "-C", project)[1]["versions"]}

@@ -24,7 +24,7 @@ BEGUN = 0.99
 COLLAPSED_COSINE, FEW_ITEMS = 0.95, 8
 """Mean cosine of item vectors from which they count as one vector, if there are so many items."""
 SPREAD_ITEMS = 4096
-"""Items at most whose vectors are measured."""
+"""Items at most whose vectors a training measures after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,13 @@ def measure_spread(vectors: Tensor) -> tuple[float, float]:
     """Return the effective rank of item vectors and the mean cosine of two different ones.
 
     The effective rank is the exponential of the entropy of the normalised squared singular values (Roy & Vetterli
-    2007). Of more than `SPREAD_ITEMS` items evenly spaced ones are measured.
+    2007).
 
     vectors: [n, d].
     """
-    n = len(vectors)
-    if n < 2:
-        return float(n), 0.0
-    chosen = vectors[torch.linspace(0, n - 1, min(n, SPREAD_ITEMS), device=vectors.device).long()]
-    unit = torch.nn.functional.normalize(chosen.double(), dim=1)
+    if len(vectors) < 2:
+        return float(len(vectors)), 0.0
+    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
     energy = torch.linalg.eigvalsh(unit.T @ unit).clamp(min=0)
     share = energy / energy.sum().clamp(min=1e-12)
     rank = float(torch.exp(-torch.special.xlogy(share, share).sum()))
