@@ -2,7 +2,7 @@
 # make test-fast  tests without Ray, Feast, servers and processes, in a minute
 # make test    checks and tests; what continuous integration runs
 # make faults  processes killed and servers taken away, about ten minutes on two cores
-# make image-test   the image built with buildah and run as a pod runs it, about ten minutes; needs root
+# make image-test   the image built with buildah and run as a pod runs it, about twenty minutes; needs root
 # make check   ruff, mypy, import-linter, docstrings, shellcheck
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
 # make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
