@@ -10,7 +10,7 @@ from feast.types import Array, Float32, Int64, String
 
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, FeatureStoreError, SchemaError
-from rec_ray.feature_store.repository_file import open_store
+from rec_ray.feature_store.repository import open_store
 from rec_ray.preflight import SOURCES, check_definitions, find_faults
 
 START = pd.Timestamp("2024-01-01", tz="UTC")

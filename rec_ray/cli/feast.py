@@ -60,7 +60,7 @@ def feast_views(
     """Write feature views for what a run publishes into your Feast repository, as rec_ray_views.py."""
     settings = settings_of(project, config, overrides)
     from rec_ray.feature_store.feast_views import apply_views, plan_views, write_views
-    from rec_ray.feature_store.repository_file import open_store
+    from rec_ray.feature_store.repository import open_store
 
     store = open_store(settings.feast.repo)
     plan = plan_views(store, settings)

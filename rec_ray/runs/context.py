@@ -20,7 +20,7 @@ from rec_ray.config import Settings
 from rec_ray.distributed.killed_workers import explained_kills
 from rec_ray.distributed.runtime import check_gpus, import_in_worker, is_local, open_ray
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.repository_file import open_store
+from rec_ray.feature_store.repository import open_store
 from rec_ray.logs import log_context
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics

@@ -25,7 +25,7 @@ from rec_ray.feature_store.definitions import find_events, find_side
 from rec_ray.feature_store.feast_views import SIMILAR_SOURCE
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.feature_store.registry import read_registry
-from rec_ray.feature_store.repository_file import open_store
+from rec_ray.feature_store.repository import open_store
 from rec_ray.sample.feast_features import decide_events, decide_features
 from rec_ray.sample.feast_layout import Choice, LayoutOptions, find_layout
 from rec_ray.sample.feast_samples import count_ids, count_rows, earliest_time, sample_events

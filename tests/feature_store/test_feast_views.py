@@ -15,7 +15,7 @@ from rec_ray.errors import ConfigError
 from rec_ray.feature_store.feast_views import apply_views, plan_views, write_views
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.feature_store.registry import read_registry
-from rec_ray.feature_store.repository_file import open_store
+from rec_ray.feature_store.repository import open_store
 from rec_ray.publishing.push import check_push_targets
 
 KEYS = {

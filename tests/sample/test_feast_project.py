@@ -14,7 +14,7 @@ from rec_ray.config import InteractionSettings
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError
 from rec_ray.feature_store.push_targets import is_published
-from rec_ray.feature_store.repository_file import open_store
+from rec_ray.feature_store.repository import open_store
 from rec_ray.preflight import find_faults
 from rec_ray.sample.feast_layout import LayoutOptions
 from rec_ray.sample.feast_project import init_from_feast
