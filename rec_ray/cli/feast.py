@@ -12,8 +12,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from rec_ray.cli.options import AsJson, Config, Project, Set, settings_of
 
@@ -21,6 +19,8 @@ Feast = Annotated[
     Path | None, typer.Option("--feast", help="Your own Feast repository: its folder or its feature_store.yaml.")
 ]
 EventsView = Annotated[str | None, typer.Option(help="With --feast: the view whose rows are the events.")]
+DECISION = 24
+"""Columns for a decision; longer ones push their reasons to the right."""
 Wished = tuple[str | None, str | None, str | None, str | None, str | None]
 
 
@@ -34,12 +34,12 @@ def init_feast(folder: Path, repo: Path, wished: Wished, as_json: bool) -> None:
         print(json.dumps(dataclasses.asdict(made), default=str))
         return
     console = Console()
-    table = Table(title=f"Decisions on {made.repo}")
-    for name in ("what", "decision", "why", "other with"):
-        table.add_column(name, overflow="fold")
+    wide = max(len(choice.what) for choice in made.choices), max(len(choice.decision) for choice in made.choices)
+    console.print(f"Decisions on {made.repo}", markup=False, highlight=False, soft_wrap=True)
     for choice in made.choices:
-        table.add_row(*(escape(text) for text in dataclasses.astuple(choice)))
-    console.print(table, highlight=False)
+        option = f"  [{choice.option}]" if choice.option else ""
+        line = f"  {choice.what:<{wide[0]}}  {choice.decision:<{min(wide[1], DECISION)}}  {choice.why}{option}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{made.events:,} events of {made.users:,} users and {made.items:,} items", highlight=False)
     for warning in made.warnings:
         console.print(f"WARNING: {warning}", markup=False, highlight=False)

@@ -1,8 +1,10 @@
 """The views that `rec-ray feast-views` writes into somebody's repository, and what a run does without any."""
 
+import re
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -118,3 +120,31 @@ def test_a_file_that_somebody_else_wrote_is_left_alone(repo):
     store, settings = open_store(repo), Settings.model_validate(KEYS)
     with pytest.raises(ConfigError, match="rec_ray did not write it"):
         write_views(store, settings, plan_views(store, settings))
+
+
+def test_the_command_shows_what_it_adds_and_adds_it(repo, tmp_path, capsys):
+    from rec_ray.cli.main import main
+
+    (tmp_path / "rec_ray.yaml").write_text("feast: {repo: repo, user_key: userid, item_key: sku}\n")
+    assert main(["feast-views", "-C", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "To add to Feast project shop:\n  + view item_embedding: embedding, model_version" in said
+    assert set(read_registry(open_store(repo)).views) == {"people"}
+    assert main(["feast-views", "--apply", "--json", "-C", str(tmp_path)]) == 0
+    assert '"applied": true' in capsys.readouterr().out
+    assert set(read_registry(open_store(repo)).views) == {"people", "item_embedding", "user_embedding", "user_items"}
+
+
+def test_the_page_for_own_repositories_names_settings_and_options_that_there_are(capsys):
+    from rec_ray.cli.main import main
+    from rec_ray.config import FeastSettings
+
+    page = (Path(__file__).parents[2] / "docs" / "own-feast.md").read_text()
+    named = set(
+        re.findall(r"`(?:feast\.)?((?:user|item|events)_(?:views|view|key|user_field|item_field|service))`", page)
+    )
+    assert len(named) > 7 and named <= set(FeastSettings.model_fields)
+    assert main(["init", "--help"]) == 0
+    known = capsys.readouterr().out
+    options = set(re.findall(r"`(--[a-z-]+)`", page)) - {"--apply"}
+    assert len(options) == 5 and all(option in known for option in options)

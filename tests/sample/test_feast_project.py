@@ -1,5 +1,6 @@
 """`rec-ray init --feast` on repositories as people have them: what it decides, and that the settings fit."""
 
+import re
 from datetime import timedelta
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_a_film_shop_is_understood_and_its_settings_fit(tmp_path, make_repo):
     assert not is_published(open_store(feast.repo), settings.publish)
     assert sorted(path for path in (tmp_path / "theirs").rglob("*") if path.is_file()) == before
     assert len(made.settings.read_text().splitlines()) < 90
+
+
+def test_the_command_prints_each_decision_and_the_next_command(tmp_path, make_repo, capsys):
+    from rec_ray.cli.main import main
+
+    repo = films(tmp_path / "theirs", np.random.default_rng(0))
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    shop = tmp_path / "shop"
+    assert main(["init", str(shop), "--feast", str(tmp_path / "theirs" / "repo"), "--value-column", "rating"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^  viewer_features\.gender +categorical +.* values in 400 rows$", said, re.M)
+    assert re.search(r"^  rating +value of an event +ratings from 1 to 5: .*\[--value-column\]$", said, re.M)
+    assert said.rstrip().endswith(f"Next: rec-ray run -C {shop}")
 
 
 def test_order_lines_with_several_views_of_customers_beside_other_entities(tmp_path, make_repo):
