@@ -21,7 +21,7 @@ from rec_ray.distributed.killed_workers import explained_kills
 from rec_ray.distributed.runtime import check_gpus, import_in_worker, is_local, open_ray
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.repository import open_store
-from rec_ray.logs import log_context, step
+from rec_ray.logs import log_context
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics
 from rec_ray.runs.stores import open_object_store, open_version_database

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from rec_ray.cli.main import main
 from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, find_known_cause
@@ -182,3 +181,22 @@ def test_feasts_default_store_loses_no_row(tmp_path, make_project, capsys):
     assert main(["train", "-C", str(project), "--json", "--set", "train.epochs=1"]) == 0
     counts = json.loads(capsys.readouterr().out)["counts"]
     assert (counts["interactions read"], counts["events used"]) == (60, 60)
+
+
+def test_a_file_of_another_type_than_declared_ends_with_4_and_names_both(tmp_path, make_project, train):
+    """Found before Ray is started."""
+    project = make_project(tmp_path, **shop())
+    path = data_of(project, "users")
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("user_id")
+    pq.write_table(table.set_column(at, "user_id", pa.array(range(table.num_rows))), path)
+    code, said = train(project)
+    assert code == 4
+    assert "column 'user_id' of " in said and "users.parquet is int64, but the view declares string" in said
+
+
+def test_faults_of_several_kinds_come_together(tmp_path, make_project, train):
+    project = make_project(tmp_path, **shop())
+    code, said = train(project, "--set", "feast.user_service=usr", "--set", "features.interaction.type_field=kind")
+    assert code == 2
+    assert "2 faults" in said
