@@ -22,7 +22,7 @@ from rec_ray.feature_store.offline_source import event_source, slice_source
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.feature_store.registry import Registry, read_registry
 from rec_ray.feature_store.search_targets import find_search_targets
-from rec_ray.feature_store.source_files import find_files, is_parquet, read_footer
+from rec_ray.feature_store.source_files import find_files, is_parquet, read_footer, reads_files
 from rec_ray.logs import LOGGER
 from rec_ray.publishing.push import check_push_targets
 from rec_ray.retrieval.features.columns import as_numbers, as_values, as_vectors
@@ -114,7 +114,7 @@ def _check_events(
         faults.attempt(event_source, registry, settings.feast, features)
     if len(faults) == found:
         source = event_source(registry, settings.feast, settings.features)
-        if is_parquet(source.source):
+        if is_parquet(source.source) and reads_files(store.config):
             sources.attempt(slice_source, store, source, settings.feast.join_rows)
 
 
@@ -144,7 +144,7 @@ def _check_files(sources: _Faults, store: FeatureStore, side: Side, fields: list
     seen = {view.name for view in joined}
     unread = [join_keys_only(view) for view in side.views if view.view.name not in seen]
     for view in [*joined, *unread]:
-        if is_parquet(view.source):
+        if is_parquet(view.source) and reads_files(store.config):
             sources.attempt(_compare_files, Path(store.repo_path), view)
 
 

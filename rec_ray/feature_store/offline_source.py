@@ -31,6 +31,7 @@ from rec_ray.feature_store.source_files import (
     is_parquet,
     read_footer,
     read_row_groups,
+    reads_files,
 )
 from rec_ray.schema import EVENT_CREATED, EVENT_KEY, EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, USER_ID
 
@@ -126,7 +127,7 @@ def slice_source(store: Any, source: FeatureSource, rows: int) -> list[SourceSli
         DataError: a file is no Parquet file.
         SchemaError: a wanted column is missing, or the time is no timestamp.
     """
-    if is_parquet(source.source):
+    if is_parquet(source.source) and reads_files(store.config):
         return _slice_files(source, Path(str(store.repo_path)), rows)
     return slice_time(source, datetime.now(UTC))
 

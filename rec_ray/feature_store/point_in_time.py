@@ -24,7 +24,7 @@ from rec_ray.feature_store.api import FeatureStore, RepoConfig
 from rec_ray.feature_store.definitions import find_side
 from rec_ray.feature_store.feature_join import FeatureJoin, JoinedView, as_key, join_files
 from rec_ray.feature_store.registry import first_line, read_registry
-from rec_ray.feature_store.source_files import as_utc
+from rec_ray.feature_store.source_files import as_utc, reads_files
 from rec_ray.schema import EVENT_TIMESTAMP
 
 _ROW = "rec_ray_row"
@@ -105,7 +105,7 @@ def point_in_time(config: RepoConfig, join: FeatureJoin, ids: pa.Array, times: p
         FeatureStoreError: a file or the offline store fails, or it does not return each row exactly once.
         SchemaError: a view has whole numbers as ids where `ids` are none, or a file has another type than it declares.
     """
-    if not join.is_on_files:
+    if not (join.is_on_files and reads_files(config)):
         return _ask_offline_store(config, join, ids, times)
 
     def transform(name: str, inputs: pa.Table) -> pa.Table:

@@ -17,7 +17,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, list_names
-from rec_ray.feature_store.api import DeltaFormat, FileSource
+from rec_ray.feature_store.api import DeltaFormat, FileSource, RepoConfig
 from rec_ray.schema import TIMESTAMP
 from rec_ray.storage.object_store import s3_filesystem
 
@@ -31,6 +31,11 @@ def is_parquet(source: Any) -> bool:
     The files of a Delta table hold deleted rows too: only its log tells, and the offline store reads that.
     """
     return isinstance(source, FileSource) and not isinstance(source.file_format, DeltaFormat)
+
+
+def reads_files(config: RepoConfig) -> bool:
+    """Return whether files that sources name can be read here; those of a remote offline store lie on its server."""
+    return str(config.offline_store.type) != "remote"
 
 
 def column_in_file(source: Any, name: str) -> str:

@@ -103,9 +103,16 @@ def decide_events(events: pa.Table, wishes: LayoutOptions) -> tuple[dict[str, An
     for name in fields:
         if name not in (type_field, value_field):
             option = "--value-column" if _is_number(events, name) else "--type-column"
-            why = "a number that is no rating" if _is_number(events, name) else "it names no types of events"
-            choices.append(Choice(name, "left out", why, option))
+            choices.append(Choice(name, "left out", _why_unused(events, name), option))
     return settings, choices
+
+
+def _why_unused(events: pa.Table, name: str) -> str:
+    if REFUSED_NAME.search(name.lower()):
+        return "there is a type already: rows that it marks are learned like all others"
+    if AMOUNT_NAME.search(name.lower()) and _is_number(events, name):
+        return "an amount: each row counts once, whatever its amount"
+    return "a number that is no rating" if _is_number(events, name) else "it names no types of events"
 
 
 def _find_type(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> tuple[str | None, str]:

@@ -50,9 +50,13 @@ def source_of(path, columns=None, **more):
     return FeatureSource.of(file, columns or {"user_id": "user_id", "item_id": "item_id"}, what="the events")
 
 
+def store_at(folder, offline="duckdb"):
+    return SimpleNamespace(repo_path=folder, config=SimpleNamespace(offline_store=SimpleNamespace(type=offline)))
+
+
 def slices_of(path, rows=1000, **more):
     source = source_of(path, **more)
-    return slice_source(SimpleNamespace(repo_path=Path(path).parent), source, rows)
+    return slice_source(store_at(Path(path).parent), source, rows)
 
 
 def read_all(config, slices):
@@ -83,7 +87,7 @@ def test_a_source_is_a_file_a_folder_or_a_pattern_as_feast_takes_them(tmp_path, 
     pq.write_table(events(1, 99), tmp_path / "other.parquet")
     for path, count in (("part-1.parquet", 2), ("part-*.parquet", 6), (".", 7)):
         relative = source_of(path, file_format=ParquetFormat())
-        slices = slice_source(SimpleNamespace(repo_path=tmp_path), relative, 1000)
+        slices = slice_source(store_at(tmp_path), relative, 1000)
         assert read_all(config, slices).num_rows == count
 
 
@@ -252,3 +256,9 @@ def test_an_offline_store_that_fails_is_named_with_its_cause(tmp_path, config):
     part = slice_time(source_of(tmp_path / "gone.parquet"), datetime(2024, 1, 1, tzinfo=UTC))[0]
     with pytest.raises(FeatureStoreError, match=r"the events: the offline store failed: .*gone\.parquet"):
         read_slice(config, part)
+
+
+def test_the_files_of_a_remote_offline_store_are_left_to_its_server(tmp_path):
+    assert {part.path for part in slice_source(store_at(tmp_path, "remote"), source_of("/theirs/e.parquet"), 10)} == {
+        None
+    }
