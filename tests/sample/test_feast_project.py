@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, RequestSource, ValueType
+from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String, UnixTimestamp
 
@@ -47,14 +48,29 @@ class Repo:
         return view
 
 
+class TableRepo(Repo):
+    """The same in a schema of PostgreSQL."""
+
+    def __init__(self, folder, engine):
+        super().__init__(folder)
+        self.engine = engine
+
+    def source(self, name, frame, time="event_timestamp", **more):
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS theirs")
+            frame.to_sql(name, connection, schema="theirs", index=False)
+        table = f"SELECT * FROM theirs.{name}"
+        return PostgreSQLSource(name=f"{name}_source", query=table, timestamp_field=time, **more)
+
+
 def people(random, key):
     begun = START - pd.Timedelta("400D")
     return pd.DataFrame({key: np.arange(1, N + 1), "event_timestamp": begun, "age": random.integers(15, 80, N)})
 
 
-def films(folder, random):
+def films(folder, random, repo=None):
     """Ratings without a type, three views, no service, no push source."""
-    repo = Repo(folder)
+    repo = repo or Repo(folder)
     viewer, film = entity("viewer", "userid"), entity("film", "movie_id")
     viewers = people(random, "userid").assign(gender=random.choice(["F", "M"], N))
     repo.view("viewer_features", [viewer], {"age": Int64, "gender": String}, repo.source("viewers", viewers))
@@ -229,3 +245,24 @@ def test_a_repository_without_events_says_what_it_has(tmp_path, make_repo):
     with pytest.raises(ConfigError, match=r"no events to learn from; its views and their keys are users: uid"):
         init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
     assert not (tmp_path / "shop").exists()
+
+
+@pytest.mark.usefixtures("processes")
+def test_tables_of_a_database_are_understood_as_files_are(tmp_path, make_repo, postgresql):
+    """Rows come through the offline store, a stretch of time at a time."""
+    made_here = TableRepo(tmp_path / "theirs", postgresql.engine(postgresql.database))
+    repo = films(tmp_path / "theirs", np.random.default_rng(0), made_here)
+    offline = {key: value for key, value in postgresql.online_store().items() if key != "vector_enabled"}
+    make_repo(tmp_path / "theirs" / "repo", repo.objects, offline=offline)
+    made = init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    settings = load_settings(made.settings)
+    assert (made.events, settings.feast.events_view) == (4 * N, "ratings")
+    assert {name: each.kind for name, each in settings.features.user.items()} == {
+        "age": "numeric",
+        "gender": "categorical",
+    }
+    assert {name: each.kind for name, each in settings.features.item.items()} == {
+        "title": "text",
+        "genres": "categories",
+    }
+    assert find_faults(open_store(settings.feast.repo), settings) == []
