@@ -32,7 +32,7 @@ from rec_ray.schema import TIMESTAMP
 
 @dataclass(frozen=True)
 class JoinedView:
-    """What is joined of one view; it travels to tasks.
+    """The join of one view; it travels to tasks.
 
     key: its join key. key_kind, kinds: the Arrow types that it declares, None for a Feast type that has none.
     ttl: microseconds, 0 for ever. fields: our column -> the view's field.
@@ -54,7 +54,7 @@ class JoinedView:
 
 @dataclass(frozen=True)
 class ComputedView:
-    """What is computed by an on-demand view. inputs: its views, with columns named `view__field`."""
+    """Columns that an on-demand view computes. inputs: its views, with columns named `view__field`."""
 
     name: str
     fields: Mapping[str, str]
@@ -77,7 +77,7 @@ class FeatureJoin:
 
     @property
     def is_on_files(self) -> bool:
-        """Whether all rows lie in Parquet files."""
+        """True if all rows lie in Parquet files."""
         return all(is_parquet(view.source) for view in self.sources)
 
 

@@ -52,7 +52,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Layout:
-    """Who is who. settings: section `feast`, what differs from the defaults."""
+    """Views and ids by their role. settings: section `feast`, as far as it differs from the defaults."""
 
     settings: Mapping[str, Any]
     events_view: str

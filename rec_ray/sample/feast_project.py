@@ -40,7 +40,7 @@ FEW_EVENTS = 50_000
 
 @dataclass(frozen=True)
 class FeastProject:
-    """What `init_from_feast` made. users, items, events: in the sample that decisions were made from."""
+    """A project made by `init_from_feast`. users, items, events: in the sample that decisions were made from."""
 
     folder: Path
     settings: Path
