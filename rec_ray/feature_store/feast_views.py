@@ -79,7 +79,7 @@ _VIEW = """
 
 @dataclass(frozen=True)
 class PublishedViews:
-    """Definitions that `rec-ray feast-views` adds. views: name -> its fields. is_new: False where the registry has all of them."""
+    """Definitions that `rec-ray feast-views` adds. views: name -> its fields. is_new: False if the registry has all."""
 
     file: Path
     text: str

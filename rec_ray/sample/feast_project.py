@@ -34,6 +34,7 @@ from rec_ray.sample.project import NEWCOMERS, REPEATS
 from rec_ray.sample.survey import share_of_newcomers, share_of_repeats
 from rec_ray.schema import EVENT_TIMESTAMP, INTERACTIONS, ITEM_ID, USER_ID
 
+SIMILAR_ITEMS = 20
 FEW_EVENTS = 50_000
 """Below so many events a history is read without its order."""
 
@@ -96,8 +97,10 @@ def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions 
         if not is_published(store, PublishSettings()):
             # The views that `rec-ray feast-views` offers have one for similar items, too.
             values["publish"] = {"similar_push_source": SIMILAR_SOURCE}
+            values["candidates"] = {"similar_items": SIMILAR_ITEMS}
         values["features"] = {**features, "interaction": interaction}
-        values |= _protocol(scratch / "events.parquet", interaction, choices)
+        for section, decided_values in _protocol(scratch / "events.parquet", interaction, choices).items():
+            values[section] = {**values.get(section, {}), **decided_values}
     Settings.model_validate(values)
     try:
         folder.mkdir(parents=True, exist_ok=True)
