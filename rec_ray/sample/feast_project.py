@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 from rec_ray.config import FeastSettings, PublishSettings, Settings
@@ -35,8 +34,6 @@ from rec_ray.sample.survey import share_of_newcomers, share_of_repeats
 from rec_ray.schema import EVENT_TIMESTAMP, INTERACTIONS, ITEM_ID, USER_ID
 
 SIMILAR_ITEMS = 20
-FEW_EVENTS = 50_000
-"""Below so many events a history is read without its order."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +133,6 @@ def _late_views(store: Any, views: Any, events: pa.Table) -> list[str]:
 def _protocol(path: Path, interaction: Mapping[str, Any], choices: list[Choice]) -> dict[str, Any]:
     """Return how to evaluate and recommend, where the events ask for something other than the defaults."""
     values: dict[str, Any] = {}
-    rows = pq.read_metadata(path).num_rows
-    if rows < FEW_EVENTS:
-        values["model"] = {"history": "mean"}
-        why = f"{rows:,} events: fewer than {FEW_EVENTS:,} do not teach a transformer the order of events"
-        choices.append(Choice("history of a user", "mean of past items", why, "model.history"))
     newcomers, repeats = share_of_newcomers(path), share_of_repeats(path)
     if newcomers >= NEWCOMERS:
         values["evaluation"] = {"split": "leave_one_out"}

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from rec_ray.cli.main import main
 from rec_ray.errors import DataError, FeatureStoreError, RecRayError, SchemaError, find_known_cause
