@@ -26,7 +26,7 @@ EventsPerUser = Annotated[Positive | Literal["auto"] | None, WrapValidator(_vali
 
 
 class InteractionSettings(Section):
-    """What the events mean."""
+    """Meaning of the events: their types and values."""
 
     type_field: str | None = Field("interaction_type", description="Field with the type of an event, or null.")
     value_field: str | None = Field(

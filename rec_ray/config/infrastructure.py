@@ -16,7 +16,7 @@ _PASSWORD_IN_URL = re.compile(r"://[^@]*:[^@]*@|[?&]\w*(password|passwd|pwd)=", 
 
 
 class FeastSettings(Section):
-    """Where the feature repository is and what it calls things."""
+    """Place of the feature repository, and its names of views, services and keys."""
 
     repo: str = Field("feature_repo", description="Folder with feature_store.yaml, or that file by another name.")
     user_views: list[str] = Field(
@@ -71,7 +71,7 @@ class SideTableSettings(Section):
 
 
 class StorageSettings(Section):
-    """Where models and candidates are kept."""
+    """Object store of models and candidates."""
 
     url: str = Field("store", description="A folder, or s3://bucket/prefix.")
     endpoint: str | None = Field(None, description="Address of MinIO or another S3, such as https://minio:9000.")
@@ -82,7 +82,7 @@ class StorageSettings(Section):
 
 
 class DatabaseSettings(Section):
-    """Where the versions are recorded."""
+    """Database of the versions."""
 
     url: str = Field("sqlite:///versions.db", description="SQLAlchemy address, without a password.")
     password: SecretStr | None = Field(None, description="From REC_RAY__DATABASE__PASSWORD or ..._FILE only.")

@@ -14,7 +14,7 @@ from rec_ray.config import SQLITE_ADDRESS
 from rec_ray.errors import ConfigError
 
 MARKS = ("MINIO_HOST", "FEAST_PROJECT_NAME", "FEAST_REGISTRY_URL")
-"""Where one of these is set, the others are those of the replaced system too."""
+"""Variables that only the replaced system has; if one is set, the others are read as that system's too."""
 NOT_NEEDED = ("DATASET_URL",)
 """Data comes from the sources that the Feast repository names."""
 BUCKET = "s3://user-encoder/rec_ray"

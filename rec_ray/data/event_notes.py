@@ -1,4 +1,4 @@
-"""What is suspicious in the events: types that sound negative, values that are nearly all negative, one user's share.
+"""Suspicious findings about the events: types that sound negative, values nearly all negative, one user's share.
 
 Counts of events come in, one sentence for each finding goes out, with the setting that changes it; a run logs them, and
 `doctor` and the report show them. It reads no rows and decides nothing.

@@ -1,4 +1,4 @@
-"""How many events a user may give to an epoch, where the settings leave that to the data.
+"""Bound on the events of one user in an epoch, computed from the data if the settings leave it open.
 
 Blocks of the interactions come in, each with all rows of its users; the bound goes out. Blocks are counted in parallel.
 """

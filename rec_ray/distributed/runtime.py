@@ -33,7 +33,7 @@ from rec_ray.logs import LOGGER
 IDLE_WORKERS = 8
 """Idle worker processes that a local Ray keeps."""
 CONNECT_SECONDS, HEAD_SECONDS = 4.0, 9.0
-"""How long a connection to a cluster, and then the answer of its head, may take: together less than 15 seconds."""
+"""Seconds for the connection to a cluster and for the answer of its head; together less than 15."""
 SLOW_START = "timed out during startup"
 """In the text of Ray's error (2.60) when its processes were not up in 30 seconds."""
 

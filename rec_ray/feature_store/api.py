@@ -1,4 +1,4 @@
-"""What the program uses of Feast, imported in half the time: the only module that imports it.
+"""Names of Feast that the program uses, imported in half the time; no other module imports Feast.
 
 Feast comes in with its classes as they are written, and names of it go out. It knows nothing of what is done with them.
 """

@@ -36,7 +36,7 @@ from rec_ray.feature_store.source_files import (
 from rec_ray.schema import EVENT_CREATED, EVENT_KEY, EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, USER_ID
 
 FIRST_TIME = datetime(1990, 1, 1, tzinfo=UTC)
-"""Where the yearly stretches of a source without files begin; one stretch holds all that is older."""
+"""Start of the yearly stretches of a source without files; one stretch holds all older rows."""
 STRETCH = timedelta(days=366)
 
 

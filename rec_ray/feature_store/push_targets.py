@@ -32,13 +32,13 @@ FIELD_NAMES: Mapping[str, Sequence[str]] = {
     SIMILAR_SCORES: (SIMILAR_SCORES,),
     MODEL_VERSION: (MODEL_VERSION,),
 }
-"""What a candidate column may be called in a feature view, the usual name first; others are called as their field."""
+"""Names of a candidate column in a feature view, the usual one first; other columns have the name of their field."""
 REQUIRED = (EMBEDDING, ITEM_IDS, SIMILAR_IDS)
 
 
 @dataclass(frozen=True)
 class VectorField:
-    """What a view says of one of its vectors, where it says something."""
+    """Declared properties of a vector field of a view, None if undeclared."""
 
     metric: str | None = None
     length: int | None = None

@@ -55,7 +55,7 @@ NOT_TOUCHED = (
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was done: ids by entity, rewritten folders of candidates, rewritten files of runs and reports, views."""
+    """Result of forgetting: ids by entity, rewritten folders of candidates and files of runs and reports, views."""
 
     users: int
     items: int

@@ -47,7 +47,7 @@ class RunContext:
 
     @property
     def owner(self) -> str:
-        """Who holds a lock, in words for the one who has to wait."""
+        """Owner of a lock, as text for those who wait."""
         return f"run {self.run_id} on {platform.node()}, process {os.getpid()}"
 
     @property

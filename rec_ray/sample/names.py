@@ -30,7 +30,7 @@ INDEX = re.compile(r"^(__index_level_\d+__|unnamed: ?\d+|level_0|)$", re.IGNOREC
 
 
 def is_index(name: str) -> bool:
-    """Whether a column is the index of a data frame by its name."""
+    """Return True for the name of a data frame's index."""
     return INDEX.match(name.strip()) is not None
 
 

@@ -182,7 +182,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _is_parquet(path: Path) -> bool:
-    """Whether a file is Parquet by its name, or by its first bytes: Hive writes names such as `000000_0`."""
+    """Return True for a Parquet file, by its name or its first bytes: Hive writes names such as `000000_0`."""
     if path.suffix == ".parquet":
         return True
     with path.open("rb") as handle:

@@ -290,7 +290,7 @@ def _why_unused(name: str) -> str:
 
 
 def _is_time_only(name: str, time: TimeColumn | None, is_event: bool) -> bool:
-    """Whether a column is the time of a row and no feature beside that."""
+    """Return True for a column that is the time of a row and no feature besides."""
     return time is not None and name == time.column and (is_event or is_called(name, *TIME_NAMES))
 
 

@@ -79,7 +79,7 @@ def snake(name: str) -> str:
 
 
 def is_called(name: str, *known: str) -> bool:
-    """Whether a column has one of some names in any spelling: `UserID`, `user id` and `user_id` are one name."""
+    """Return True if a column has one of the names in any spelling: `UserID`, `user id` and `user_id` are one name."""
     return snake(name).replace("_", "") in {each.replace("_", "") for each in known}
 
 

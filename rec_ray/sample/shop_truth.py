@@ -28,7 +28,7 @@ Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class ShopTruth:
-    """What the events are drawn from. U users, I items, L leaves; a leaf is the last part of a category path.
+    """Distribution of the events. U users, I items, L leaves; a leaf is the last part of a category path.
 
     Items are numbered leaf by leaf: those of leaf l are `leaf_start[l]:leaf_start[l + 1]`.
     """

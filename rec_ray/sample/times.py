@@ -27,7 +27,7 @@ ISO = r"^\d{4}-\d\d-\d\d"
 
 
 def is_time(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is a timestamp or a date."""
+    """Return True for an Arrow timestamp or date."""
     return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
 
 

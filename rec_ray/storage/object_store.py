@@ -26,7 +26,7 @@ RETRY_ATTEMPTS = 8
 """Tries of one S3 request; with pyarrow's exponential back-off and jitter that bridges half a minute."""
 
 PROBE_SECONDS = 5.0
-"""How long `check_writable` waits for the endpoint to accept a connection."""
+"""Seconds that `check_writable` waits for the endpoint to accept a connection."""
 
 Names = list[str]
 """Keys or names of folders, sorted. Alias: the method `list` shadows the builtin in annotations."""
@@ -68,7 +68,7 @@ class Storage:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the store is a folder of this machine."""
+        """True if the store is a folder of this machine."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def path(self, *parts: str) -> str:

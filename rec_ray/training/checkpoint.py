@@ -56,7 +56,7 @@ class AttemptRecord:
 
     @property
     def begun(self) -> bool:
-        """Whether the loss ever left its value at chance."""
+        """True if the loss has left its value at chance."""
         return any(has_begun(epoch.loss, epoch.chance) for epoch in self.epochs)
 
     def is_over(self, patience: int) -> bool:
@@ -82,7 +82,7 @@ class AttemptRecord:
 
 @dataclass
 class Progress:
-    """Where a training stands.
+    """Progress of a training.
 
     attempts: of the watched stage, in their order; reason: of the choice of histories. chosen: place of the attempt
     with the best validation. models: by stage, the weights to use. finished: stages that are done. stage, attempt,

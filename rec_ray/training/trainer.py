@@ -34,7 +34,7 @@ from rec_ray.training.worker import CHECK, LEARN, PUBLISH, TrainingPlan, train_l
 
 TRAINING_FOLDER = "training"
 POLL_SECONDS = 0.25
-"""How often Ray Train's controller asks its workers, which wait for it after each epoch; by itself every 2 s."""
+"""Seconds between two polls of Ray Train's controller; its workers wait for one after each epoch (default: 2)."""
 
 
 def train_two_tower(

@@ -197,7 +197,7 @@ def _order_of_events(shared: _Shared) -> EventOrder:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all attempts and stages of one worker share. positives: [3, items + 1] of all workers, as in `Shard`."""
+    """State shared by all attempts and stages of a worker. positives: [3, items + 1] of all workers, as in `Shard`."""
 
     plan: TrainingPlan
     shard: Shard

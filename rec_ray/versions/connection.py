@@ -23,7 +23,7 @@ from rec_ray.versions import migrations
 
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 WAIT_SECONDS = 30
-"""How long a SQLite statement waits for another writer, and a PostgreSQL connection for the server."""
+"""Seconds that a SQLite statement waits for another writer, and a PostgreSQL connection for the server."""
 _MIGRATION_LOCK = 7_235_917_001  # any number that no other program takes for pg_advisory_xact_lock
 
 
@@ -75,7 +75,7 @@ class VersionConnection:
 
     @property
     def exists(self) -> bool:
-        """Whether there is something to read; SQLite would make the file."""
+        """True if the database exists; SQLite would create the file."""
         return self._file is None or self._file.exists()
 
     def migrate(self) -> None:

@@ -32,7 +32,7 @@ class PushRecord:
 
 @dataclass(frozen=True)
 class Fence:
-    """What a task needs to check the lock. token: that of the lock as it was taken."""
+    """Data that a task needs to check the lock. token: that of the lock as it was taken."""
 
     url: str
     token: str

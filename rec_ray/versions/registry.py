@@ -26,7 +26,7 @@ from rec_ray.versions.push_fence import Fence
 from rec_ray.versions.tables import CANDIDATES, ERASED, PUSHES, RESERVATIONS, VERSIONS
 
 State = Literal["reserved", "stored", "refused", "published", "pruned"]
-"""How far a number came: given to a run; its model is stored; the gate refused it; it was live; its files are gone."""
+"""States of a number: given to a run, model stored, refused by the gate, was live, files removed."""
 EXPIRED_RUN = timedelta(days=7)
 """A run that reserved a number so long ago, and stored nothing, is taken for dead."""
 

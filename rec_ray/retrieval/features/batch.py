@@ -45,7 +45,7 @@ class FeatureShape:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no feature at all."""
+        """True if there is no feature."""
         return not (self.numeric or self.fields or self.vector)
 
 
@@ -120,7 +120,7 @@ class FeatureBatch:
 
     @functools.cached_property
     def _bags(self) -> tuple[Tensor, Tensor]:
-        """Where in `tokens` each row's begin and how many they are, [n] each: counted once, not for each selection."""
+        """Start and number of the tokens of each row, [n] each; computed once, not for each selection."""
         row_tokens = self.token_counts.sum(1)
         return row_tokens.cumsum(0) - row_tokens, row_tokens
 

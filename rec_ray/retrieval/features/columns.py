@@ -38,7 +38,7 @@ def _column(table: pa.Table, name: str) -> pa.Array:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type are lists, of whatever layout."""
+    """Return True for an Arrow list type of any layout."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 

@@ -32,7 +32,7 @@ class EventOrder:
 
     @property
     def matters(self) -> bool:
-        """Whether neighbours in time predict clearly better than shuffled ones."""
+        """True if neighbours in time predict clearly better than shuffled ones."""
         if not self.questions:
             return False
         first, second = self.in_order / self.questions, self.shuffled / self.questions

@@ -77,7 +77,7 @@ class Timelines:
 
     @property
     def users_are_alike(self) -> bool:
-        """Whether users have no features."""
+        """True if users have no features."""
         features = self.user_features
         return not (features.numeric.shape[1] or features.token_counts.shape[1] or features.vector.shape[1])
 

@@ -331,5 +331,5 @@ class Learner:
 
 
 def multiplies_in_half(precision: str, device: torch.device) -> bool:
-    """Whether products are in bf16, twice as fast where the hardware has it; precision: auto, bf16 or float32."""
+    """Return True if products use bf16, twice as fast on hardware with it. precision: auto, bf16 or float32."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")

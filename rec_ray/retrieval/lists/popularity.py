@@ -66,7 +66,7 @@ def add_counts(*parts: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class SegmentPopularity:
-    """What is popular in each segment.
+    """Popular items of each segment.
 
     segments: [s] names. matrix: [n, s + 1] float32, each column the shares of the items in the positives of a segment,
     the last one those of all.
