@@ -112,14 +112,19 @@ def plan_run(settings: Settings) -> Plan:
     database = open_version_database(settings)
     numbers = [int(row.version) for row in database.list_versions() if row.version.isdecimal()]
     stored = [int(name) for name in open_object_store(settings).folders("two-tower") if name.isdecimal()]
+    publishes = _publishes(store, settings)
+    steps = _steps(settings, events, users, items, cores, _writers(store, cores))
+    if not publishes:
+        steps = [step for step in steps if step.name != "update_features"]
+        notes.append("nothing is published: no view takes the lists; `rec-ray feast-views --apply` adds views")
     lists = users * (settings.candidates.k * 16 + settings.model.embedding_size * 4)
     return Plan(
         version=str(max([*numbers, *stored], default=0) + 1),
         cores=cores,
         rows=rows,
-        steps=_steps(settings, events, users, items, cores, _writers(store, cores)),
+        steps=steps,
         disk_bytes=events * EVENT_BYTES + lists + 4 * items * settings.model.embedding_size * 4,
-        publishes=_publishes(store, settings),
+        publishes=publishes,
         where={"store": open_object_store(settings).uri(), "versions": database.url, "feature repository": feast.repo},
         notes=[
             *notes,
