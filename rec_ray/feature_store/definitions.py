@@ -78,7 +78,7 @@ class Side:
             return found[0]
         reasons = [reason for view, reason in self.left_out.items() if name.startswith(f"{view}__")]
         why = reasons[0] if reasons else hint(name, self.field_names)
-        raise ConfigError(f"{setting}: {self.what} has no field {name!r}; {why}. Was `feast apply` run?")
+        raise ConfigError(f"{setting}: {self.what} has no field {name!r}; {why} (was `feast apply` run?)")
 
     def kind(self, name: str, setting: str = "features") -> pa.DataType | None:
         """Return the Arrow type of a field, None for a Feast type that has none.
@@ -291,8 +291,8 @@ def _registered(registry: Registry, name: str, who: str) -> Any:
     if view is None:
         there = hint(name, [*registry.views, *registry.computed])
         raise ConfigError(
-            f"{who} names the view {name!r}, which is not in the registry of project {registry.project!r}; {there}. "
-            "Was `feast apply` run?"
+            f"{who} names the view {name!r}, which is not in the registry of project {registry.project!r}; {there} "
+            "(Was `feast apply` run?)"
         )
     return view
 

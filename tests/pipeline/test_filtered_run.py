@@ -214,7 +214,7 @@ def test_an_increment_of_a_version_that_is_not_live_is_not_pushed(shop, settings
         (
             {"available": "in_stok"},
             ConfigError,
-            r"candidates\.filters\.available names the field 'in_stok', .* did you mean 'in_stock'",
+            r"candidates\.filters\.available: .* has no field 'in_stok'; did you mean 'in_stock'",
         ),
         ({"available": "name"}, SchemaError, r"filters\.available: field 'name' holds string; expected true or false"),
         (
