@@ -14,7 +14,7 @@ from rec_ray.errors import list_names
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.dislikes import DISLIKED
 
-NEGATIVE_WORDS = ("negative", "dislike", "remove", "return", "refund")
+NEGATIVE_WORDS = ("negative", "dislike", "remove", "return", "refund", "cancel", "unsubscri", "skip", "hide")
 """Parts of the names of event types that usually mean the opposite of interest."""
 GREAT_SHARE, MANY_EVENTS = 0.05, 200
 """The user with the most events is named from this share of all events on, and from so many events on."""

@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_ray.config import InteractionSettings
+from rec_ray.data.event_notes import sounds_negative
 from rec_ray.errors import ConfigError, list_names
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.definitions import Side
 from rec_ray.sample.declarations import ITEM_NAMES, declare_features
+from rec_ray.sample.event_values import propose_values
 from rec_ray.sample.feast_layout import Choice, LayoutOptions
 from rec_ray.sample.feast_samples import sample_features
 from rec_ray.sample.tables import WrittenTable
@@ -27,7 +28,6 @@ TYPE_NAME = re.compile(r"type|event|action|interaction|kind|behavio|activity|ver
 REFUSED_NAME = re.compile(r"return|refund|cancel|void|removed|deleted")
 RATING_NAME = re.compile(r"rating|stars?$|score|grade|vote")
 AMOUNT_NAME = re.compile(r"quantity|qty|units|count|pieces|amount")
-NEGATIVE_TYPE = re.compile(r"negative|dislike|remove|return|refund|cancel|void|unsubscri|skip|report|hide")
 MOST_TYPES = 50
 """A field with more values names no types of events."""
 LARGEST_SCALE = 10
@@ -90,14 +90,14 @@ def decide_events(events: pa.Table, wishes: LayoutOptions) -> tuple[dict[str, An
         settings["type_field"] = type_field
         values = [str(value) for value in _texts(events[type_field]).unique().to_pylist() if value is not None]
         refused = REFUSED_NAME.search(type_field.lower())
-        negative = [v for v in values if NEGATIVE_TYPE.search(v.lower()) or (refused and v in ("true", "1"))]
+        negative = [value for value in values if sounds_negative(value) or (refused and value in ("true", "1"))]
         settings["negative_types"] = sorted(negative)
         said = f"negatives: {', '.join(sorted(negative))}" if negative else "all are positives"
         choices.append(Choice(type_field, "type of an event", f"{type_why}; {said}", "--type-column"))
     value_field, value_why, threshold = _find_value(events, fields, wishes)
     if value_field is not None:
         settings["value_field"] = value_field
-        if threshold is not None and "min_positive_value" in InteractionSettings.model_fields:
+        if threshold is not None:
             settings["min_positive_value"] = threshold
         choices.append(Choice(value_field, "value of an event", value_why, "--value-column"))
     for name in fields:
@@ -140,17 +140,18 @@ def _find_value(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> t
             if named is not None:
                 raise ConfigError(f"--value-column {name} is {events.schema.field(name).type}; expected a number")
             continue
-        bounds = pc.min_max(pc.cast(events[name], pa.float64())).as_py()
+        values = pc.cast(events[name], pa.float64())
+        bounds = pc.min_max(values).as_py()
         low, high = bounds["min"], bounds["max"]
         if low is None:
             continue
-        if RATING_NAME.search(name.lower()) and high <= LARGEST_SCALE:
-            if low < 0 or high <= 1:
-                return name, f"ratings from {low:g} to {high:g}: above 0 is positive", None
-            threshold = low + (high - low) / 2
-            return name, f"ratings from {low:g} to {high:g}: from {threshold:g} on they are positive", threshold
-        if named is not None:
-            return name, "as asked for", None
+        if named is not None or (RATING_NAME.search(name.lower()) and high <= LARGEST_SCALE):
+            counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(values.drop_null()).to_pylist()}
+            proposal = propose_values(name, counts)
+            if proposal.use:
+                return name, proposal.said, proposal.min_positive_value
+            if named is not None:
+                raise ConfigError(f"--value-column: {proposal.said}")
         if AMOUNT_NAME.search(name.lower()) and low <= 0:
             return (
                 name,

@@ -29,9 +29,9 @@ def test_usual_types_and_types_negative_by_value_are_not_suspicious() -> None:
 
 
 def test_a_declared_type_that_no_event_has_is_named() -> None:
-    (note,) = notes({"types": {"view": 5, "skip": 2}}, negative_types=["Skip"])
+    (note,) = notes({"types": {"view": 5, "glance": 2}}, negative_types=["Glance"])
     assert note == (
-        "features.interaction.negative_types names 'Skip', which no event has; the types are 'skip', 'view'"
+        "features.interaction.negative_types names 'Glance', which no event has; the types are 'glance', 'view'"
     )
 
 

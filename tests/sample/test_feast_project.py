@@ -12,7 +12,6 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String, UnixTimestamp
 
-from rec_ray.config import InteractionSettings
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError
 from rec_ray.feature_store.push_targets import is_published
@@ -106,8 +105,7 @@ def test_a_film_shop_is_understood_and_its_settings_fit(tmp_path, make_repo):
     assert {name: each.kind for name, each in features.item.items()} == {"title": "text", "genres": "categories"}
     assert (features.item_name, features.item["genres"].separator) == ("title", "|")
     assert (features.interaction.type_field, features.interaction.value_field) == (None, "rating")
-    if "min_positive_value" in InteractionSettings.model_fields:
-        assert features.interaction.min_positive_value == 3
+    assert features.interaction.min_positive_value == 3
     said = {choice.what: choice for choice in made.choices}
     assert "binary is no kind of feature" in said["film_features.poster"].why
     assert said["events"].option == "--events-view"
@@ -126,7 +124,7 @@ def test_the_command_prints_each_decision_and_the_next_command(tmp_path, make_re
     assert main(["init", str(shop), "--feast", str(tmp_path / "theirs" / "repo"), "--value-column", "rating"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^  viewer_features\.gender +categorical +.* values in 400 rows$", said, re.M)
-    assert re.search(r"^  rating +value of an event +ratings from 1 to 5: .*\[--value-column\]$", said, re.M)
+    assert re.search(r"^  rating +value of an event +rating 1 to 5, a rating of 1 to 5: .*\[--value-column\]$", said, re.M)
     assert said.rstrip().endswith(f"Next: rec-ray run -C {shop}")
 
 
