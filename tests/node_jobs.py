@@ -96,7 +96,7 @@ class Job:
     def epochs(self) -> int:
         """Return how many epochs the newest checkpoint knows of."""
         newest = [json.loads((self.trained / name / "progress.json").read_text()) for name in self.checkpoints()]
-        return max((len(progress["epochs"]) for progress in newest), default=0)
+        return max((len(each["epochs"]) for progress in newest for each in progress["attempts"]), default=0)
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "status.json").read_text())

@@ -243,6 +243,9 @@ def read_parts(storage: Storage, prefix: str, manifest: CandidatesManifest, fold
 
     Raises:
         SchemaError: the candidates have no such folder.
+        DataError: the folder has no parts.
     """
     paths = [storage.path(prefix, folder, part.name) for part in parts_of(manifest, folder)]
+    if not paths:
+        raise DataError(f"{storage.uri(prefix)} lists no parts of {folder}; run: rec-ray candidates {manifest.version}")
     return pa.concat_tables([pq.read_table(path, filesystem=storage.filesystem) for path in paths])

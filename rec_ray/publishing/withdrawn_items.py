@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec_ray.candidate_store.manifest import ITEM_FOLDER, read_manifest, read_parts
+from rec_ray.candidate_store.manifest import ITEM_FOLDER, parts_of, read_manifest, read_parts
 from rec_ray.config import FeastSettings
 from rec_ray.errors import ConfigError, DataError
 from rec_ray.feature_store.api import FeatureStore
@@ -55,8 +55,10 @@ def find_withdrawn_items(
 
 
 def _item_ids(storage: Storage, prefix: str) -> pa.Array:
-    table = read_parts(storage, prefix, read_manifest(storage, prefix), ITEM_FOLDER)
-    return table[ITEM_ID].combine_chunks()
+    manifest = read_manifest(storage, prefix)
+    if not parts_of(manifest, ITEM_FOLDER):
+        return pa.array([], pa.string())
+    return read_parts(storage, prefix, manifest, ITEM_FOLDER)[ITEM_ID].combine_chunks()
 
 
 def _is_nothing(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,8 @@ def slices_of(folder: Path, **options: Any) -> Any:
         table = pa.table({"user_id": ["u"] * 4, "tags": [["a"]] * 4, "at": times})
         pq.write_table(table, folder / f"{number}.parquet", row_group_size=2, **options)
     source = FileSource(name="s", path=str(folder), timestamp_field="at")
-    store: Any = type("Store", (), {"repo_path": str(folder)})()
+    config = SimpleNamespace(offline_store=SimpleNamespace(type="duckdb"))
+    store: Any = SimpleNamespace(repo_path=str(folder), config=config)
     return slice_source(store, FeatureSource.of(source, {"user_id": "user_id"}, what="view 's'"), 2)
 
 

@@ -127,7 +127,7 @@ def check_published(cluster: RayNodes, project: Path, run_id: str, undisturbed: 
     if epochs == EPOCHS:
         assert abs(outcome.recall - undisturbed.recall) < TOLERANCE
     else:
-        assert outcome.recall > undisturbed.recall, "it learned longer, from one worker or two"
+        assert outcome.recall > undisturbed.recall - TOLERANCE, "it learned longer, from one worker or two"
     # Nine of ten events stay within one of four groups: what has learned anything is far above chance.
     assert outcome.recall > 2 * outcome.popularity
 

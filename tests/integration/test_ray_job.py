@@ -161,7 +161,7 @@ def test_a_run_can_be_stopped_by_its_id_and_other_runs_go_on(head: Head) -> None
     )
     submit = [str(BIN / "ray"), "job", "submit", "--no-wait", "--submission-id"]
     for name in ("kfp-9-train", "kfp-99-train"):
-        begun = head.run(*submit, name, "--", "bash", "-c", f'"{script}"')
+        begun = head.run(*submit, name, "--", "bash", "-c", script)
         assert begun.returncode == 0, begun.stderr
 
     stopped = head.run(sys.executable, "-c", program)

@@ -124,7 +124,9 @@ def test_the_command_prints_each_decision_and_the_next_command(tmp_path, make_re
     assert main(["init", str(shop), "--feast", str(tmp_path / "theirs" / "repo"), "--value-column", "rating"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^  viewer_features\.gender +categorical +.* values in 400 rows$", said, re.M)
-    assert re.search(r"^  rating +value of an event +rating 1 to 5, a rating of 1 to 5: .*\[--value-column\]$", said, re.M)
+    assert re.search(
+        r"^  rating +value of an event +rating 1 to 5, a rating of 1 to 5: .*\[--value-column\]$", said, re.M
+    )
     assert said.rstrip().endswith(f"Next: rec-ray run -C {shop}")
 
 
