@@ -1,9 +1,9 @@
-"""Run the whole line, from Feast to Feast.
+"""Run the complete pipeline, from Feast to Feast.
 
     ray job submit --address http://HEAD:8265 -- python jobs/run_pipeline.py --config rec_ray.yaml
 
 Takes the arguments of `rec-ray run` and ends with its exit code. Inside a job Ray sets RAY_ADDRESS, and the program
-joins that cluster. What the step does, how it logs and what its errors mean is no business of this script.
+joins that cluster.
 """
 
 import sys

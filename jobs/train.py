@@ -3,7 +3,7 @@
     ray job submit --address http://HEAD:8265 -- python jobs/train.py --config rec_ray.yaml
 
 Takes the arguments of `rec-ray train` and ends with its exit code. Inside a job Ray sets RAY_ADDRESS, and the program
-joins that cluster. What the step does, how it logs and what its errors mean is no business of this script.
+joins that cluster.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Users and items that were forgotten: known by a hash of their ids, and left out of every table.
+"""Forgotten users and items: identified by hashes of their ids and removed from tables.
 
-Hashes come in, a table goes out without the rows of these users and items and without these items in its lists. It
-knows no store and no database.
+Input: hashes and a table. Output: the table without the rows of these users and items, and without these items in its
+lists. The module uses no store and no database.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LISTS = ((ITEM_IDS, SCORES), (SIMILAR_IDS, SIMILAR_SCORES))
 
 
 def hash_id(entity: str, each: str) -> str:
-    """Return the form in which a forgotten id is kept: it can be compared, and not be read."""
+    """Return the hash of a forgotten id, which allows comparison and does not reveal the id."""
     return hashlib.sha256(f"{entity}:{each}".encode()).hexdigest()
 
 
@@ -46,7 +46,7 @@ class Erased:
     def without(self, table: pa.Table) -> pa.Table:
         """Return a table without rows of forgotten users and items, and without forgotten items in its lists.
 
-        A null id is nobody's and stays.
+        A row with a null id stays.
         """
         for column, entity, hashes in ((USER_ID, USER, self.users), (ITEM_ID, ITEM, self.items)):
             if hashes and column in table.column_names:

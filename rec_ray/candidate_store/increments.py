@@ -1,7 +1,7 @@
-"""Increments: newer lists, made between two trainings for the users with recent events, beside a version's candidates.
+"""Increments: newer lists for users with recent events, made between two trainings, beside a version's candidates.
 
-Each is a folder of its own; a storage and a version go in, names, times and items come out. It does not compute
-lists and does not publish them.
+Each increment is a folder of its own. Input: a storage and a version. Output: names, times and items. Other modules
+compute and publish the lists.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rec_ray.storage.object_store import Storage
 
 PUBLISHED = "published.json"
 NEWEST, LAST = "newest", "last"
-"""Words of the command line for the newest increment, and for the time of the newest candidates."""
+"""Command-line values for the newest increment, and for the time of the newest candidates."""
 
 
 def increments_folder(version: str) -> str:
-    """Return the key below which the increments of a version lie."""
+    """Return the key of the folder with the increments of a version."""
     return f"{model_folder(version)}/increments"
 
 
@@ -41,7 +41,7 @@ def begin_increment(storage: Storage, version: str, since: str, as_of: datetime)
     """Name a new increment of a version. since: as in `start_of_increment`; as_of: the instant of this run.
 
     Raises:
-        ConfigError: `since` is no time, or one to come.
+        ConfigError: `since` is no time, or lies in the future.
         DataError: the version has no candidates.
     """
     candidates = candidates_folder(version)
@@ -51,12 +51,12 @@ def begin_increment(storage: Storage, version: str, since: str, as_of: datetime)
 
 
 def new_increment(as_of: datetime) -> str:
-    """Return the name of an increment; names sort as their times do."""
+    """Return the name of an increment; names sort by time."""
     return f"{as_of.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}"
 
 
 def published_increments(storage: Storage, folder: str) -> list[str]:
-    """Return the names of the increments that were pushed, oldest first. folder: key of all increments of a version."""
+    """Return the names of the published increments, oldest first. folder: key of all increments of a version."""
     return [name for name in storage.folders(folder) if storage.exists(f"{folder}/{name}/{PUBLISHED}")]
 
 
@@ -64,7 +64,7 @@ def find_increment(storage: Storage, folder: str, name: str) -> str:
     """Return the name of a complete increment. folder: key of all increments of a version. name: or `newest`.
 
     Raises:
-        DataError: there is none, or a newer one was published: older lists must not replace newer ones.
+        DataError: there is none, or a newer one was published; older lists must not replace newer ones.
     """
     there = [entry for entry in storage.folders(folder) if storage.exists(f"{folder}/{entry}/{MANIFEST}")]
     if name == NEWEST and there:
@@ -81,12 +81,12 @@ def find_increment(storage: Storage, folder: str, name: str) -> str:
 
 
 def start_of_increment(text: str, storage: Storage, candidates: str, folder: str, now: datetime) -> datetime:
-    """Return the time since which events count. text: an ISO time, `36h` or `7d` before now, or `last`.
+    """Return the time from which events count. text: an ISO time, `36h` or `7d` before now, or `last`.
 
     candidates, folder: keys of the version's candidates and of its increments; `last` is the time of the newest.
 
     Raises:
-        ConfigError: the text is no time, or one to come.
+        ConfigError: the text is no time, or lies in the future.
     """
     if text == LAST:
         done = [f"{folder}/{name}" for name in storage.folders(folder)]
@@ -95,13 +95,13 @@ def start_of_increment(text: str, storage: Storage, candidates: str, folder: str
     else:
         since = _parse_time(text, now)
     if since > now:
-        raise ConfigError(f"--since {text} is a time to come: {since:%Y-%m-%d %H:%M} UTC")
+        raise ConfigError(f"--since {text} lies in the future: {since:%Y-%m-%d %H:%M} UTC")
     return since
 
 
 def _as_of(manifest: CandidatesManifest, where: str) -> datetime:
     if manifest.as_of is None:
-        raise DataError(f"the candidates at {where} name no time; give --since a time such as 36h")
+        raise DataError(f"the candidates at {where} contain no time; give --since a time such as 36h")
     return manifest.as_of
 
 

@@ -1,7 +1,7 @@
-"""The manifest of stored candidates: which Parquet parts count, with their sums, and how they were computed.
+"""Manifest of stored candidates: the valid Parquet parts with their sums, and facts about the computation.
 
-The bytes of `manifest.json` come in and a frozen `CandidatesManifest` goes out, or the other way round. Reading is
-strict: unknown keys, other types and negative counts are refused. Format 1 (without `format_version`) is still read.
+Converts between the bytes of `manifest.json` and a frozen `CandidatesManifest`. Reading is strict: unknown keys, other
+types and negative counts are refused. Format 1 (without `format_version`) is still read.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rec_ray.storage.object_store import Storage
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-"""Names the parts of the candidates that readers use; it is replaced in one write, after all new parts."""
+"""Manifest that readers use; it is replaced in one write, after all new parts."""
 PENDING = "pending.json"
-"""The manifest of candidates that are being computed; it becomes `MANIFEST` when they are complete."""
+"""Manifest of candidates that are being computed; it becomes `MANIFEST` when they are complete."""
 ITEM_FOLDER, USER_FOLDER, RECOMMENDATION_FOLDER = "item_embeddings", "user_embeddings", "recommendations"
 SIMILAR_FOLDER = "similar_items"
 
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SearchView:
-    """Vectors of one search view. vectors: field of the view -> length of a vector. encoder: the model behind them."""
+    """Vectors of one search view. vectors: field of the view -> vector length. encoder: model that made them."""
 
     __pydantic_config__ = _STRICT
 
@@ -58,10 +58,10 @@ class SearchView:
 
 @dataclass(frozen=True)
 class CandidatesManifest:
-    """All that is stored about candidates beside the parts.
+    """Description of stored candidates.
 
-    parts: folder -> its parts. as_of: the events up to it were read. k: length of a full list. embedding_size: numbers
-    of a vector; 0 in candidates that hold ids alone. is_increment: lists of some users of a version, without items.
+    parts: folder -> its parts. as_of: events up to this instant were read. k: length of a full list. embedding_size:
+    vector length; 0 in candidates that contain ids alone. is_increment: lists of some users of a version, no items.
     generation: folder of the parts that were written together; empty in candidates of format 1.
     facts: counts of the computation, for logs. search: push source -> its vectors.
     """
@@ -83,12 +83,12 @@ class CandidatesManifest:
     format_version: Literal[1, 2] = 2
 
     def rows(self, folder: str) -> int:
-        """Return the rows of a folder; 0 where there is no such folder."""
+        """Return the number of rows of a folder; 0 if there is no such folder."""
         return sum(part.rows for part in self.parts.get(folder, ()))
 
     @property
     def lists(self) -> int:
-        """Users whose list holds at least one item."""
+        """Number of users with at least one item."""
         return self.rows(RECOMMENDATION_FOLDER) - int(self.facts.get("users_without_items", 0))
 
     def to_bytes(self) -> bytes:
@@ -101,7 +101,7 @@ _FIELDS = {each.name for each in dataclasses.fields(CandidatesManifest)}
 
 
 def new_generation() -> str:
-    """Return the name of the folder of parts that are written together; names sort by time."""
+    """Return the name of a new generation folder; names sort by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
 
 
@@ -109,7 +109,7 @@ def parse_manifest(data: bytes, where: str) -> CandidatesManifest:
     """Return the manifest in these bytes. where: address of the object, for errors.
 
     Raises:
-        DataError: it is no manifest, of a newer format, or contradicts itself.
+        DataError: it is no manifest, has a newer format, or is inconsistent.
     """
     try:
         values = json.loads(data)
@@ -139,14 +139,14 @@ def _damaged(where: str) -> str:
 
 
 def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of format 1, which had the facts beside the other fields, as those of format 2."""
+    """Convert the values of format 1, which had the facts beside the other fields, to format 2."""
     known = {name: value for name, value in values.items() if name in _FIELDS}
     facts = {name: value for name, value in values.items() if name not in _FIELDS}
     return {**known, "facts": {**known.get("facts", {}), **facts}, "format_version": 1}
 
 
 def _require_consistent(manifest: CandidatesManifest, where: str) -> None:
-    """Refuse counts that contradict the parts, and parts without sums in a format that has them."""
+    """Refuse counts that contradict the parts, and missing sums in a format that requires them."""
     for folder, parts in manifest.parts.items():
         names = [part.name for part in parts]
         if any(not _is_safe(name) for name in (folder, *names)) or len(set(names)) != len(names):
@@ -176,7 +176,7 @@ def read_manifest(storage: Storage, prefix: str, name: str = MANIFEST) -> Candid
     """Return the manifest of complete candidates. prefix: key of their folder.
 
     Raises:
-        DataError: there is none, so the candidates are incomplete or were never made, or it is damaged.
+        DataError: it is missing, because the candidates are incomplete or were never made, or it is damaged.
         StorageError: the store cannot be read.
     """
     return read_with_sum(storage, prefix, name)[0]
@@ -192,7 +192,7 @@ def read_with_sum(storage: Storage, prefix: str, name: str = MANIFEST) -> tuple[
 
 
 def write_manifest(storage: Storage, prefix: str, manifest: CandidatesManifest, name: str = MANIFEST) -> None:
-    """Write a manifest in one step: a reader gets the one before or this one.
+    """Write a manifest atomically: a reader gets the previous one or this one.
 
     Raises:
         StorageError: it cannot be written.
@@ -212,7 +212,7 @@ def parts_of(manifest: CandidatesManifest, folder: str) -> tuple[Part, ...]:
 
 
 def require_complete(storage: Storage, prefix: str, manifest: CandidatesManifest) -> None:
-    """Check that all parts are there, with their sizes where the manifest has them; nothing is read.
+    """Check that all parts exist, with their sizes if the manifest has them, without reading them.
 
     Raises:
         DataError: a part is missing or has another size.
@@ -230,7 +230,7 @@ def require_complete(storage: Storage, prefix: str, manifest: CandidatesManifest
 
 
 SEARCH = "search"
-"""Folder of the vectors of search views, one folder a push source."""
+"""Folder of the vectors of search views, with one folder per push source."""
 
 
 def search_folder(source: str) -> str:
@@ -239,7 +239,7 @@ def search_folder(source: str) -> str:
 
 
 def read_parts(storage: Storage, prefix: str, manifest: CandidatesManifest, folder: str) -> pa.Table:
-    """Read all parts of a folder that is as large as the catalogue, not as the users.
+    """Read all parts of a folder; for folders of the size of the catalogue, not of all users.
 
     Raises:
         SchemaError: the candidates have no such folder.

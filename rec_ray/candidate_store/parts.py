@@ -1,7 +1,6 @@
-"""The Parquet parts of stored candidates: sums, slices of about equal size, and the ids that one version has alone.
+"""Parquet parts of stored candidates: sums, slices of about equal size, and ids that only one version has.
 
-A store and the manifest of candidates come in; paths to read and ids go out, a bounded number at a time. The module
-does not use the rows.
+Input: a store and the manifest of candidates. Output: paths to read, and ids, a bounded number at a time.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from rec_ray.logs import LOGGER
 from rec_ray.storage.object_store import Storage
 
 READ_ROWS = 65_536
-"""Rows of a part that are read at a time when only ids are wanted."""
+"""Rows per read when only ids are needed."""
 
 
 @dataclass(frozen=True)
 class PartSlice:
-    """Rows `start` to `stop` of a part; path: in the words of the store's file system."""
+    """Rows `start` to `stop` of a part. path: as the store's file system writes it."""
 
     path: str
     start: int
@@ -35,14 +34,14 @@ class PartSlice:
 
 @dataclass(frozen=True)
 class StoredCandidates:
-    """The candidates of one version: the key of their folder, and their manifest."""
+    """Candidates of one version: the key of their folder, and their manifest."""
 
     prefix: str
     manifest: CandidatesManifest
 
     @property
     def version(self) -> str:
-        """The version that they were computed with."""
+        """Version of the model that computed them."""
         return self.manifest.version
 
     def parts(self, folder: str) -> tuple[Part, ...]:
@@ -58,7 +57,7 @@ class StoredCandidates:
         return [storage.path(self.prefix, folder, part.name) for part in self.parts(folder)]
 
     def rows(self, folder: str) -> int:
-        """Return how many rows a folder has."""
+        """Return the number of rows of a folder."""
         return sum(part.rows for part in self.parts(folder))
 
     def slices(self, storage: Storage, folder: str, rows: int) -> list[PartSlice]:
@@ -74,7 +73,7 @@ def check_part(storage: Storage, key: str, part: Part) -> None:
     """Compare a part with the sum in the manifest, and the rows in its Parquet footer with the rows in the manifest.
 
     Raises:
-        DataError: it is missing, was changed, or has other rows.
+        DataError: it is missing, was changed, or has another number of rows.
         StorageError: the store cannot be read.
     """
     size = storage.size(key)
@@ -104,18 +103,18 @@ def _footer_rows(storage: Storage, key: str) -> int | None:
 
 
 def _rows_in(source: pa.NativeFile) -> int | None:
-    """Return the rows that a Parquet footer counts; None when it is none."""
+    """Return the number of rows in a Parquet footer; None if the file is not Parquet."""
     try:
         return int(pq.ParquetFile(source).metadata.num_rows)
-    # An OSError too: pyarrow raises it for a footer that is no Thrift.
+    # Also OSError, which pyarrow raises for a footer that is not Thrift.
     except (OSError, pa.ArrowException):
         return None
 
 
 def readable_paths(storage: Storage, candidates: StoredCandidates, folder: str) -> tuple[list[str], int]:
-    """Return the paths of the parts of a folder whose footers can be read, and the rows of the others.
+    """Return the paths of the parts of a folder with readable footers, and the number of rows of the others.
 
-    For candidates of which only the ids are wanted: one damaged part must not keep the others from being used.
+    For reading ids only: a damaged part must not prevent the use of the others.
 
     Raises:
         StorageError: the store cannot be read.
@@ -150,7 +149,7 @@ def read_slice(storage: Storage, piece: PartSlice, batch_rows: int) -> Iterator[
             start, stop = max(piece.start - at, 0), min(piece.stop - at, batch.num_rows)
             at += batch.num_rows
             if start < stop:
-                # The batches of the file begin elsewhere: a push of one batch would become two.
+                # Batches of the file do not start at the slice, so one pushed batch would become two.
                 rest = pa.concat_tables([rest, pa.Table.from_batches([batch.slice(start, stop - start)])])
             if rest.num_rows >= batch_rows:
                 yield rest.slice(0, batch_rows)
@@ -164,10 +163,10 @@ def read_slice(storage: Storage, piece: PartSlice, batch_rows: int) -> Iterator[
 def departed_ids(
     storage: Storage, before: Sequence[str], after: Sequence[str], column: str, bucket: int, buckets: int
 ) -> tuple[pa.Array, list[str]]:
-    """Return the ids that some part of `before` has and none of `after`, each once, and the unreadable of `before`.
+    """Return the distinct ids of `before` that `after` lacks, and the unreadable parts of `before`.
 
-    Only the ids of one bucket of hashes are read, so that memory is bounded by the number of buckets. A part of `after`
-    must be readable: without its ids, users who are still there would be taken for departed.
+    Only ids of one hash bucket are kept, so the number of buckets bounds the memory. All parts of `after` must be
+    readable; otherwise users of an unreadable part would count as departed.
     """
     kept, unreadable = _ids(storage, before, column, bucket, buckets, strict=False)
     return _only_in_first(kept, _ids(storage, after, column, bucket, buckets, strict=True)[0]), unreadable
@@ -180,7 +179,7 @@ def _only_in_first(first: pa.Array, second: pa.Array) -> pa.Array:
 def _ids(
     storage: Storage, paths: Sequence[str], column: str, bucket: int, buckets: int, *, strict: bool
 ) -> tuple[pa.Array, list[str]]:
-    """Return the ids of some parts, each once, and the parts that could not be read. strict: raise for these."""
+    """Return the distinct ids of some parts, and the unreadable parts. strict: raise for unreadable parts."""
     found, unreadable = [pa.array([], pa.string())], []
     for path in paths:
         try:

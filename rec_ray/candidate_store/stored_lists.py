@@ -1,6 +1,6 @@
-"""Lists of recommendations as they lie in the object store, for a version that no feature store serves.
+"""Stored lists of recommendations, read from the object store for a version that no feature store serves.
 
-A store and a user come in, the user's list with the version it was computed with goes out.
+Input: a store and a user. Output: the user's list and the version that computed it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StoredList:
 
 
 def newest_candidates(storage: Storage) -> StoredCandidates:
-    """Return the candidates of the newest version that has some.
+    """Return the candidates of the newest version that has candidates.
 
     Raises:
         DataError: no version has candidates.
@@ -39,7 +39,7 @@ def newest_candidates(storage: Storage) -> StoredCandidates:
             return StoredCandidates(candidates_folder(version), read_manifest(storage, candidates_folder(version)))
         except DataError:
             continue
-    raise DataError(f"no candidates are stored at {storage.uri('candidates')}; do `rec-ray run` first")
+    raise DataError(f"no candidates are stored at {storage.uri('candidates')}; run: rec-ray run")
 
 
 def any_user(storage: Storage, candidates: StoredCandidates) -> str:
@@ -54,7 +54,7 @@ def read_list(storage: Storage, candidates: StoredCandidates, user_id: str) -> S
     """Return the list of a user.
 
     Raises:
-        DataError: the candidates have none.
+        DataError: the candidates have no list for the user.
     """
     paths = candidates.paths(storage, RECOMMENDATION_FOLDER)
     rows = ds.dataset(paths, format="parquet", filesystem=storage.filesystem).to_table(

@@ -1,7 +1,7 @@
-"""Candidates written to the object store as Parquet parts in folders.
+"""Writer of candidates: Parquet parts in folders of the object store.
 
-`PartsSink` writes the blocks of a Ray dataset and afterwards holds the complete parts and the counts of their rows;
-`manifest` lists the parts that count. It knows neither models nor Feast.
+`PartsSink` writes the blocks of a Ray dataset and collects the complete parts and their row counts, which `manifest`
+then lists. It uses neither models nor Feast.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ LENGTH = "length of a list"
 
 
 class PartsSink(Datasink[Any]):
-    """Writes each block as one Parquet part in every folder, and afterwards holds the complete parts.
+    """Writes each block as one Parquet part in every folder, and collects the complete parts.
 
-    A task that is run again writes the same parts over; what a lost task left behind is in no list.
+    A repeated task overwrites the same parts; parts that a lost task left behind are not collected.
     """
 
     def __init__(
@@ -46,24 +46,24 @@ class PartsSink(Datasink[Any]):
         prepare: Callable[[pa.Table], pa.Table] | None = None,
         generation: str = "",
     ) -> None:
-        """folders: folder below `prefix` -> the columns that its parts have. counted: columns whose values are counted,
-        written or not. lists: column of lists whose lengths are counted. prepare: makes the written columns of the rows
-        of a row group; lists of dictionaries are stored as such and read as lists of their values. generation: folder
-        of the new parts in each folder, so that parts of an earlier computation stay as they are.
+        """folders: folder below `prefix` -> columns of its parts. counted: columns whose values are counted, written or
+        not. lists: column of lists whose lengths are counted. prepare: makes the written columns from the rows of a row
+        group; lists of dictionaries are stored as such and read as lists of their values. generation: subfolder of the
+        new parts in each folder, so that parts of an earlier computation stay unchanged.
         """
         self.storage, self.prefix, self.folders, self.counted = storage, prefix, folders, tuple(counted)
         self.lists, self.prepare = lists, prepare
         self.generation = generation
         self.parts: dict[str, list[Part]] = {folder: [] for folder in folders}
         self.counts: Counter[tuple[str, Any]] = Counter()
-        """(column, value) -> rows with it, for the counted columns and `LENGTH`; null is not counted."""
+        """(column, value) -> number of rows, for the counted columns and `LENGTH`; null is not counted."""
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> dict[str, Any]:
         """Write the blocks of one task."""
         return self.write_blocks(ctx.task_idx, blocks)
 
     def write_blocks(self, task: int, blocks: Iterable[pa.Table]) -> dict[str, Any]:
-        """Write blocks and return what `collect` takes. task: a number that no other task has."""
+        """Write blocks and return the input of `collect`. task: unique number of the task."""
         parts: dict[str, list[Part]] = {folder: [] for folder in self.folders}
         counts: Counter[tuple[str, Any]] = Counter()
         for number, block in enumerate(blocks):
@@ -83,11 +83,11 @@ class PartsSink(Datasink[Any]):
         return {"parts": parts, "counts": counts}
 
     def _encode(self, block: pa.Table) -> dict[str, memoryview]:
-        """Return the Parquet of a block in each folder."""
+        """Return a block as Parquet, per folder."""
         buffers = {folder: pa.BufferOutputStream() for folder in self.folders}
         with contextlib.ExitStack() as stack:
             writers: dict[str, pq.ParquetWriter] = {}
-            # Row groups: several tasks of a publication read one part from different rows on.
+            # Several row groups, because tasks of a publication read one part from different rows.
             for start in range(0, block.num_rows, ROW_GROUP):
                 rows = block.slice(start, ROW_GROUP)
                 rows = rows if self.prepare is None else self.prepare(rows)
@@ -110,11 +110,11 @@ class PartsSink(Datasink[Any]):
         return counts
 
     def on_write_complete(self, write_result: Any) -> None:
-        """Collect what the tasks that succeeded have written."""
+        """Collect the parts of the successful tasks."""
         self.collect(write_result.write_returns)
 
     def collect(self, returns: Iterable[dict[str, Any]]) -> None:
-        """Add what `write_blocks` returned in each task."""
+        """Add the results of `write_blocks` of all tasks."""
         for written in returns:
             for folder, parts in written["parts"].items():
                 self.parts[folder] += parts
@@ -124,16 +124,16 @@ class PartsSink(Datasink[Any]):
 
     @property
     def listed_items(self) -> int:
-        """Items in all lists together."""
+        """Number of items in all lists together."""
         return sum(int(length) * count for (column, length), count in self.counts.items() if column == LENGTH)
 
     def short_lists(self, k: int) -> int:
-        """Return how many users got fewer than `k` items."""
+        """Return the number of users with fewer than `k` items."""
         return sum(count for (column, length), count in self.counts.items() if column == LENGTH and length < k)
 
 
 def _as_stored(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the columns of a schema in its types; lists of dictionaries stay what they are."""
+    """Return the columns of a schema, cast to its types; lists of dictionaries stay unchanged."""
     columns = [
         table[field.name] if _of_dictionary(table.schema.field(field.name).type) else table[field.name].cast(field.type)
         for field in schema
@@ -166,6 +166,6 @@ def _parquet_writer(sink: pa.BufferOutputStream, schema: pa.Schema) -> pq.Parque
         dictionary_pagesize_limit=2**30,
         write_batch_size=2**17,
         write_statistics=[leaf for leaf, field in leaves.items() if not pa.types.is_list(field.type)],
-        # Else the dictionaries would be read as such.
+        # Otherwise readers would get dictionaries instead of values.
         store_schema=False,
     )

@@ -54,7 +54,7 @@ Array = np.ndarray[Any, Any]
 ALL_EVENTS = Split.TEST + 1
 """Split label above all others: every event is history."""
 ITEMS_AT_ONCE = 8192
-"""Items that are embedded together, so that the activations of a tower stay small."""
+"""Items per embedding call, which keeps the activations of a tower small."""
 MODEL, POPULARITY = "model", "popularity"
 INDICES = "indices"
 """Column of lists of catalogue indices, from 0. `name_items` replaces them by ids when a list is written, because ids

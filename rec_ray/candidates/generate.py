@@ -1,8 +1,8 @@
-"""Model and encoded tables into `Candidates`: vectors of all items and users, and the best k items of every user.
+"""Candidates step: vectors of all items and users, and the best k items of every user, from a model and encoded tables.
 
 The catalogue and the timelines stream through `map_batches`. The item vectors and the evaluated filters are shared by
-all processes of a node, and a manifest, written last, lists the parts of the tasks that succeeded. The module does not
-use Feast, and takes of versions only the name.
+all processes of a node, and a manifest, written last, lists the parts of the successful tasks. The module does not use
+Feast or the version database.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ from rec_ray.storage.object_store import Storage
 Array = np.ndarray[Any, Any]
 
 Parts = dict[str, list[Part]]
-"""Folder -> its parts, as a manifest lists them."""
+"""Folder -> its parts, as in a manifest."""
 
 GPU_ROWS = 16_384
-"""Rows of a task on a GPU."""
+"""Rows per task on a GPU."""
 
 
 def generate_candidates(
@@ -100,10 +100,10 @@ def generate_candidates(
     """Embed every item and user and write each user's `k` best items, best first.
 
     prefix: key below which `item_embeddings/`, `user_embeddings/`, `recommendations/` and the manifest are written, and
-    `similar_items/` if the settings ask for it. A list has fewer than k items only if fewer items are eligible.
-    items_of: key of complete candidates whose item vectors are used; then none are written, and users of whom nothing
-    is known are left out, because what they get depends on everybody's events.
-    manifest_name: `MANIFEST`, or `PENDING` when `candidate_commit` is to make them the candidates of the version.
+    `similar_items/` if the settings select it. A list has fewer than k items only if fewer items are eligible.
+    items_of: key of complete candidates whose item vectors are used; then none are written, and users without any known
+    data are left out, because their lists depend on the events of all users.
+    manifest_name: `MANIFEST`, or `PENDING` if `commit_candidates` later makes them the candidates of the version.
 
     The parts go to a folder of their own and the manifest is written last, so earlier candidates under the same prefix
     stay complete until then, and their parts stay until `rec-ray versions prune`.
@@ -203,7 +203,7 @@ def _write_similar_items(
 def _write_users(
     data: TrainingData, shared: CandidateContext, storage: Storage, prefix: str, generation: str
 ) -> PartsSink:
-    """Write the vector and the list of each user; return the sink, which has the parts and the counts."""
+    """Write the vector and the list of each user; return the sink with the parts and counts."""
     folders = {USER_FOLDER: USER_EMBEDDINGS, RECOMMENDATION_FOLDER: RECOMMENDATIONS}
     named = functools.partial(name_items, column=ITEM_IDS, items=shared.items)
     sink = PartsSink(
@@ -229,9 +229,9 @@ def _write_users(
 
 
 def _batch_rows(settings: CandidateSettings) -> int | None:
-    """Return the batch size of `map_batches`. None passes whole blocks, so Ray fuses read, map and write.
+    """Return the batch size of `map_batches`. None passes complete blocks, so Ray fuses read, map and write.
 
-    With GPUs it never fuses, and needs a number.
+    With GPUs Ray never fuses, and a number is required.
     """
     return GPU_ROWS if settings.use_gpu else None
 
@@ -268,7 +268,7 @@ def _stored_items(storage: Storage, prefix: str, bundle: list[ray.ObjectRef]) ->
 
     Their index is the order of their ids.
 
-    bundle: the reference to it, in a list: Ray hands over what a bare argument refers to.
+    bundle: its reference in a list, because Ray replaces a bare reference argument by its value.
     """
     table = read_parts(storage, prefix, read_manifest(storage, prefix), ITEM_FOLDER).sort_by(ITEM_ID)
     table = table.append_column("item_index", pa.array(np.arange(1, table.num_rows + 1), pa.int32()))
@@ -311,9 +311,9 @@ def _filters(
     shards: ItemShards,
     stored: ray.ObjectRef | None,
 ) -> ray.ObjectRef:
-    """Return a reference to the filters evaluated on all items, and log the items that they leave out for all users.
+    """Return a reference to the filters evaluated on all items, and log the items that they remove for all users.
 
-    stored: reference to the items of older candidates, when those are searched.
+    stored: reference to the items of older candidates, if those are searched.
     """
     if not settings.changes_lists:
         return ray.put(ItemFilters(shards.item_count))
@@ -338,16 +338,16 @@ def _item_filters(
     stored: pa.Table | None,
     now: datetime,
 ) -> tuple[ItemFilters, tuple[dict[str, int], tuple[str, ...]]]:
-    """Evaluate the filters on all items; return them, the number of items that each rule leaves out, and notes."""
+    """Evaluate the filters on all items; return them, the number of items that each rule removes, and notes."""
     wanted = [*settings.item_fields, *([FIRST_SEEN] if settings.fresh_share else [])]
-    # Only columns that are there: the error of `raw_columns` about others is clearer than that of Parquet.
+    # Read only existing columns: the error of `raw_columns` about missing ones is clearer than that of Parquet.
     columns = [f"{RAW_ITEM}{name}" for name in wanted]
     dataset = pyarrow.dataset.dataset(catalogue, filesystem=storage.filesystem)
     there = [name for name in columns if name in dataset.schema.names]
     table = dataset.to_table(columns=[ITEM_ID, "item_index", *there]).sort_by("item_index")
     item_ids = table[ITEM_ID].combine_chunks() if stored is None else stored[ITEM_ID].combine_chunks()
     place = index_of(item_ids, table[ITEM_ID].combine_chunks())
-    # Items of an older catalogue that are gone have no values.
+    # Items of an older catalogue that no longer exist have no values.
     rows = table.take(pa.array(place, pa.int32(), mask=place < 0))
     filters = evaluate_item_filters(
         settings.filters,
@@ -364,7 +364,7 @@ def _item_filters(
 def _popularity(
     data: TrainingData, shape: FeatureShape, settings: CandidateSettings, storage: Storage
 ) -> ray.ObjectRef:
-    """Return a reference to what is popular, in each segment if users have one."""
+    """Return a reference to the popular items, per segment if users have one."""
     if settings.segment is None:
         return _overall_popularity.remote(data.catalogue_now, storage)
     counted = read_rows(storage, data.timelines).map_batches(

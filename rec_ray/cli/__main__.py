@@ -1,4 +1,4 @@
-"""Runs `python -m rec_ray.cli` as `rec-ray`. It holds no logic of its own."""
+"""Runs `python -m rec_ray.cli` as `rec-ray`. It contains no logic."""
 
 import sys
 from pathlib import Path

@@ -20,7 +20,7 @@ checks_app = typer.Typer()
 
 @checks_app.command()
 def doctor(project: Project = None, config: Config = None, overrides: Set = None, as_json: AsJson = False) -> None:
-    """Test every store and service and list what would stop a run; exit code 2 or 3 if anything would."""
+    """Test every store and service and list the faults that would stop a run; exit code 2 or 3 if there are any."""
     settings = settings_of(project, config, overrides)
     from rec_ray.cli.doctor import examine, exit_code_of
 
@@ -45,7 +45,7 @@ def plan(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate steps, time and memory of a run and list what it would publish, without changing anything."""
+    """Estimate steps, time and memory of a run and list its publication targets, without changing anything."""
     settings = settings_of(project, config, overrides)
     if kubernetes:
         from rec_ray.cli.pod_sizes import plan_sizes

@@ -1,8 +1,8 @@
-"""Finds out in seconds what would stop a run after minutes: one line for each part of the outside world.
+"""Checks of `rec-ray doctor`: find faults that would stop a run, with one line per store or service.
 
-Settings come in, each part is really used once (an object written, a canary row pushed and read, a task run), and a
-list of `Check` goes out, whose words name the remedy. It leaves nothing behind that a reader of recommendations sees,
-and repairs nothing.
+Input: settings. Each store or service is really used once (an object written, a canary row pushed and read, a task
+run). Output: a list of `Check`, whose messages name the remedy. The checks repair nothing and leave nothing visible to
+readers of recommendations.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rec_ray.search_views.vectors import search_dimensions
 
 CANARY = "__rec_ray_canary__"
 CANARY_NUMBER = -(2**53)
-"""The user that the canary row belongs to, where ids are texts and where they are whole numbers; no shop has it."""
+"""User id of the canary row, for text ids and for integer ids; no shop has this id."""
 UNPUBLISHED = (
     "no view takes recommendations, so a run stores its lists and publishes nothing; `rec-ray feast-views --apply` "
     "adds views"
@@ -55,7 +55,7 @@ PACKAGES = ("ray", "rec_ray", "feast", "torch", "pyarrow")
 
 @dataclass(frozen=True)
 class Check:
-    """One part of the outside world: whether it works, and what was found, with the remedy where it does not."""
+    """Result for one store or service: whether it works, and the findings, with a remedy for a fault."""
 
     name: str
     ok: bool
@@ -65,7 +65,7 @@ class Check:
 
 
 def examine(settings: Settings) -> list[Check]:
-    """Use each part of the outside world once; a part that fails does not keep the others from being looked at."""
+    """Use each store and service once; a failed check does not prevent the others."""
     checks = [
         _try("object store", lambda: _object_store(settings)),
         _try("version database", lambda: _database(settings)),
@@ -75,7 +75,7 @@ def examine(settings: Settings) -> list[Check]:
 
     def with_feast(check: Callable[[FeatureStore], str]) -> str:
         if not opened:
-            raise UnavailableError("not looked at, because the feature registry cannot be read")
+            raise UnavailableError("not checked, because the feature registry cannot be read")
         return check(opened[0])
 
     def registry() -> str:
@@ -95,7 +95,7 @@ def examine(settings: Settings) -> list[Check]:
 
 
 def exit_code_of(checks: list[Check]) -> int:
-    """Return 0, 2 where the settings or the data have to be changed, else 3: try again when it is up."""
+    """Return 0 without a fault, 2 if the settings or the data must be changed, else 3: retry when the service is up."""
     codes = {check.exit_code for check in checks if not check.ok}
     return 0 if not codes else 3 if codes == {UnavailableError.exit_code} else ConfigError.exit_code
 
@@ -124,8 +124,8 @@ def _database(settings: Settings) -> str:
     shared = ""
     if row is not None and row.artifact_uri and not row.artifact_uri.startswith(own):
         shared = (
-            f"; it is stored at {row.artifact_uri}, not below {own}: when another project shares this database, set "
-            "database.schema_name of one of them"
+            f"; it is stored at {row.artifact_uri}, not below {own}: if another project shares this database, set "
+            "database.schema_name for one of them"
         )
     return (
         f"{database.url} is reachable and {tables}; live is {f'version {live}' if live else 'no version yet'}{shared}"
@@ -137,9 +137,7 @@ def _side_tables(settings: Settings) -> str:
     names = [table.name for table in (found.users, found.interactions) if table]
     if settings.side_tables.url is None:
         return "none are set"
-    return (
-        f"{list_names(names)} in {settings.side_tables.url}" if names else "none is there: only Feast's data are used"
-    )
+    return f"{list_names(names)} in {settings.side_tables.url}" if names else "none exists: only Feast's data are used"
 
 
 def _registry(store: FeatureStore, settings: Settings) -> str:
@@ -160,12 +158,12 @@ def _offline(store: FeatureStore, settings: Settings) -> str:
         try:
             slices = slice_source(store, source, feast.join_rows)
             if slices and slices[-1].path is None:
-                # No file whose footer would tell: ask for the newest stretch of time.
+                # Without a file footer the last time is unknown: read the newest period.
                 read_slice(portable_config(store), slices[-1])
         except RecRayError as error:
             faults += [error] if str(error) not in map(str, faults) else []
     raise_faults(faults)
-    # Suspicious events stop no run: the notes name the settings.
+    # Suspicious events do not stop a run; the notes name the settings.
     read, notes = examine_events(store, feast, settings.features)
     notes += examine_features(store, feast, settings.features, settings.evaluation)
     said = f"{len(sources)} sources are readable and have the columns needed; {read:,} events looked at"
@@ -186,15 +184,15 @@ def _push_sources(store: FeatureStore, settings: Settings) -> str:
     targets = _targets(store, settings)
     said = [f"{target.source} ({', '.join(target.fields.values())})" for target in targets]
     slow = missing_vector_indexes(store, targets)
-    hint = f"; no index over the vectors of {list_names(slow)}: `rec-ray vector-index` makes it" if slow else ""
+    hint = f"; no index over the vectors of {list_names(slow)}: `rec-ray vector-index` creates it" if slow else ""
     unfed = "".join(f"; {note}" for note in list_unfed_views(store, settings.search))
     return f"found {'; '.join(said)}{hint}{unfed}"
 
 
 def _canary(store: FeatureStore, settings: Settings) -> str:
-    """Push a list for a user that no shop has, read it back, and leave an empty list, which recommends nothing.
+    """Push a list for a user id that no shop has, read it back, and leave an empty list.
 
-    Only the view of recommendations is used: it is read by user id, while a vector would be found by searches.
+    Only the view of recommendations is used, because it is read by user id, while searches would find a vector.
     """
     if not is_published(store, settings.publish):
         return "not used, as nothing is published"
@@ -228,8 +226,8 @@ def _push_and_read(store: FeatureStore, target: PushTarget, user: str, items: li
     answer = read_online(store, target, [user])[target.fields[ITEM_IDS]][0]
     if [str(found) for found in answer or []] != items:
         raise FeatureStoreError(
-            f"the online store answered {answer!r} after {items!r} was pushed to {target.source!r}: a store that keeps "
-            "the newest row has one from the future; is the clock of this machine, or was that of another one, wrong?"
+            f"the online store returned {answer!r} after {items!r} was pushed to {target.source!r}: a store that keeps "
+            "the newest row has one from the future; check the clocks of this machine and of other publishers"
         )
 
 
@@ -272,7 +270,7 @@ def _versions_there() -> dict[str, str]:
 
 
 def _room(settings: Settings, nodes: int) -> str:
-    """Compare what the settings and the plan need with what Ray and the disk of the store have."""
+    """Compare the needs of the settings and the plan with the resources of Ray and the disk of the store."""
     check_gpus(settings, can_come=not is_local(settings.ray))
     resources = ray.available_resources()
     memory = int(resources.get("memory", 0) + resources.get("object_store_memory", 0))
@@ -284,7 +282,7 @@ def _room(settings: Settings, nodes: int) -> str:
     if memory < plan.memory_bytes:
         raise ConfigError(
             f"a run needs about {_gb(plan.memory_bytes)} of memory at a time and Ray has {_gb(memory)}; lower "
-            "feast.join_rows or ray.num_cpus, or take a larger machine"
+            "feast.join_rows or ray.num_cpus, or use a larger machine"
         )
     storage = open_object_store(settings)
     if storage.is_folder:

@@ -1,6 +1,6 @@
 """Commands for an existing Feast repository: the options and output of `init --feast`, and `feast-views`.
 
-Options go in; decisions and files go out, on the terminal or as JSON. `sample` and `feature_store` do the work.
+Input: options. Output: decisions and files, on the terminal or as JSON. `sample` and `feature_store` do the work.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Feast = Annotated[
 ]
 EventsView = Annotated[str | None, typer.Option(help="With --feast: the view whose rows are the events.")]
 DECISION = 24
-"""Columns for a decision; longer ones push their reasons to the right."""
+"""Width of the decision column; longer decisions shift their reasons to the right."""
 Wished = tuple[str | None, str | None, str | None, str | None, str | None]
 
 
 def init_feast(folder: Path, repo: Path, wished: Wished, as_json: bool) -> None:
-    """Make a project for a Feast repository and print each decision. wished: what the options above name, in order."""
+    """Make a project for a Feast repository and print each decision. wished: values of the options above, in order."""
     from rec_ray.sample.feast_layout import LayoutOptions
     from rec_ray.sample.feast_project import init_from_feast
 
@@ -57,7 +57,7 @@ def feast_views(
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write feature views for what a run publishes into your Feast repository, as rec_ray_views.py."""
+    """Write feature views for the published data of a run into your Feast repository, as rec_ray_views.py."""
     settings = settings_of(project, config, overrides)
     from rec_ray.feature_store.feast_views import apply_views, plan_views, write_views
     from rec_ray.feature_store.repository import open_store

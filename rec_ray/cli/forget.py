@@ -1,7 +1,6 @@
-"""The command `rec-ray forget`: users and items leave everything that the program stores.
+"""The command `rec-ray forget`: deletes users and items from all stored data.
 
-Options come in, one function that does the work is called, its answer is printed as a table or as one JSON object. No
-command has logic of its own.
+It calls one function and prints its result as a table or as one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ forget_app = typer.Typer()
 @forget_app.command()
 def forget(
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of users, or of items with --items.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="File with further ids, one a line.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="File with further ids, one per line.")] = None,
     items: Annotated[bool, typer.Option("--items", help="The ids are those of items.")] = False,
     project: Project = None,
     config: Config = None,
@@ -45,11 +44,11 @@ def forget(
 
     rows: dict[str, object] = {
         "forgotten": f"{found.users:,} users, {found.items:,} items",
-        "candidates written anew": len(found.candidates),
-        "files of runs and reports written anew or deleted": len(found.files),
+        "candidates rewritten": len(found.candidates),
+        "files of runs and reports rewritten or deleted": len(found.files),
         "views without their rows": ", ".join(found.views),
     }
-    print_rows(Console(), "Forgotten", rows | dict.fromkeys(found.not_touched, "not touched: for their owner to clear"))
+    print_rows(Console(), "Forgotten", rows | dict.fromkeys(found.not_touched, "not deleted: left to their owner"))
 
 
 def _read_ids(file: Path) -> list[str]:

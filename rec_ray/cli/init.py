@@ -84,7 +84,7 @@ def init(
     if summary.decisions:
         table = Table("table", "column", "role", "why", title="Decisions")
         for decision in summary.decisions:
-            # Not as markup: `a:b:` is a name here and no emoji.
+            # Without markup, because `a:b:` is a name here and not an emoji.
             table.add_row(*(Text(repr(text)[1:-1]) for text in dataclasses.astuple(decision)))
         console.print(table, highlight=False)
     for note in summary.notes:
@@ -93,7 +93,7 @@ def init(
 
 
 def _only(names: list[str] | None, option: str) -> str | None:
-    """Return the one name that an option has with --feast, where all columns are those of one view."""
+    """Return the only value of an option with --feast, where all columns belong to one view."""
     if names and len(names) > 1:
         raise ConfigError(
             f"{option} is given {len(names)} times; with --feast there is one view of events: give it once"

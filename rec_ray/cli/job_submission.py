@@ -1,8 +1,8 @@
-"""Ray jobs of a run: submit a command and follow it, return its answer, or stop the jobs of a run.
+"""Ray jobs of a run: submit a command and follow it, return its result, or stop the jobs of a run.
 
 In: the address of a cluster, the id of the run and the command. Out: the log on standard output, and the exit code of
 the command; `ray job submit` would end with 0 for a stopped job and with 1 for every other code. SIGTERM and SIGINT
-stop the job. It knows nothing of the pipeline.
+stop the job.
 
 A run keeps its id over retries: a running job of that id is followed, one that succeeded is not repeated, and after one
 that failed or was stopped the next is submitted as `<id>-2`, `<id>-3`, ..., because Ray refuses a used id.
@@ -29,10 +29,10 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rec_ray.errors import ConfigError, UnavailableError
 
 OUTAGE_SECONDS = 300
-"""The cluster may be out of reach for this long before the job counts as lost."""
+"""Seconds for which the cluster may be unreachable before the job counts as lost."""
 NO_AGENT = "No available agent"
 SILENCE_SECONDS = 60
-"""After this long without a line the state of the job is requested."""
+"""Seconds without a log line after which the state of the job is requested."""
 
 
 def submit_or_join(client: JobSubmissionClient, command: list[str], run_id: str) -> str:
@@ -67,7 +67,7 @@ async def run_job(client: JobSubmissionClient, command: list[str], run_id: str) 
         try:
             job_id = submit_or_join(client, command, run_id)
         except RuntimeError as error:
-            # A head that has just started answers before its agent can start jobs.
+            # A new head responds before its agent can start jobs.
             if NO_AGENT not in str(error) or time.monotonic() - begun > OUTAGE_SECONDS:
                 raise
             await asyncio.sleep(1)
@@ -170,5 +170,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the Ray cluster at {given.address} refuses the token: {error}", file=sys.stderr)
         return ConfigError.exit_code
     except (OSError, RuntimeError) as error:
-        print(f"the Ray cluster at {given.address} does not take the job: {error}", file=sys.stderr)
+        print(f"the Ray cluster at {given.address} does not accept the job: {error}", file=sys.stderr)
         return UnavailableError.exit_code

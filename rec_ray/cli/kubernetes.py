@@ -1,6 +1,6 @@
 """The commands for a Kubernetes cluster: `rec-ray render` and `rec-ray metrics`.
 
-Options come in, one function that does the work is called, its text is printed. No command has logic of its own.
+Each command calls one function and prints the returned text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def render(
     name: Annotated[str | None, typer.Option(help="Name of the object; a RayJob uses it as run id.")] = None,
     namespace: Annotated[str, typer.Option(help="Namespace of all objects.")] = "rec-ray",
     image: Annotated[str | None, typer.Option(help="Container image.")] = None,
-    grow_to: Annotated[int | None, typer.Option(help="Let the workers grow to so many.")] = None,
+    grow_to: Annotated[int | None, typer.Option(help="Maximum number of workers; lets the cluster grow.")] = None,
     queue: Annotated[str | None, typer.Option(help="Kueue LocalQueue that admits the RayJob.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Cron schedule of a cronjob, such as '0 3 * * *'.")] = None,
     fit: Annotated[
@@ -46,7 +46,7 @@ def metrics(
     config: Config = None,
     overrides: Set = None,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Answer GET /metrics there until it is stopped.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve GET /metrics at this address until stopped.")
     ] = None,
 ) -> None:
     """Print metrics of the versions and of the newest run for Prometheus, or serve them."""

@@ -1,7 +1,7 @@
 """Kubernetes manifests for given settings, for machines without kustomize or without a copy of cluster/ to edit.
 
 In: settings and options that are no settings (name, namespace, image, schedule, queue). Out: YAML text, the manifests
-of `cluster/` combined as its overlays combine them. The values stay in `cluster/`; this module knows only their
+of `cluster/` combined as its overlays combine them. The values stay in `cluster/`; this module uses only their
 structure, and connects to no cluster.
 """
 
@@ -39,10 +39,10 @@ Manifest = dict[str, Any]
 class RenderOptions:
     """Options that are no settings.
 
-    name: of the objects, and of a RayJob's run; None: a new one for a RayJob, else `rec-ray`.
-    image: None: that of the manifests. grow_to: workers at most; None: as many as train, always.
+    name: name of the objects, and of a RayJob's run; None: a new one for a RayJob, else `rec-ray`.
+    image: None takes that of the manifests. grow_to: maximum number of workers; None: a fixed number, as many as train.
     queue: a LocalQueue of Kueue. schedule: a cron expression, UTC.
-    sizes: of the worker pods; None: those of the manifests.
+    sizes: sizes of the worker pods; None takes those of the manifests.
     """
 
     name: str | None = None
@@ -89,7 +89,7 @@ def _grows(settings: Settings, wishes: RenderOptions) -> bool:
 
 
 def _cluster(settings: Settings, wishes: RenderOptions) -> tuple[Manifest, list[Manifest]]:
-    """Return the RayCluster, and the objects that it needs beside it."""
+    """Return the RayCluster and the other objects that it needs."""
     train = settings.train
     (cluster,) = _templates("base/raycluster.yaml")
     cluster["metadata"]["name"] = wishes.name or cluster["metadata"]["name"]
@@ -138,7 +138,7 @@ def _growing(settings: Settings, wishes: RenderOptions) -> Settings:
 
 
 def _job(kind: str, cluster: Manifest, wishes: RenderOptions) -> list[Manifest]:
-    """Return the RayJob that has the cluster, or the objects that create one every night."""
+    """Return the RayJob with the cluster, or the objects that create one every night."""
     (job,) = _templates("components/rayjob/rayjob.yaml")
     image = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
     job["spec"]["rayClusterSpec"] = cluster["spec"]
@@ -180,7 +180,7 @@ def _config_map(settings: Settings, cluster: Manifest) -> Manifest:
     """Return the settings without secrets, feature_store.yaml and the certificates that they name.
 
     Every pod mounts them as one folder, so the settings name the other two relative to it. The name ends with a hash of
-    the content: a ConfigMap of other settings is left to the runs that use it.
+    the content: a ConfigMap of other settings stays for the runs that use it.
     """
     urls = {section: getattr(settings, section).url for section in ("storage", "database", "side_tables")}
     for what, url in ((f"{section}.url", url) for section, url in urls.items() if url):
@@ -208,7 +208,7 @@ def _config_map(settings: Settings, cluster: Manifest) -> Manifest:
 
 
 def _feature_store(file: Path) -> str:
-    """Return the text of feature_store.yaml, if pods can use it and it holds no secret."""
+    """Return the text of feature_store.yaml if pods can use it and it contains no secret."""
     try:
         text = file.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
@@ -228,7 +228,7 @@ def _feature_store(file: Path) -> str:
     for key, value in _leaves(content):
         if (_SECRET_KEY.search(key) and "${" not in value) or _PASSWORD_IN_URL.search(value):
             raise ConfigError(
-                f"{file} holds the secret {key}, and everybody may read a ConfigMap: write ${{NAME}} there, which "
+                f"{file} holds the secret {key}, and every user may read a ConfigMap: write ${{NAME}} there, which "
                 "Feast takes from the environment, as cluster/base/feature_store.yaml does"
             )
     return text

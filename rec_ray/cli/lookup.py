@@ -67,7 +67,7 @@ def find_recommendations(settings: Settings, user_id: str | None, count: int) ->
 
 
 def _stored_recommendations(store: FeatureStore, settings: Settings, user_id: str | None, count: int) -> RankedItems:
-    """Return what the newest stored candidates hold, where no view takes them."""
+    """Return the list in the newest stored candidates, for projects without a view of recommendations."""
     storage = open_object_store(settings)
     candidates = newest_candidates(storage)
     found = read_list(storage, candidates, user_id if user_id is not None else any_user(storage, candidates))

@@ -1,7 +1,7 @@
-"""Maintenance of versions outside a run: pruning files, freeing the lock, indexes over vectors, reports made again.
+"""Maintenance of versions outside a run: prune files, free the lock, create vector indexes, render reports again.
 
-Settings come in, only the services that are needed are opened, and a summary goes out. It starts no Ray and changes no
-version that readers see.
+Input: settings. Output: a summary. Only the needed services are opened, Ray is not started, and no published version is
+changed.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ def run_unlocking(settings: Settings, *, yes: bool) -> dict[str, str]:
 
 
 def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[str, str]:
-    """Make the indexes over vectors that Feast leaves out of PostgreSQL, or drop them; return the outcome of each
-    view."""
+    """Create or drop the vector indexes that Feast does not create in PostgreSQL; return the outcome per view."""
     store = open_feature_store(settings)
     done = {}
     searched = find_search_targets(store, settings.search)
@@ -67,10 +66,10 @@ def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[
 
 
 def make_report(settings: Settings, version: str) -> tuple[str, str]:
-    """Make the page of a stored version again, from what is stored with it; return its address and its text.
+    """Render the page of a stored version again from its stored facts; return its address and its text.
 
     Raises:
-        DataError: there is no such version, or what is stored is of another format.
+        DataError: there is no such version, or its facts have another format.
     """
     storage = open_object_store(settings)
     facts = read_report(load_model(version, storage), version, storage, model_folder(version))

@@ -2,7 +2,7 @@
 
 In: the names of the RayCronJob and of the pod's own Job, and the pod's token. Out: the exit code that describes how the
 RayJob ended. It needs the rights to get one RayCronJob and to get, list and create RayJobs in its namespace. It imports
-the standard library only, because the pod is small, and knows nothing of the pipeline.
+the standard library only, because the pod is small.
 
 The rules it relies on are those of KubeRay 1.6.2 and 1.7.0 (`ray-operator/controllers/ray/rayjob_controller.go`): the
 submitter's Job has the name of the RayJob, an existing Job of that name is taken for the submitter
@@ -30,10 +30,10 @@ FAILED = 1
 NAME_LIMIT = 47
 """Characters of a RayJob's name (`MaxRayJobNameLength`); the operator refuses longer ones."""
 SUFFIX = "-run"
-"""Behind the Job's name, so that the submitter's Job has another name than the CronJob's."""
+"""Suffix of the Job's name, so that the submitter's Job and the CronJob's Job have different names."""
 CREDENTIALS = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 OUTAGE_SECONDS = 600
-"""Kubernetes may fail to answer for this long before the RayJob counts as lost."""
+"""Seconds for which Kubernetes may be unreachable before the RayJob counts as lost."""
 TEMPLATE_LABEL, QUEUE_LABEL = "rec-ray/template", "kueue.x-k8s.io/queue-name"
 ENDED = ("Complete", "Failed", "ValidationFailed")
 
@@ -94,7 +94,7 @@ def rayjob_name(job: str) -> str:
 def rayjob_from(template: Manifest, job: str, uid: str, queue: str) -> Manifest:
     """Return a RayJob that starts at once, or with a queue as soon as Kueue admits it.
 
-    It belongs to the Job, so Kubernetes deletes it with the Job: that is when the CronJob's history limits are reached.
+    It belongs to the Job, so Kubernetes deletes it with the Job when the CronJob's history limits are reached.
     """
     labels = template["metadata"].get("labels", {}) | {TEMPLATE_LABEL: template["metadata"]["name"]}
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": uid}
@@ -113,7 +113,7 @@ def start_rayjob(kubernetes: Kubernetes, template: str, job: str, uid: str, queu
     Raises:
         ConfigError: the template is missing, the name is too long, or Kubernetes refuses the RayJob.
         LockedError: the RayJob of an earlier night has not ended.
-        UnavailableError: Kubernetes does not answer.
+        UnavailableError: Kubernetes does not respond.
     """
     name = rayjob_name(job)
     try:

@@ -50,6 +50,6 @@ def settings_of(project: Path | None, config: Path | None, overrides: list[str] 
 
 
 def redirect_stdout(command: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call a function with standard output redirected to standard error, which leaves the former to the report."""
+    """Call a function with standard output redirected to standard error, so that only the report uses the former."""
     with contextlib.redirect_stdout(sys.stderr):
         return command(*arguments, **named)

@@ -1,7 +1,7 @@
 """Estimates of a run before it starts: sizes, steps, memory, time, and the views that it would publish to.
 
-Settings come in, the registry of Feast and the footers of the files are read, and a `Plan` goes out with estimates from
-rates measured on two cores. It starts no Ray, reads no row, reserves no version and writes nothing.
+Input: settings, Feast's registry and the footers of the files. Output: a `Plan` with estimates from rates measured on
+two cores. Planning does not start Ray, reads no row, reserves no version and writes nothing.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from rec_ray.runs.stores import open_object_store, open_version_database
 
 START_SECONDS = 15.0
 TRAIN_START_SECONDS = 20.0
-"""Starting Ray with its processes, and Ray Train with its data."""
+"""Seconds to start Ray with its processes, and Ray Train with its data."""
 LOADED_ROWS, ENCODED_ROWS, LEARNED_EVENTS, RANKED_USERS = 40_000.0, 80_000.0, 12_000.0, 1_500.0
-"""Rows joined, rows encoded, events learned from, users evaluated, each a second and a core."""
+"""Rates per second and core: joined rows, encoded rows, training events, evaluated users."""
 SCORES_A_SECOND = 2e8
-"""Products of a user and an item of 64 dimensions, a second and a core, selection included."""
+"""Scores of users and items with 64 dimensions, per second and core, including selection."""
 PUSHED_ROWS = 800.0
-"""Rows pushed to Feast, a second and a process."""
+"""Rows pushed to Feast, per second and process."""
 ROW_BYTES, FIELD_BYTES, EVENT_BYTES = 150, 40, 60
-"""A row of the interactions without features, a feature of it, and an encoded event."""
+"""Sizes in bytes of a row of the interactions without features, a feature of it, and an encoded event."""
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step with its estimates; bytes are those of all processes of the step together."""
+    """Step with its estimates; bytes are the sum over all processes of the step."""
 
     name: str
     does: str
@@ -51,10 +51,10 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """The estimates of a run.
+    """Estimates of a run.
 
-    rows: what -> rows, or None where only reading tells; a user or an item counts once for each row of its source.
-    publishes: push source -> the view and fields that would be written. notes: what the estimates leave open.
+    rows: label -> number of rows, or None if only reading could count them; a user or item counts once per source row.
+    publishes: push source -> view and fields that would be written. notes: limits of the estimates.
     """
 
     version: str
@@ -68,20 +68,20 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """All steps together."""
+        """Seconds of all steps together."""
         return sum(step.seconds for step in self.steps)
 
     @property
     def memory_bytes(self) -> int:
-        """The step that needs most."""
+        """Bytes of the step that needs most."""
         return max(step.memory_bytes for step in self.steps)
 
 
 def plan_run(settings: Settings) -> Plan:
-    """Estimate what `rec-ray run` would take.
+    """Estimate the cost of `rec-ray run`.
 
     Raises:
-        ConfigError, SchemaError: a service, a push source or a field is not as the settings say.
+        ConfigError, SchemaError: a service, a push source or a field contradicts the settings.
         UnavailableError: the registry, a file or the database cannot be read.
     """
     store = open_feature_store(settings)
@@ -98,7 +98,7 @@ def plan_run(settings: Settings) -> Plan:
     }
     rows = {name: _rows(found) for name, found in slices.items()}
     notes = [
-        f"the {name} lie in a source that only reading counts: they are taken as {_or_guess(count):,} rows"
+        f"the {name} are in a source that must be read to be counted: {_or_guess(count):,} rows are assumed"
         for name, count in rows.items()
         if count is None
     ]
@@ -107,7 +107,7 @@ def plan_run(settings: Settings) -> Plan:
         notes.append("the rows of the side tables are not counted")
     cores = settings.ray.num_cpus or os.cpu_count() or 1
     if settings.ray.address:
-        notes.append(f"the cluster at {settings.ray.address} is not asked: estimates are for {cores} cores")
+        notes.append(f"the cluster at {settings.ray.address} is not contacted: estimates are for {cores} cores")
     events, users, items = (_or_guess(count) for count in rows.values())
     database = open_version_database(settings)
     numbers = [int(row.version) for row in database.list_versions() if row.version.isdecimal()]
@@ -129,13 +129,13 @@ def plan_run(settings: Settings) -> Plan:
         notes=[
             *notes,
             *list_unfed_views(store, settings.search),
-            "the version may be a later one: other runs may have reserved numbers",
+            "the version may be a later one, because other runs may have reserved numbers",
         ],
     )
 
 
 def _late_views(settings: Settings, slices: Mapping[str, Sequence[SourceSlice]]) -> list[str]:
-    """Return sentences on views whose rows begin after the middle of the events, as far as footers tell."""
+    """Return sentences on views whose rows begin after the middle of the events, according to file footers."""
     events, features = span_in_footers(slices["interactions"]), settings.features
     if events is None:
         return []
@@ -170,12 +170,12 @@ def _steps(settings: Settings, events: int, users: int, items: int, cores: int, 
     processes = cores * PROCESS_BYTES
     passes = train.passes(-(-events // train.batch_size))
     again = {"continue": train.refit_epochs, "full": passes, "off": 0}[train.refit]
-    # With history auto small data are learned from with both histories.
+    # With history auto, small data are trained with both histories.
     tried = 2 if model.history == "auto" and events <= SMALL_EVENTS else 1
     epochs = tried * passes + again * (2 if train.refit_check else 1)
     workers = train.least_workers * train.cpus_per_worker
     table = items * size * 4
-    # Weights, their gradients' squares and the best epoch's copy; scores of a batch with their gradients.
+    # Weights, second moments and a copy of the best epoch; scores of a batch with their gradients.
     towers = 3 * table + 3 * train.batch_size * (train.batch_size + train.uniform_negatives) * 4
     cache = min(events * EVENT_BYTES, train.cache_bytes * train.most_workers)
     scoring = table + cores * (table + settings.candidates.batch_size * items // 50 * 4)
@@ -203,7 +203,7 @@ def _steps(settings: Settings, events: int, users: int, items: int, cores: int, 
         ),
         PlannedStep(
             "evaluate",
-            f"rank {items:,} items for the users with held-out events, beside five that only count",
+            f"rank {items:,} items for the users with held-out events, beside five counting baselines",
             users / RANKED_USERS / cores + products / SCORES_A_SECOND / cores,
             processes + scoring,
         ),

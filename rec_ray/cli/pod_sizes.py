@@ -19,11 +19,11 @@ GIB = 2**30
 HEADROOM = 1.25
 """Memory beyond the estimate: a pod that exceeds its limit is killed, and its work is repeated."""
 LEAST_MEMORY = 4 * GIB
-"""A pod with Ray's own processes and one that has imported Feast and torch."""
+"""Memory of a pod with Ray's own processes and one process that has imported Feast and torch."""
 STORE_SHARE = 0.3
 """Share of the memory for the object store, Ray's default."""
 SHARED_MEMORY_SHARE = 0.94
-"""Ray takes /tmp for a store larger than 0.95 of /dev/shm."""
+"""Share of /dev/shm for the object store; Ray puts a store above a share of 0.95 into /tmp."""
 LOGS = 4 * GIB
 """Scratch space beside spilled objects: logs and temporary files."""
 
@@ -41,7 +41,7 @@ class PodSizes:
     ephemeral_storage: int
 
     def rows(self) -> dict[str, str]:
-        """Return the sizes as Kubernetes writes them, by what they are."""
+        """Return the sizes in the notation of Kubernetes, by label."""
         return {
             "worker pods": str(self.workers),
             "cpu": str(self.cpus),
@@ -77,7 +77,7 @@ def size_workers(plan: Plan, settings: Settings) -> PodSizes:
     share = plan.memory_bytes / workers
     memory = _whole(max(share * HEADROOM, LEAST_MEMORY))
     store = int(memory * STORE_SHARE)
-    scratch = _whole(share) + LOGS  # at worst all data of a step is spilled
+    scratch = _whole(share) + LOGS  # in the worst case all data of a step are spilled
     return PodSizes(
         workers=workers,
         cpus=cpus_of(settings),

@@ -1,7 +1,7 @@
-"""The listing of all versions, and all facts of one.
+"""List of all versions, and the facts of one version.
 
-Settings come in, plain values come out, read from the version table and the object store. It opens neither Feast nor
-Ray and changes nothing.
+Input: settings. Output: plain values from the version table and the object store. The module uses neither Feast nor Ray
+and changes nothing.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _state(reservation: Reservation | None, otherwise: str) -> str:
-    """Return the state of a number; `otherwise` when the object store is ahead of the database."""
+    """Return the state of a number; `otherwise` if the object store is ahead of the database."""
     if reservation is None or reservation.state == "published":
         return otherwise
     return reservation.state
 
 
 def show_version(settings: Settings, version: str) -> dict[str, Any]:
-    """Return all that is known of one version: its publications, its number, its files.
+    """Return all facts of one version: its publications, its number, its files.
 
     Raises:
-        DataError: nothing is known of it.
+        DataError: there is no such version.
     """
     database, storage = open_version_database(settings), open_object_store(settings)
     rows = database.list_versions()
@@ -88,7 +88,7 @@ def show_version(settings: Settings, version: str) -> dict[str, Any]:
 
 
 def _candidates_of(version: str, storage: Storage) -> str:
-    """Return "complete", or what is wrong with the candidates of a version; sizes are compared, nothing is read."""
+    """Return "complete", or the fault of the candidates of a version; only sizes are compared."""
     prefix = candidates_folder(version)
     try:
         require_complete(storage, prefix, read_manifest(storage, prefix))
@@ -98,7 +98,7 @@ def _candidates_of(version: str, storage: Storage) -> str:
 
 
 def _metadata_of(version: str, storage: Storage) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the metadata of a stored model, or the fault that keeps them from being read."""
+    """Return the metadata of a stored model, or the fault that prevents reading them."""
     try:
         find_model(version, storage)
         return read_metadata(version, storage), None

@@ -1,8 +1,8 @@
 """Metrics of the versions and of the newest run, for Prometheus, from a process that outlives every Ray cluster.
 
-In: settings. Out: the text of Prometheus' exposition format, read anew at each request from the version database and
+In: settings. Out: the text of Prometheus' exposition format, read again at each request from the version database and
 from `status.json` of three runs at most: the newest one and those of the two newest publications. The metrics of
-`run_metrics` end with the pods of a run; these remain, so alerts are built on them. It changes nothing.
+`runs.metrics` end with the pods of a run; these remain, so alerts use them. The module changes nothing.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _status(storage: Storage, run_id: str | None) -> Mapping[str, Any]:
     try:
         found: dict[str, Any] = json.loads(storage.read_bytes(key))
     except ValueError:
-        raise DataError(f"{storage.uri(key)} is damaged; the next attempt of run {run_id} writes it anew") from None
+        raise DataError(f"{storage.uri(key)} is damaged; the next attempt of run {run_id} writes it again") from None
     return found
 
 
@@ -151,7 +151,7 @@ class _MetricsRequest(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
-            with self.server.reading:  # one read at a time, however many scrape
+            with self.server.reading:  # one read at a time, for any number of clients
                 self._send(200, collect_metrics(self.server.settings))
         elif self.path == "/healthz":
             self._send(200, "ok\n")
@@ -165,4 +165,4 @@ class _MetricsRequest(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, *_: Any) -> None:
-        """Log nothing: Prometheus asks twice a minute."""
+        """Log nothing, because Prometheus requests the metrics twice a minute."""

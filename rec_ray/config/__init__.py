@@ -1,7 +1,7 @@
-"""Every setting of the program: typed, documented, frozen, and unknown keys refused.
+"""All settings of the program: typed, documented and frozen; unknown keys are refused.
 
-Plain values go in and a `Settings` with one section for each part of the program comes out, or a validation error that
-names what is wrong. It reads no file and no environment (`config_file` does) and opens nothing.
+Input: plain values. Output: a `Settings` with one section for each part of the program, or a validation error that
+names the faults. `loading` reads the file and the environment.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SECRETS = {
 }
 
 PLACES = ("storage", "database", "ray", "publish")
-"""Sections that say where a run works and what it tells, not what it learns."""
+"""Sections that place a run and its outputs but do not change the result."""
 
 
 class Settings(Section):
@@ -88,7 +88,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
         if self.evaluation.test_fraction + self.evaluation.validation_fraction >= 1:
-            raise ValueError("evaluation.test_fraction and evaluation.validation_fraction leave nothing to train on")
+            raise ValueError("evaluation.test_fraction and evaluation.validation_fraction leave no events to train on")
         if self.model.history in ("auto", "transformer") and self.model.embedding_size % self.model.heads:
             raise ValueError(
                 f"model.embedding_size {self.model.embedding_size} is not a multiple of model.heads {self.model.heads}"
@@ -99,15 +99,15 @@ class Settings(Section):
 
 
 def find_secrets(settings: Settings) -> list[str]:
-    """Return the secrets that are set, for the one purpose of never showing them."""
+    """Return the values of the secrets, so that logs can mask them."""
     found = [getattr(getattr(settings, section), key) for section, key in sorted(SECRETS)]
     return [secret.get_secret_value() for secret in found if secret is not None]
 
 
 def deciding_settings(settings: Settings) -> dict[str, Any]:
-    """Return the settings that decide what a run comes to, as plain values without secrets.
+    """Return the settings that determine the result of a run, as plain values without secrets.
 
-    Left out is where it runs and where things are kept: a run may go on elsewhere, with other workers.
+    The cluster and the storage places are left out, because a run may be resumed elsewhere, with other workers.
     """
     plain = {name: value for name, value in redact_settings(settings).items() if name not in PLACES}
     for section, address in (("feast", "repo"), ("side_tables", "url")):

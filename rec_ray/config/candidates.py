@@ -21,7 +21,7 @@ class UserRule(Section):
     )
     user: str = Field(description="User field.")
     unknown_user: Literal["refuse", "allow"] = Field(
-        "refuse", description="Refuse or allow items that have a value to users that have none."
+        "refuse", description="Refuse or allow items with a value to users without one."
     )
 
 
@@ -66,13 +66,13 @@ class FilterSettings(Section):
 
     @property
     def item_fields(self) -> dict[str, str]:
-        """Item fields that are read -> setting that names each."""
+        """Item fields to read -> setting that names each."""
         named = {name: getattr(self, name) for name in ("available", "available_from", "available_until", "category")}
         return {field: name for name, field in named.items() if field} | {rule.item: "rules" for rule in self.rules}
 
     @property
     def user_fields(self) -> dict[str, str]:
-        """User fields that are read -> setting that names each."""
+        """User fields to read -> setting that names each."""
         return {rule.user: "rules" for rule in self.rules}
 
 
@@ -122,17 +122,17 @@ class CandidateSettings(Section):
 
     @property
     def gpus(self) -> float | None:
-        """GPUs to reserve for a task; None without."""
+        """GPUs to reserve for a task; None if it uses none."""
         return self.gpu_share if self.use_gpu else None
 
     @property
     def item_fields(self) -> dict[str, str]:
-        """Item fields that are read raw -> setting that names each."""
+        """Raw item fields to read -> setting that names each."""
         return {field: f"candidates.filters.{name}" for field, name in self.filters.item_fields.items()}
 
     @property
     def user_fields(self) -> dict[str, str]:
-        """User fields that are read raw -> setting that names each."""
+        """Raw user fields to read -> setting that names each."""
         named = {field: f"candidates.filters.{name}" for field, name in self.filters.user_fields.items()}
         return named | ({self.segment: "candidates.segment"} if self.segment else {})
 

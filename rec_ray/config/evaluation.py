@@ -1,6 +1,6 @@
 """Settings of the evaluation: the split of the events, the cut-offs and the gate.
 
-Plain values go in and a frozen section comes out. It does not describe what becomes of a model that fails the gate.
+Input: plain values. Output: a frozen section.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Gate = Annotated[Literal["warn", "refuse", "off"], BeforeValidator(lambda gate: 
 
 
 class EvaluationSettings(Section):
-    """How a model is judged before it is published."""
+    """Evaluation of a model before it is published."""
 
     split: Literal["time", "leave_one_out"] = Field(
         "time", description="Held out: the end of time, or the last positive event of each user."
@@ -30,11 +30,11 @@ class EvaluationSettings(Section):
         0.05, description="Share of all events between the validation and the test cut-off (split: time)."
     )
     validation_users: Positive = Field(
-        10_000, description="Users on whom NDCG@10 is watched after each epoch; the metrics are always over all."
+        10_000, description="Users for the validation NDCG@10 after each epoch; the metrics always cover all users."
     )
     ks: list[Positive] = Field([5, 10, 20, 50, 100], description="Cut-offs of Recall@k and NDCG@k.", min_length=1)
     gate: Gate = Field(
-        "warn", description="When the model is worse than popularity or the live version: warn, refuse to publish, off."
+        "warn", description="If the model is worse than popularity or the live version: warn, refuse to publish, off."
     )
     gate_margin: Fraction = Field(
         0.0, description="Share by which NDCG@10 may be below popularity's before the gate acts."

@@ -1,6 +1,6 @@
-"""Settings of events and features: which columns are read, and the role of each.
+"""Settings of events and features: the columns to read, and the role of each.
 
-Plain values go in and frozen sections come out. It does not describe where the data lie.
+Input: plain values. Output: frozen sections.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rec_ray.schema import FeatureDeclaration
 
 
 def _validate_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Refuse with one message what is of none of the kinds; pydantic has one for each."""
+    """Reject a value of another kind with one message; pydantic would give one message for each kind."""
     try:
         return check(value)
     except ValidationError:
@@ -30,7 +30,7 @@ class InteractionSettings(Section):
 
     type_field: str | None = Field("interaction_type", description="Field with the type of an event, or null.")
     value_field: str | None = Field(
-        None, description="Field with a rating; the weight of a positive is scaled by it over the largest; or null."
+        None, description="Field with a rating, or null; scales the weight of a positive by rating / largest rating."
     )
     min_positive_value: float | None = Field(
         None,
@@ -39,14 +39,14 @@ class InteractionSettings(Section):
         "positives, never targets, not counted for popularity.",
     )
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="Weight of a positive by type; a type not named weighs 1."
+        default_factory=dict, description="Weight of a positive by type; a type that is not listed weighs 1."
     )
     negative_types: list[str] = Field(default_factory=list, description="Types that are never positives.")
     events_per_user: EventsPerUser = Field(
         "auto",
         description="Newest events of one user that an epoch learns from and popularity counts, so that a crawler does "
-        "not outweigh all others; older ones are history and seen items. auto: 10 times what 90 % of the users have "
-        "at most, at least 100. null: all.",
+        "not outweigh all others; older ones are history and seen items. auto: 10 times the 90 % quantile of events "
+        "per user, at least 100. null: all.",
     )
     exclude_users: list[UserId] = Field(
         default_factory=list, description="Ids of users who are left out: their events, features and lists."
@@ -54,24 +54,24 @@ class InteractionSettings(Section):
 
 
 class FeatureSettings(Section):
-    """Which features are used and how each is read; nothing is guessed from values."""
+    """Features to use and the kind of each; kinds are never inferred from values."""
 
     user: dict[str, FeatureDeclaration] = Field(default_factory=dict, description="Features of users, by field name.")
     item: dict[str, FeatureDeclaration] = Field(default_factory=dict, description="Features of items, by field name.")
-    interaction: InteractionSettings = Field(default_factory=InteractionSettings, description="What the events mean.")
+    interaction: InteractionSettings = Field(default_factory=InteractionSettings, description="Meaning of the events.")
     user_history: History = Field(
         "as_of_event",
-        description="Values of user features that an event sees: as_of_event, those dated before it; or as_of_now, "
+        description="Values of user features for an event: as_of_event, those valid at its time; or as_of_now, "
         "today's for every event (a table without history; values that events changed leak into training).",
     )
     item_history: History = Field(
         "as_of_event", description="The same for item features: as_of_event (the test cut-off), or as_of_now."
     )
-    item_name: str | None = Field(None, description="Field of an item that people read, for recommend and reports.")
+    item_name: str | None = Field(None, description="Field with the display name of items, for recommend and reports.")
     text_encoder: str = Field(
         "hashing",
         pattern=r"^(hashing|transformers:\S.*)$",
-        description="How texts of items are read: hashing (n-grams), or transformers:<name or path of a model>.",
+        description="Encoder of item texts: hashing (n-grams), or transformers:<name or path of a model>.",
     )
     text_buckets: Positive = Field(16_384, description="Hash buckets for the n-grams of all text fields.")
-    max_vocabulary: Positive = Field(100_000, description="Most frequent values kept of one categorical field.")
+    max_vocabulary: Positive = Field(100_000, description="Most frequent values to keep of a categorical field.")

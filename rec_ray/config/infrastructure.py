@@ -1,6 +1,6 @@
-"""Settings of the outside world: Feast, side tables, the object store, the database of versions, Ray.
+"""Settings of external systems: Feast, side tables, the object store, the database of versions, Ray.
 
-Plain values go in and frozen sections come out. Nothing is opened, and no secret is part of an address.
+Input: plain values. Output: frozen sections. An address must not contain a secret; this module opens nothing.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ _PASSWORD_IN_URL = re.compile(r"://[^@]*:[^@]*@|[?&]\w*(password|passwd|pwd)=", 
 
 
 class FeastSettings(Section):
-    """Place of the feature repository, and its names of views, services and keys."""
+    """Location of the feature repository, and its names of views, services and keys."""
 
     repo: str = Field("feature_repo", description="Folder with feature_store.yaml, or that file by another name.")
     user_views: list[str] = Field(
         default_factory=list,
-        description="Views with the features of users, a field of one as view:field; empty: those of user_service.",
+        description="Views with user features, or view:field for a single field; empty: those of user_service.",
     )
     item_views: list[str] = Field(
-        default_factory=list, description="Views with the features of items; empty: those of item_service."
+        default_factory=list, description="Views with item features; empty: those of item_service."
     )
     events_view: str | None = Field(
         None, description="View whose rows are the events; null: the one of interaction_service that has both ids."
     )
-    user_service: str = Field("user_service", description="Feature service with the features of users.")
-    item_service: str = Field("item_service", description="Feature service with the features of items.")
+    user_service: str = Field("user_service", description="Feature service with user features.")
+    item_service: str = Field("item_service", description="Feature service with item features.")
     interaction_service: str = Field("interaction_service", description="Feature service with the events.")
     user_key: str = Field("user_id", description="Join key of the entity user.")
     item_key: str = Field("item_id", description="Join key of the entity item.")
@@ -44,28 +44,28 @@ class FeastSettings(Section):
 
 
 class SideTableSettings(Section):
-    """SQL tables of the shop whose rows are added to what Feast holds: sign-ups and live clicks."""
+    """SQL tables of the shop whose rows supplement the data in Feast: sign-ups and live clicks."""
 
     url: str | None = Field(None, description="SQLAlchemy address, without a password; null: no side tables.")
     password: SecretStr | None = Field(None, description="From REC_RAY__SIDE_TABLES__PASSWORD or ..._FILE only.")
-    users: str | None = Field("users", description="Table of the users that signed up, or null.")
+    users: str | None = Field("users", description="Table of users who signed up, or null.")
     user_columns: dict[str, str | None] = Field(
         default_factory=dict,
-        description="Columns of it, by user_id, event_timestamp (signup_date) or field of a user; others as the field.",
+        description="Its columns by user_id, event_timestamp (signup_date) or user field; default: the field's name.",
     )
     interactions: str | None = Field("stream_interaction", description="Table of the clicks of today, or null.")
     interaction_columns: dict[str, str | None] = Field(
         default_factory=dict,
-        description="Columns of it, by user_id, item_id, event_timestamp (timestamp), event_type, event_value.",
+        description="Its columns by user_id, item_id, event_timestamp (timestamp), event_type, event_value.",
     )
-    chunk_rows: Positive = Field(50_000, description="Rows that are read and held at a time.")
+    chunk_rows: Positive = Field(50_000, description="Rows in memory at a time.")
 
     @field_validator("url")
     @classmethod
     def _is_shown(cls, url: str | None) -> str | None:
         if url is not None and _PASSWORD_IN_URL.search(url):
             raise ValueError(
-                f"holds a password; take it out and set {ENV_PREFIX}SIDE_TABLES__PASSWORD or ..._FILE instead"
+                f"contains a password; remove it and set {ENV_PREFIX}SIDE_TABLES__PASSWORD or ..._FILE instead"
             )
         return url
 
@@ -89,8 +89,8 @@ class DatabaseSettings(Section):
     schema_name: str | None = Field(
         None,
         pattern=r"^[a-z_][a-z0-9_]{0,62}$",
-        description="Schema of PostgreSQL for all tables, one a project, so that projects share a database; null: that "
-        "of the user.",
+        description="PostgreSQL schema for all tables, one per project, so that projects can share a database; null: "
+        "that of the user.",
     )
 
     @field_validator("url")
@@ -99,12 +99,12 @@ class DatabaseSettings(Section):
         if SQLITE_ADDRESS.match(url):
             if ":memory:" in url or "mode=memory" in url or not SQLITE_ADDRESS.sub("", url).partition("?")[0]:
                 raise ValueError(
-                    "a database in memory is not enough: the lock of a publisher and the version row that other "
-                    "processes read need a file, such as sqlite:///versions.db"
+                    "a database in memory is not supported, because other processes read the publishing lock and the "
+                    "version row; use a file, such as sqlite:///versions.db"
                 )
         elif _PASSWORD_IN_URL.search(url):
             raise ValueError(
-                f"holds a password; take it out and set {ENV_PREFIX}DATABASE__PASSWORD or ..._FILE instead"
+                f"contains a password; remove it and set {ENV_PREFIX}DATABASE__PASSWORD or ..._FILE instead"
             )
         return url
 
@@ -115,8 +115,8 @@ class RaySettings(Section):
     address: str | None = Field(
         None,
         description="Cluster to join; null: RAY_ADDRESS of the environment unless it begins with http (the job server "
-        "of entrypoint.sh); without either a local Ray is started and stopped.",
+        "of entrypoint.sh); without either, a local Ray is started and stopped.",
     )
-    num_cpus: Positive | None = Field(None, description="Logical CPUs of a local Ray; default: the cores there are.")
+    num_cpus: Positive | None = Field(None, description="Logical CPUs of a local Ray; default: all cores.")
     object_store_memory: Positive | None = Field(None, description="Bytes of a local object store; default: Ray's.")
-    threads: Positive | None = Field(None, description="Compute threads of a process; default: what it reserves.")
+    threads: Positive | None = Field(None, description="Compute threads of a process; default: its reserved CPUs.")

@@ -1,8 +1,8 @@
-"""The environment variables of the system that rec_ray replaces, read as settings.
+"""Environment variables of the system that rec_ray replaces, read as settings.
 
-The variables and the values of the settings file come in. Settings go out for whatever the file leaves open: the file
-and `REC_RAY__...` variables have precedence. The variables count only beside one that is peculiar to that system, since
-names such as DATABASE_URL and REGION mean other things elsewhere. It reads no file.
+Input: the variables and the values of the settings file. Output: settings that the file omits; the file and
+`REC_RAY__...` variables have precedence. The variables count only if one that is specific to that system is set,
+because names such as DATABASE_URL and REGION are common elsewhere.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from rec_ray.config import SQLITE_ADDRESS
 from rec_ray.errors import ConfigError
 
 MARKS = ("MINIO_HOST", "FEAST_PROJECT_NAME", "FEAST_REGISTRY_URL")
-"""Variables that only the replaced system has; if one is set, the others are read as that system's too."""
+"""Variables that only the replaced system has; if one is set, its other variables are read too."""
 NOT_NEEDED = ("DATASET_URL",)
-"""Data comes from the sources that the Feast repository names."""
+"""Variables that are ignored, because the Feast repository names the data sources."""
 BUCKET = "s3://user-encoder/rec_ray"
-"""A place in the bucket that the replaced system has, beside its own objects."""
+"""Prefix in the bucket of the replaced system, separate from its own objects."""
 NEGATIVE_TYPES = ["negative_view"]
-"""Event types of the replaced system that are no interest; more than half of the events of its example have it."""
+"""Event types of the replaced system that express no interest; more than half of its example events have this type."""
 
 Values = dict[tuple[str, ...], Any]
 
 
 def earlier_values(environ: Mapping[str, str], file: Mapping[str, Any]) -> Values:
-    """Return (section, ..., key) -> value for the settings that the file leaves open.
+    """Return (section, ..., key) -> value for the settings that the file omits.
 
     Raises:
-        ConfigError: the address of the database or of MinIO is incomplete or none; its text, a secret, is not shown.
+        ConfigError: the address of the database or of MinIO is invalid; the message omits it, as it may be secret.
     """
     given = {name: value.strip() for name, value in environ.items() if value.strip()}
     if not any(name in given for name in MARKS):
@@ -42,7 +42,7 @@ def earlier_values(environ: Mapping[str, str], file: Mapping[str, Any]) -> Value
 
 
 def ignored_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return the variables of the replaced system that are set and for which nothing is left to say."""
+    """Return the variables of the replaced system that are set but have no use here."""
     return [name for name in NOT_NEEDED if environ.get(name, "").strip() and any(mark in environ for mark in MARKS)]
 
 
@@ -52,7 +52,7 @@ def _of(file: Mapping[str, Any], section: str, key: str, default: str) -> str:
 
 
 def _value(file: Mapping[str, Any], *keys: str) -> Any:
-    """Return a value of the settings file, or None where the file leaves it open."""
+    """Return a value of the settings file, or None if the file omits it."""
     place: Any = file
     for key in keys:
         place = place.get(key) if isinstance(place, Mapping) else None
@@ -60,7 +60,7 @@ def _value(file: Mapping[str, Any], *keys: str) -> Any:
 
 
 def _storage(given: Mapping[str, str]) -> Values:
-    """Return the settings of MinIO, which has the port 9000 and no TLS where the variables do not say so."""
+    """Return the settings of MinIO; the defaults are port 9000 and no TLS."""
     if "MINIO_HOST" not in given:
         return {}
     secure = given.get("MINIO_SECURE", "false").lower() in ("true", "1", "yes", "on")
@@ -78,7 +78,7 @@ def _storage(given: Mapping[str, str]) -> Values:
 
 
 def _port(given: Mapping[str, str], name: str, default: str) -> str:
-    """Return a port; Kubernetes itself sets MINIO_PORT=tcp://10.0.0.7:9000 where a service is called minio."""
+    """Return a port; Kubernetes sets MINIO_PORT=tcp://10.0.0.7:9000 if a service has the name minio."""
     port = given.get(name, default)
     port = port.rpartition(":")[2] if port.startswith("tcp://") else port
     if not port.isdecimal():
@@ -87,7 +87,7 @@ def _port(given: Mapping[str, str], name: str, default: str) -> str:
 
 
 def _database(given: Mapping[str, str]) -> Values:
-    """Return the address and the password of the database, in which the side tables are too."""
+    """Return the address and the password of the database, which also contains the side tables."""
     from sqlalchemy.engine import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -108,7 +108,7 @@ def _database(given: Mapping[str, str]) -> Values:
     except (ArgumentError, ValueError):
         which = "DATABASE_URL" if given.get("DATABASE_URL") else "uri"
         raise ConfigError(f"{which} is wrong; a database is postgresql://USER:PASSWORD@HOST:5432/NAME") from None
-    # psycopg 3 is the driver that comes with rec_ray, whichever the replaced system had.
+    # psycopg 3 is the driver installed with rec_ray; the replaced system may use another one.
     driver = "postgresql+psycopg" if url.get_backend_name() in ("postgresql", "postgres") else url.drivername
     password = url.password or given.get("DB_PASSWORD")
     bare = URL.create(driver, url.username, None, url.host, url.port, url.database, url.query)

@@ -1,8 +1,8 @@
 """Loading of the settings from a file, the environment and the command line.
 
-`load_settings` reads the settings file of a project, overrides it by the environment (`REC_RAY__SECTION__KEY`) and
-then by the command line (`section.key=value`), and resolves relative paths against the folder of the file. `config`
-declares the settings.
+`load_settings` reads the settings file of a project, overrides it with the environment (`REC_RAY__SECTION__KEY`) and
+then with the command line (`section.key=value`), and resolves relative paths against the folder of the file. The
+sections of `config` declare the settings.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
         path: settings file; relative paths in it are relative to its folder.
         overrides: `section.key=value`, with the value in YAML.
         environ: source of `REC_RAY__SECTION__KEY`, of `REC_RAY__SECTION__KEY_FILE` for secrets, of RAY_ADDRESS and, for
-            settings that the file omits, of the variables of the replaced system (`earlier_variables`). Names of
+            settings that the file omits, of the variables of the replaced system (`legacy_environment`). Names of
             features and event types in a variable match those of the file in any case; new ones are taken in lower
             case.
 
     Raises:
-        ConfigError: the file is missing or no YAML, or keys or values are wrong; the message lists all faults.
+        ConfigError: the file is missing or not YAML, or keys or values are wrong; the message lists all faults.
     """
     file = Path(path)
     values = _read_yaml(file)
@@ -109,8 +109,8 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[list[str], Any]]
             try:
                 value = Path(value).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
-                # The value stays out of the message: it is the secret itself if the variable was mistaken.
-                reason = getattr(error, "strerror", None) or "it is no text"
+                # The value stays out of the message: it may be the secret itself instead of a file name.
+                reason = getattr(error, "strerror", None) or "it is not text"
                 raise ConfigError(f"the file in {name} cannot be read: {reason}") from None
         elif (keys[0], keys[-1]) not in SECRETS:
             value = _parse(value, name)
@@ -131,7 +131,7 @@ def _put(values: dict[str, Any], keys: list[str], value: Any, *, origin: str) ->
     place: Any = values
     for depth, key in enumerate(keys):
         if not isinstance(place, dict):
-            raise ConfigError(f"{origin}: {'.'.join(keys)} is below {keys[depth - 1]!r}, which is no section")
+            raise ConfigError(f"{origin}: {'.'.join(keys)} is below {keys[depth - 1]!r}, which is not a section")
         if origin == "environment":
             key = next((name for name in place if str(name).lower() == key), key)
         if depth == len(keys) - 1:

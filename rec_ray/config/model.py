@@ -1,6 +1,6 @@
 """Settings of the two towers.
 
-Plain values go in and a frozen section comes out. It does not describe how the towers learn.
+Input: plain values. Output: a frozen section. Section `train` configures training.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class ModelSettings(Section):
     embedding_size: Positive = Field(64, description="Dimensions of user and item vectors.")
     history: Literal["auto", "none", "mean", "transformer"] = Field(
         "auto",
-        description="How past events are read; auto tries mean and transformer on small data and keeps the better by "
-        "validation, on larger data takes transformer where the order of events predicts and mean where it does not.",
+        description="Encoder of past events. auto: on small data, trains mean and transformer and keeps the better by "
+        "validation; on larger data, transformer if the order of events is predictive, else mean.",
     )
-    history_length: Positive = Field(50, description="Events of a user that are read at most, the newest.")
+    history_length: Positive = Field(50, description="Newest events of a user to read.")
     layers: int = Field(2, ge=1, le=64, description="Layers of the history transformer.")
     heads: Positive = Field(2, description="Attention heads of a layer.")
-    norm: Literal["pre", "post"] = Field("post", description="Where a transformer layer normalises.")
+    norm: Literal["pre", "post"] = Field("post", description="Position of the normalisation in a transformer layer.")
     dropout: Fraction = Field(0.2, description="Dropout in both towers.")
-    id_dropout: Fraction = Field(0.1, description="Share of item ids hidden in training, so that features carry.")
+    id_dropout: Fraction = Field(0.1, description="Share of item ids hidden in training, so that features are learned.")
     history_rows: bool = Field(
-        True, description="Items have a second row for being read as history: what follows need not resemble."
+        True, description="Separate item embeddings for history and scoring: successive items need not be similar."
     )
-    time_gaps: bool = Field(False, description="Read the time between events; off where timestamps are coarse.")
-    similarity: Literal["cosine", "dot"] = Field("cosine", description="How a user and an item are compared.")
+    time_gaps: bool = Field(False, description="Read the time between events; turn off if timestamps are coarse.")
+    similarity: Literal["cosine", "dot"] = Field("cosine", description="Similarity of a user and an item vector.")

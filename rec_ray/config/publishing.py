@@ -1,6 +1,6 @@
 """Settings of publishing: push sources, batches and the publishing lock.
 
-Plain values go in and a frozen section comes out. It does not describe how candidates are computed.
+Input: plain values. Output: a frozen section.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ class PublishSettings(Section):
         "user_items_push_source", description="Push source of the recommendation lists."
     )
     similar_push_source: str | None = Field(
-        None, description="Push source of similar items, such as item_items_push_source; null: they are not pushed."
+        None, description="Push source of similar items, such as item_items_push_source; null: not pushed."
     )
     batch_rows: Positive = Field(1000, description="Rows per push.")
     push_mode: Literal["online", "online_and_offline"] = Field(
         "online", description="Target of a push; online_and_offline also appends to the offline source of the view."
     )
     lock_seconds: Positive = Field(
-        900, description="Seconds after which the lock of a publisher expires unless renewed."
+        900, description="Seconds after which the lock of a publisher expires unless it is renewed."
     )
     wait_seconds: int = Field(
         0, ge=0, description="Seconds to wait for the lock of another publisher before exit code 7."
     )
     list_floor: Fraction = Field(
-        0.5, description="Least share of the live version's lists that a version must have to replace it; 0: any."
+        0.5, description="Minimum number of lists as a share of the live version's; fewer cannot replace it. 0: any."
     )
     keep_versions: int = Field(
-        10, ge=0, description="Newest versions whose files stay after a publication; 0: all. Prune never takes more."
+        10, ge=0, description="Newest versions whose files stay after a publication, and at least after prune; 0: all."
     )

@@ -1,6 +1,6 @@
 """Settings of the search views: item fields that become vectors, their models and their push sources.
 
-The sections are declarations: no model is loaded, and `check_search_targets` compares them with the feature repository.
+The sections load no model; `check_search_targets` compares them with the feature repository.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ImageVector(Section):
 
 
 class SearchSettings(Section):
-    """Vectors of item texts and images, for views that are searched by them; an encoder switches each kind on."""
+    """Vectors of item texts and images for search views; setting an encoder enables its kind."""
 
     text_encoder: Model | None = Field(
         None,
@@ -51,9 +51,9 @@ class SearchSettings(Section):
         2.0, gt=0, description="Weight of the image in the average; the text of the item has weight 1."
     )
     image_seconds: float = Field(
-        10, gt=0, description="Timeout for fetching an image, in seconds; a later one is unreadable."
+        10, gt=0, description="Timeout for fetching an image, in seconds; a slower one counts as unreadable."
     )
-    image_bytes: Positive = Field(10_000_000, description="Largest image file in bytes; a larger one is unreadable.")
+    image_bytes: Positive = Field(10_000_000, description="Maximum bytes of an image; a larger one is unreadable.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchSettings:
@@ -92,7 +92,7 @@ class SearchSettings(Section):
 
     @property
     def item_fields(self) -> dict[str, str]:
-        """Item fields that are read raw -> setting that names each."""
+        """Raw item fields to read -> setting that names each."""
         found: dict[str, str] = {}
         for source, texts in self.text_views.items() if self.text_encoder else ():
             found |= {name: f"search.text_views.{source}" for fields in texts.values() for name in fields}

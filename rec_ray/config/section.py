@@ -1,4 +1,4 @@
-"""Base class of all sections of the settings, and their kinds of numbers.
+"""Base class of all sections of the settings, and their number types.
 
 A section declares typed fields with descriptions; a wrong value or an unknown key is a validation error.
 """
@@ -15,7 +15,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Base class of all sections: frozen, unknown keys are refused, an empty section or list has its default."""
+    """Base class of all sections: frozen; unknown keys are refused; an empty section or list takes its default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 

@@ -1,7 +1,7 @@
 """Suspicious findings about the events: types that sound negative, values nearly all negative, one user's share.
 
-Counts of events come in, one sentence for each finding goes out, with the setting that changes it; a run logs them, and
-`doctor` and the report show them. It reads no rows and decides nothing.
+Input: counts of events. Output: one sentence for each finding, with the setting that changes it; a run logs them, and
+`doctor` and the report show them. This module reads no rows and changes no setting.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from rec_ray.retrieval.features.dislikes import DISLIKED
 NEGATIVE_WORDS = ("negative", "dislike", "remove", "return", "refund", "cancel", "unsubscri", "skip", "hide")
 """Parts of the names of event types that usually mean the opposite of interest."""
 GREAT_SHARE, MANY_EVENTS = 0.05, 200
-"""The user with the most events is named from this share of all events on, and from so many events on."""
+"""Minimum share of all events, and minimum number of events, from which the user with the most events is reported."""
 
 
 @dataclass(frozen=True)
 class EventFacts:
     """Counts of the events, or of a sample of them.
 
-    types: event type -> events. values, disliked: events with a value, and those that are negative by it.
-    largest_user: the user with the most events, and how many.
+    types: event type -> events. values, disliked: events with a value, and those with a negative one.
+    largest_user: id of the user with the most events, and their number.
     """
 
     events: int
@@ -45,13 +45,13 @@ def log_events(
 ) -> list[str]:
     """Log each decision about events with its count, and each suspicious finding; return the findings.
 
-    facts: of `label_events`. events_per_user: how many of its newest events a user gives to an epoch; None is all.
+    facts: from `label_events`. events_per_user: newest events of a user that an epoch learns from; None for all.
     """
     said = {
         "unknown_items": "interactions with items that are not in the catalogue are left out",
         "corrected": "interactions are left out, because a row of the same keys and time was created later",
         "duplicates": "interactions that repeat another one in every column are counted once",
-        "bad_values": "ratings that are not finite are taken as missing",
+        "bad_values": "ratings that are not finite count as missing",
     }
     for name, what in said.items():
         if facts.get(name):
@@ -73,7 +73,7 @@ def log_events(
 
 
 def event_notes(facts: EventFacts, meaning: InteractionSettings, events_per_user: int | None) -> list[str]:
-    """Return a sentence for each suspicious finding; none where all is as usual."""
+    """Return a sentence for each suspicious finding."""
     return [
         *_type_notes(facts.types, meaning),
         *_value_notes(facts, meaning),
@@ -107,7 +107,7 @@ def _value_notes(facts: EventFacts, meaning: InteractionSettings) -> list[str]:
     return [
         f"{facts.disliked:,} of {facts.values:,} values of {meaning.value_field!r} are {_below(meaning)} and count as "
         "negative; "
-        "if such a value means that there is none, set features.interaction.value_field: null, else lower "
+        "if such a value stands for a missing one, set features.interaction.value_field: null, else lower "
         "features.interaction.min_positive_value"
     ]
 
@@ -123,7 +123,7 @@ def _share_notes(facts: EventFacts, events_per_user: int | None) -> list[str]:
         return []
     learned = "all" if events_per_user is None or count <= events_per_user else f"the newest {events_per_user:,}"
     return [
-        f"user {user!r} has {count:,} of {facts.events:,} events ({count / facts.events:.0%}); {learned} are learned "
-        "from (features.interaction.events_per_user). If it is a crawler or a shared account, set "
+        f"user {user!r} has {count:,} of {facts.events:,} events ({count / facts.events:.0%}); training learns from "
+        f"{learned} (features.interaction.events_per_user). If it is a crawler or a shared account, set "
         f"features.interaction.exclude_users: [{user!r}]"
     ]

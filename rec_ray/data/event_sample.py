@@ -1,7 +1,7 @@
-"""A sample of the events, read without Ray, for the checks before a run.
+"""Sample of the events, read without Ray, for the checks before a run.
 
-A Feast store and the settings come in; some slices of the source of events are read in this process and counted, and
-the suspicious findings of `event_notes` go out. A sample can miss what a run finds, as the run counts all events.
+Input: a Feast store and the settings. Output: the suspicious findings of `event_notes` about some slices of the event
+source, read in this process. A sample can miss findings of a run, which counts all events.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from rec_ray.retrieval.features.user_share import usual_bound
 from rec_ray.schema import EVENT_TYPE, EVENT_VALUE, USER_ID
 
 SAMPLED_SLICES = 4
-"""Slices of `feast.join_rows` rows that are read of files; of another source the newest stretch of time is read."""
+"""Slices of `feast.join_rows` rows that are read from files; from another source the newest time interval is read."""
 
 
 def examine_events(store: FeatureStore, feast: FeastSettings, features: FeatureSettings) -> tuple[int, list[str]]:
-    """Return how many events were read and what is suspicious about them.
+    """Return the number of events read and the suspicious findings about them.
 
     Raises:
-        As `load_features`, for what concerns events.
+        As `load_features`, for events.
     """
     source = event_source(read_registry(store), feast, features)
     config, now = portable_config(store), datetime.now(UTC)
@@ -50,7 +50,7 @@ def examine_events(store: FeatureStore, feast: FeastSettings, features: FeatureS
 
 
 def choose_slices(slices: Sequence[SourceSlice]) -> list[SourceSlice]:
-    """Return at most `SAMPLED_SLICES` slices of files, spread over all, or the newest stretch of time."""
+    """Return at most `SAMPLED_SLICES` slices of files, spread over all, or the newest time interval."""
     if not slices or slices[-1].path is None:
         return list(slices[-1:])
     places = np.unique(np.linspace(0, len(slices) - 1, SAMPLED_SLICES).round().astype(int))

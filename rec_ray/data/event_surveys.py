@@ -1,6 +1,6 @@
-"""Ray tasks that count the rows of events before anything is joined, and find the users who were active.
+"""Ray tasks that count event rows before the join, and find active users.
 
-Slices of a source or a side table come in; surveys, and ids of users, go out. The counting itself is in `event_rows`.
+Input: slices of a source, or a side table. Output: surveys and user ids. `events` does the counting.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def counted_rows(surveys: Sequence[EventSurvey], slices: Sequence[SourceSlice]) 
     lost = {
         "null keys": rows.null_keys,
         "null timestamps": rows.null_timestamps,
-        "a time to come": rows.in_the_future,
+        "a future time": rows.in_the_future,
         "users of features.interaction.exclude_users": rows.of_excluded_users,
     }
     if rows.read > rows.kept:
         said = ", ".join(f"{count:,} with {name}" for name, count in lost.items() if count)
         LOGGER.warning("of %s interactions %s are left out: %s", f"{rows.read:,}", f"{rows.read - rows.kept:,}", said)
     if any(part.naive_time for part in slices):
-        LOGGER.info("interactions: timestamps without a zone are taken as UTC")
+        LOGGER.info("interactions: timestamps without a zone are read as UTC")
     if not rows.kept:
         raise EmptyDataError(f"no usable interaction among {rows.read:,} rows; check keys and timestamps of the source")
     return rows

@@ -1,7 +1,7 @@
-"""Rows of a source into events: which are kept, when they happened, and the query rows that end a user's events.
+"""Converts source rows to events: selects usable rows, finds the split instants, adds the query rows of each user.
 
-Arrow tables as `feature_source.read_slice` returns them come in, tables of `schema.INTERACTIONS`, counts and the
-instants of the split go out. All of it is pure: it knows neither Ray nor Feast, and reads nothing.
+Input: Arrow tables from `offline_source.read_slice`. Output: tables of `schema.INTERACTIONS`, counts and the instants
+of the split. All functions are pure, without Ray and Feast.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from rec_ray.schema import (
 
 QUANTILES = 1001
 QUERY_ORDER = 2**62
-"""`event_order` of the query rows: behind every event."""
+"""`event_order` of the query rows, which follow all events."""
 
 
 def as_events(table: pa.Table, first_row: int, as_of: datetime, exclude: Sequence[str] = ()) -> pa.Table:
-    """Bring a slice into the shape of the events, without the rows that `RowCounts` counts as lost.
+    """Convert a slice to the event schema, without the rows that `RowCounts` counts as lost.
 
-    first_row: the number of the slice's first row within the source; `event_order` goes on from there.
+    first_row: the number of the slice's first row within the source; `event_order` counts from there.
     exclude: ids of users who are left out.
 
     Raises:
-        SchemaError: the rating is no number.
+        SchemaError: the rating is not a number.
     """
     order = pa.array(np.arange(first_row, first_row + table.num_rows), pa.int64())
     names = table.column_names
@@ -81,7 +81,7 @@ def active_users(table: pa.Table, as_of: datetime, since: datetime, exclude: Seq
 
 
 def row_status(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ()) -> npt.NDArray[np.str_]:
-    """Return for each row `kept` or the name of the counter in `RowCounts` that it falls under, as [n] strings."""
+    """Return `kept` or the name of the `RowCounts` counter for each row, as [n] strings."""
     excluded = _is_one_of(table[USER_ID], exclude)
     late = pc.fill_null(pc.greater(table[EVENT_TIMESTAMP], pa.scalar(as_of, TIMESTAMP)), False)
     null_key = pc.or_(is_blank(table[USER_ID]), is_blank(table[ITEM_ID]))
@@ -106,7 +106,7 @@ def combine_chunks(column: Any) -> pa.Array:
 
 
 def _as_number(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return instants or whole numbers, which only have to be in order, as integers."""
+    """Return timestamps or whole numbers as integers of the same order."""
     kind = column.type
     if pa.types.is_timestamp(kind):
         return pc.cast(pc.cast(column, pa.timestamp("us", kind.tz), safe=False), pa.int64())
@@ -129,7 +129,7 @@ def _as_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
 class EventSurvey:
     """Counts and times of the events of a slice, before any join.
 
-    fates: rows by their status, see `row_status`. quantiles: [QUANTILES] microseconds of the kept rows, or none.
+    row_status: rows by status, see the function. quantiles: [QUANTILES] microseconds of the kept rows, or empty.
     """
 
     row_status: dict[str, int]
@@ -137,23 +137,23 @@ class EventSurvey:
 
 
 def survey_events(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ()) -> EventSurvey:
-    """Count what becomes of the rows of a slice and sketch when its events happened.
+    """Count the rows of a slice by status, and sketch the distribution of its event times.
 
     Raises:
-        SchemaError: the rating is no number.
+        SchemaError: the rating is not a number.
     """
     counts = Counter(row_status(table, as_of, exclude).tolist())
     kept = as_events(table, 0, as_of, exclude)
     times = pc.cast(kept[EVENT_TIMESTAMP], pa.int64()).to_numpy(zero_copy_only=False)
     if not len(times):
         return EventSurvey(dict(counts), np.zeros(0, np.int64))
-    # Each event stands for as many of the points as any other: interpolating methods slight the last one.
+    # inverted_cdf weighs all events equally; interpolation under-weights the last.
     shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
     return EventSurvey(dict(counts), np.quantile(times, shares, method="inverted_cdf"))
 
 
 def count_rows(surveys: Sequence[EventSurvey]) -> RowCounts:
-    """Add up what becomes of all rows."""
+    """Add up the row counts by status."""
     total: Counter[str] = Counter()
     for survey in surveys:
         total.update(survey.row_status)
@@ -168,9 +168,9 @@ def count_rows(surveys: Sequence[EventSurvey]) -> RowCounts:
 
 
 def split_times(surveys: Sequence[EventSurvey], evaluation: EvaluationSettings, as_of: datetime) -> SplitTimes:
-    """Return the instants that divide the events, from the sketches of at least one slice with events.
+    """Return the instants that split the events, from the sketches of at least one slice with events.
 
-    An instant is the time of an event. The sketches place it to within one event and a thousandth of all.
+    An instant is the time of an event. The sketches locate it to within one event and a thousandth of all.
     """
     if evaluation.split == "leave_one_out":
         return SplitTimes(as_of, as_of, as_of)
@@ -187,7 +187,7 @@ def split_times(surveys: Sequence[EventSurvey], evaluation: EvaluationSettings, 
 
 
 def as_query_markers(table: pa.Table, first_row: int, exclude: Sequence[str] = ()) -> pa.Table:
-    """Turn rows of a user table into rows without item, one for each user who exists and is not left out."""
+    """Convert rows of a user table to rows without item, one for each user who is not excluded."""
     left_out = pc.or_(is_blank(table[USER_ID]), _is_one_of(table[USER_ID], exclude))
     ids = pc.unique(table[USER_ID].filter(pc.invert(left_out)))
     n = len(ids)
@@ -197,9 +197,9 @@ def as_query_markers(table: pa.Table, first_row: int, exclude: Sequence[str] = (
 
 
 def as_sign_ups(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ()) -> pa.Table:
-    """Turn rows of a sign-up table, up to `as_of`, into markers of users that carry when they came and what was told.
+    """Convert rows of a sign-up table, up to `as_of`, to user markers with the sign-up time and the given features.
 
-    table: `user_id`, `event_timestamp` and, unless no feature is known, `sign_up`.
+    table: `user_id`, `event_timestamp` and, if the table has features, `sign_up`.
     """
     known = pc.fill_null(pc.less_equal(table[EVENT_TIMESTAMP], pa.scalar(as_of, TIMESTAMP)), False)
     left_out = pc.or_(is_blank(table[USER_ID]), _is_one_of(table[USER_ID], exclude))
@@ -212,17 +212,17 @@ def as_sign_ups(table: pa.Table, as_of: datetime, exclude: Sequence[str] = ()) -
 
 
 def fill_from_sign_ups(rows: pa.Table, sign_ups: pa.Table, fields: Sequence[str]) -> pa.Table:
-    """Fill features that Feast does not know with what users told when they signed up, from then on.
+    """Fill features that are null in Feast with the values of the sign-up, for rows after it.
 
     rows: with the column of each field. sign_ups: markers of `as_sign_ups`; the last one of a user counts.
 
     Raises:
-        SchemaError: a value cannot be read as the type that Feast has the field as.
+        SchemaError: a value cannot be converted to the Feast type of the field.
     """
     sign_ups = sign_ups.filter(pc.is_valid(sign_ups[SIGN_UP])).sort_by([(EVENT_TIMESTAMP, "descending")])
     if not sign_ups.num_rows:
         return rows
-    # Later ones first, and `index_in` finds the first.
+    # Newest first, because `index_in` returns the first match.
     place = pc.index_in(combine_chunks(rows[USER_ID]), value_set=combine_chunks(sign_ups[USER_ID]))
     since = combine_chunks(sign_ups[EVENT_TIMESTAMP]).take(place)
     from_then_on = pc.fill_null(pc.greater_equal(combine_chunks(rows[EVENT_TIMESTAMP]), since), False)
@@ -249,10 +249,10 @@ def _as_type(values: list[Any], kind: pa.DataType, name: str) -> pa.Array:
 
 
 def with_query_rows(block: pa.Table, instants: Sequence[datetime]) -> pa.Table:
-    """Put each user's rows in the order of time, and behind them a row without item for each instant.
+    """Sort each user's rows by time and append a row without item for each instant.
 
-    block: events, and markers of users, which are taken out; all rows of a user lie in it. Events of one instant keep
-    the order of the source.
+    block: all rows of its users: events, and user markers, which are removed. Events of the same time keep the order of
+    the source.
     """
     events = block.filter(pc.is_valid(block[ITEM_ID]))
     users = combine_chunks(pc.unique(block[USER_ID]))
@@ -273,7 +273,7 @@ def with_query_rows(block: pa.Table, instants: Sequence[datetime]) -> pa.Table:
         if column.name not in query.column_names:
             query = query.append_column(column, pa.nulls(n, column.type))
     rows = pa.concat_tables([events, query]).combine_chunks()
-    # The query rows end a user's rows even where events are later than their instants.
+    # The query rows come last even if events are later than their instants.
     is_query = pc.is_null(rows[ITEM_ID])
     keys = pa.table({"u": rows[USER_ID], "q": is_query, "t": rows[EVENT_TIMESTAMP], "o": rows[EVENT_ORDER]})
     order = pc.sort_indices(keys, [(key, "ascending") for key in keys.column_names])

@@ -1,7 +1,7 @@
-"""Coverage of events by the rows of users and items: features unknown when events happened, and ids that match nobody.
+"""Coverage of events by user and item rows: features unknown when events happened, and ids without a match.
 
-Arrow tables with the features as of the events and as of now come in, sums that merge over blocks and sentences for
-people go out. It is pure: it reads nothing, logs nothing and fits nothing.
+Input: Arrow tables with the features as of the events and as of now. Output: sums that merge over blocks, and messages.
+All functions are pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MOST = 0.5
-"""Share of rows in which a late feature was unknown at least, and share of ids that match nobody and are reported."""
+"""Features unknown in a greater share of rows are late; a greater share of unmatched ids is reported."""
 WRITINGS = "Write the ids in one way in both (as text, zeros in front, no '7.0' for 7)"
 
 
@@ -25,10 +25,10 @@ WRITINGS = "Write the ids in one way in both (as text, zeros in front, no '7.0' 
 class Coverage:
     """Sums over the training rows of one side; blocks add up with `merge`.
 
-    rows: compared. known_now: feature -> rows whose entity has a value now. unknown_then: feature -> those of them
-        that had none when the event happened.
-    ids: different ids in the events. unmatched: those of them without anything in the feature store.
-    unmatched_id: the smallest of them. idle_id: the smallest id of the feature store that is in no event.
+    rows: compared rows. known_now: feature -> rows whose entity has a value now. unknown_then: feature -> those of
+        them without a value when the event happened.
+    ids: distinct ids in the events. unmatched: those of them without a row in the feature store.
+    unmatched_id: the smallest of them. idle_id: the smallest id of the feature store that no event has.
     """
 
     rows: int = 0
@@ -61,7 +61,7 @@ class Coverage:
         return {name: share for name, share in sorted(shares.items()) if share > MOST}
 
     def match_ids(self, in_events: pa.Array, in_store: pa.Array) -> None:
-        """Compare the different ids of events with those of the feature store. Both: [n] strings, each once."""
+        """Compare the distinct ids of events with those of the feature store. Both: [n] strings, each once."""
         unmatched = in_events.filter(pc.invert(pc.is_in(in_events, value_set=in_store)))
         idle = in_store.filter(pc.invert(pc.is_in(in_store, value_set=in_events)))
         self.ids += len(in_events)
@@ -75,7 +75,7 @@ def _smaller(one: str | None, other: str | None) -> str | None:
 
 
 def compare_features(then: pa.Table, now: pa.Table, fields: Iterable[str]) -> Coverage:
-    """Count where features are known now and were unknown then. then, now: [n] rows of the same entities, aligned."""
+    """Count the rows whose features are known now but were unknown then. then, now: [n] rows of the same entities."""
     coverage = Coverage(rows=then.num_rows)
     for name in fields:
         coverage.add(name, known_values(then[name]), known_values(now[name]))
@@ -90,15 +90,15 @@ def cover_users(
     user_ids: pa.Array,
     fields: Sequence[str],
 ) -> Coverage:
-    """Compare the user features of events with those of today, and the users of events with those that have any.
+    """Compare the user features of events with those of today, and the users of events with users that have features.
 
-    rows: a block. events: [E] places in it. user: [E] place of each event's user in `user_ids`. now: [u] place in
-    `rows` of each user as of now.
+    rows: a block. events: [E] row indices in it. user: [E] index of each event's user in `user_ids`. now: [u] row index
+    in `rows` of each user as of now.
     """
     coverage = Coverage(rows=len(events))
     known = np.zeros(len(user_ids), bool)
     for name in fields:
-        # Masks, not values: lists and texts are slow to take.
+        # Masks instead of values, because `take` on lists and texts is slow.
         known_in_row = known_values(rows[name])
         then, today = known_in_row[events], known_in_row[now]
         coverage.add(name, then, today[user])
@@ -129,18 +129,18 @@ def known_values(column: Any) -> npt.NDArray[np.bool_]:
 
 
 def describe_late(side: str, late: Mapping[str, float], views: Sequence[str] = ()) -> str:
-    """Name the late features of a side ("user" or "item") and both remedies. views: notes that name late views."""
+    """Return a message with the late features of a side ("user" or "item") and both remedies. views: notes on views."""
     names = ", ".join(f"{name!r} ({share:.0%})" for name, share in late.items())
     because = f" ({'; '.join(views)})" if views else ""
     return (
         f"{side} features known today were unknown at the time of most events{because}: {names}; date their rows when "
         f"they became true, or set features.{side}_history: as_of_now, which takes today's values for the past too "
-        f"(values that changed since then leak into training), or take them out of features.{side}"
+        f"(values that changed since then leak into training), or remove them from features.{side}"
     )
 
 
 def describe_unmatched(side: str, coverage: Coverage) -> str | None:
-    """Say that most ids of the events match nobody, with an id of each; None where they match."""
+    """Return a message if most ids of the events have no match, with an id of each side; None otherwise."""
     if coverage.unmatched <= MOST * coverage.ids:
         return None
     other = f", the feature store has {coverage.idle_id!r}" if coverage.idle_id is not None else ""
@@ -151,7 +151,7 @@ def describe_unmatched(side: str, coverage: Coverage) -> str | None:
 
 
 def describe_now(side: str) -> str:
-    """Say what `as_of_now` costs."""
+    """Return a message about the leak that `as_of_now` causes."""
     return (
         f"features.{side}_history: as_of_now takes today's {side} features for the past too; a value that an event "
         "changed leaks into training and evaluation, so metrics may be too good"

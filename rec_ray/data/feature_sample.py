@@ -1,7 +1,7 @@
-"""A sample of the events joined with the features of users and items, without Ray, for the checks before a run.
+"""Sample of the events joined with user and item features, without Ray, for the checks before a run.
 
-A Feast store and the settings come in; sentences on late features and on ids that match nobody go out, as a run logs
-them. The join is the one of a run, so whatever would stop it stops here, in seconds.
+Input: a Feast store and the settings. Output: messages about late features and unmatched ids, as a run logs them. The
+join is that of a run, so an error that would stop a run is raised here within seconds.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ SAMPLED_EVENTS = 2_000
 def examine_features(
     store: FeatureStore, feast: FeastSettings, features: FeatureSettings, evaluation: EvaluationSettings
 ) -> list[str]:
-    """Return what is suspicious about the features of some events, as sentences.
+    """Return messages about suspicious features of some events.
 
     Raises:
         DataError: every declared feature of users, or of items, was unknown when the events happened.
-        As `load_features`, for what concerns the sources and the join.
+        As `load_features`, for the sources and the join.
     """
     registry, config, now = read_registry(store), portable_config(store), datetime.now(UTC)
     source = event_source(registry, feast, features)
@@ -104,7 +104,7 @@ def _late(
 
 
 def late_views(slices: Iterable[SourceSlice], middle: datetime) -> Iterable[str]:
-    """Yield a sentence for each view whose rows begin after the middle of the events, as far as footers tell."""
+    """Yield a message for each view whose rows begin after the middle of the events, according to Parquet footers."""
     by_view: dict[str, list[SourceSlice]] = {}
     for part in slices:
         by_view.setdefault(part.source.what, []).append(part)
@@ -115,7 +115,7 @@ def late_views(slices: Iterable[SourceSlice], middle: datetime) -> Iterable[str]
 
 
 def _match(config: RepoConfig, slices: list[SourceSlice], id_column: str, ids: pa.ChunkedArray) -> Coverage:
-    """Look for the ids of events in the sources, slice by slice, until most are found."""
+    """Search the sources for the ids of events, slice by slice, until most are found."""
     wanted = combine_chunks(pc.unique(ids))
     found = np.zeros(len(wanted), bool)
     first: str | None = None

@@ -1,7 +1,7 @@
-"""Text vectors of items by a language model: `FeatureTables` to `FeatureTables` with one more item feature.
+"""Adds a text vector from a language model to the items of `FeatureTables`.
 
-The declared text fields of an item are joined and encoded once by a pool of actors. Vectors are cached in the object
-store by the hash of their text, so that a later run encodes only new texts.
+A pool of actors joins the declared text fields of an item and encodes them once. The object store caches vectors by the
+hash of their text, so that a later run encodes only new texts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEXT_VECTOR = "text_vector"
 class EncodedText:
     """Tables whose items have `TEXT_VECTOR`, and the settings that declare it.
 
-    encoded, kept: numbers of newly encoded texts, and of texts whose vectors were cached.
+    encoded, kept: numbers of newly encoded texts, and of texts with a cached vector.
     """
 
     tables: FeatureTables
@@ -41,7 +41,7 @@ class EncodedText:
 
 
 def encode_item_text(tables: FeatureTables, features: FeatureSettings, encoder: str, storage: Storage) -> EncodedText:
-    """Add a vector of its texts to every item, and replace the declared text features by it.
+    """Add a text vector to every item, and replace the declared text features by it.
 
     encoder: `transformers:` and the name or folder of a model; every node must be able to load it.
 
@@ -53,7 +53,7 @@ def encode_item_text(tables: FeatureTables, features: FeatureSettings, encoder: 
     if not fields:
         raise SchemaError(
             "features.text_encoder names a model, but no feature of items is declared as text; declare one with "
-            "`kind: text`, or take `text_encoder: hashing`"
+            "`kind: text`, or set `text_encoder: hashing`"
         )
     name = encoder.removeprefix(TRANSFORMERS)
     model, dimensions = ray.get(_describe.remote(name))

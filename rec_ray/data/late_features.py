@@ -1,7 +1,7 @@
-"""Late features taken out of the model: those that events did not see although they are known today.
+"""Removes late features from the model: features known today that were unknown at the time of most events.
 
-The coverage of users, the loaded items and the settings come in; settings without the late features and warnings for
-people go out. A feature that training never saw would meet untrained weights at publication.
+Input: the coverage of users, the loaded items and the settings. Output: settings without the late features, and
+warnings. A feature that training never saw would reach untrained weights at publication.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rec_ray.schema import ITEM_ID
 
 
 def describe_ids(users: Coverage, items_of_events: Iterable[str], item_ids: pa.Array) -> list[str]:
-    """Return warnings about ids of the events that match no user or no item of the feature store."""
+    """Return warnings about ids of the events without a matching user or item in the feature store."""
     items = Coverage()
     items.match_ids(pa.array(sorted(items_of_events), pa.string()), item_ids)
     return [said for said in (describe_unmatched("user", users), describe_unmatched("item", items)) if said]
@@ -36,7 +36,7 @@ def drop_late_features(
 ) -> tuple[FeatureSettings, list[str]]:
     """Return the settings without late features, and warnings that name them.
 
-    items: blocks as `load_items` makes them. notes: on views that begin after the events.
+    items: blocks from `load_items`. notes: messages about views that begin after the events.
 
     Raises:
         DataError: every declared feature of a side is late.

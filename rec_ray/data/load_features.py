@@ -1,7 +1,7 @@
 """Loads `FeatureTables` from Feast: events with the features of their users, and the items as of two instants.
 
 Input: a Feast store and the settings. Output: two streaming Ray Datasets. Ray spreads the point-in-time joins over
-blocks, and each join returns one row per row. Encoding and the meaning of events are left to `training_data`.
+blocks, and each join returns one row per input row. `training_data` labels and encodes the events.
 """
 
 from __future__ import annotations
@@ -76,17 +76,17 @@ def load_features(
     raw_of_items: Mapping[str, str] | None = None,
     active: ActiveUsers | None = None,
 ) -> FeatureTables:
-    """Read all events, users and items that Feast knows up to `as_of`, with their features point in time.
+    """Read all events, users and items in Feast up to `as_of`, with their point-in-time features.
 
-    side_tables: tables of the shop whose rows are added. candidates: the fields that its filters name are read, too;
-    raw_of_items: so are these of items -> the setting that names each. active: only these users, and nothing held out.
+    side_tables: tables of the shop whose rows are added. candidates: adds the fields that its filters name.
+    raw_of_items: further raw item fields -> the setting that names each. active: only these users, without a holdout.
 
     Raises:
-        ConfigError: a view does not exist, or a setting names a field that there is not.
+        ConfigError: a view is missing, or a setting names a missing field.
         SchemaError: a source lacks a column or has it with a wrong type.
         DataError: a file is damaged.
-        EmptyDataError: no usable event, or no item, is there.
-        FeatureStoreError: the registry or the offline store does not answer.
+        EmptyDataError: there is no usable event or no item.
+        FeatureStoreError: the registry or the offline store does not respond.
     """
     registry = read_registry(store)
     user_side, item_side = find_side(registry, feast, "user"), find_side(registry, feast, "item")
@@ -134,7 +134,7 @@ def load_features(
     everything = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
     held = rows.kept if active is None else sum(part.count() for part in parts)
     partitions = max(1, -(-held // feast.join_rows))
-    # All rows of a user in one block: one block needs no hashing, and hashing costs seconds to start.
+    # All rows of a user must be in one block. A single block skips the hash shuffle, which takes seconds to start.
     grouped = everything.repartition(partitions, keys=[USER_ID]) if partitions > 1 else everything.repartition(1)
     interactions = grouped.map_batches(
         _join_users,
@@ -178,7 +178,7 @@ def find_active_users(
     """Find the users with a usable event from `since` on, up to `as_of`.
 
     Raises:
-        As `load_features`, for what concerns events.
+        As `load_features`, for events.
     """
     config = portable_config(store)
     slices = slice_source(store, event_source(read_registry(store), feast, features), feast.join_rows)
@@ -193,7 +193,7 @@ def find_active_users(
 
 
 def _read(config: RepoConfig, slices: Sequence[SourceSlice], shape: Any) -> ray.data.Dataset:
-    """Return a dataset of the slices, one task each, brought into the shape of `schema.INTERACTIONS`."""
+    """Return a dataset of the slices, one task each, converted to `schema.INTERACTIONS`."""
 
     shared = ray.put(list(slices))
 
@@ -206,10 +206,10 @@ def _read(config: RepoConfig, slices: Sequence[SourceSlice], shape: Any) -> ray.
 
 
 def _read_side_table(table: SideTable, shape: Callable[[pa.Table, int], pa.Table]) -> ray.data.Dataset:
-    """Return a dataset of a side table, read by one task and handed on chunk by chunk."""
+    """Return a dataset of a side table, read by one task that yields chunk by chunk."""
 
     def read(_: dict[str, Any]) -> Iterator[pa.Table]:
-        # Behind the rows of Feast's sources, in front of the query rows.
+        # Order: after the rows of Feast's sources, before the query rows.
         first_row = SIDE_ORDER
         for chunk in read_chunks(table):
             yield shape(chunk, first_row)
@@ -220,7 +220,7 @@ def _read_side_table(table: SideTable, shape: Callable[[pa.Table, int], pa.Table
 
 
 def _with_columns(rows: pa.Table, more: pa.Schema) -> pa.Table:
-    """Append the columns that only some of the parts have, null where a part has none."""
+    """Append the columns that only some of the parts have, null in the other parts."""
     for column in more:
         if column.name not in rows.column_names:
             rows = rows.append_column(column, pa.nulls(rows.num_rows, column.type))
@@ -239,7 +239,7 @@ def _join_users(
     join_rows: int,
     as_of_now: bool,
 ) -> pa.Table:
-    """Add the query rows, put the rows in order, and join the features of users as of each row, or all as of now."""
+    """Add the query rows, sort the rows, and join the user features as of each row, or all as of now."""
     sign_ups = block.filter(pc.is_null(block[ITEM_ID])) if SIGN_UP in block.column_names else None
     rows = with_query_rows(block.drop_columns([SIGN_UP]) if sign_ups is not None else block, instants)
     if not join.columns or not rows.num_rows:

@@ -1,7 +1,7 @@
-"""The catalogue: every item of the item views with its features as of two instants, as a streaming Ray Dataset.
+"""Loads the catalogue: every item of the item views with its features as of two instants, as a streaming Ray Dataset.
 
-Slices of the item views and the instants of the split come in; a block of the dataset holds all rows of one instant,
-then all of the other, for its items. It knows neither events nor users.
+Input: slices of the item views and the instants of the split. Output: a dataset whose blocks contain all rows of the
+first instant, then all of the second, for their items.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def load_items(
     """Return the catalogue with its features as of `test_start` and as of `as_of`; all as of `as_of` with as_of_now.
 
     Raises:
-        EmptyDataError: no item is known up to `as_of`.
+        EmptyDataError: no item exists up to `as_of`.
     """
     parts = [_distinct_items.remote(config, part) for part in slices]
     catalogue, rows, left_out = _catalogue.remote(times.as_of, *parts) if parts else (None, 0, {})
@@ -71,14 +71,14 @@ def load_items(
 
 @ray.remote(num_cpus=1)
 def _distinct_items(config: RepoConfig, part: SourceSlice) -> pa.Table:
-    """Return the items of a slice with the time each was first seen."""
+    """Return the items of a slice with the time of their first row."""
     table = read_slice(config, part).select([ITEM_ID, EVENT_TIMESTAMP])
     return table.group_by(ITEM_ID).aggregate([(EVENT_TIMESTAMP, "min")])
 
 
 @ray.remote(num_cpus=1, num_returns=3)
 def _catalogue(as_of: datetime, *parts: pa.Table) -> tuple[pa.Table, int, dict[str, int]]:
-    """Return each usable item once, in the order of its id, with `first_seen`; how many; and what is left out."""
+    """Return the usable items sorted by id, with `first_seen`; their number; and counts of items left out by reason."""
     merged = pa.concat_tables(parts).group_by(ITEM_ID).aggregate([(f"{EVENT_TIMESTAMP}_min", "min")])
     merged = merged.rename_columns([ITEM_ID, FIRST_SEEN])
     blank = is_blank(merged[ITEM_ID])
@@ -86,7 +86,7 @@ def _catalogue(as_of: datetime, *parts: pa.Table) -> tuple[pa.Table, int, dict[s
     usable = merged.filter(pc.and_(pc.invert(blank), begun)).sort_by(ITEM_ID)
     left_out = {
         "a null or empty id": pc.sum(blank).as_py() or 0,
-        "no time, or only a time to come": pc.sum(pc.and_(pc.invert(blank), pc.invert(begun))).as_py() or 0,
+        "no time, or only a future time": pc.sum(pc.and_(pc.invert(blank), pc.invert(begun))).as_py() or 0,
     }
     return usable, usable.num_rows, left_out
 
@@ -100,7 +100,7 @@ def _join_items(
 ) -> pa.Table:
     """Join the features of items as of each instant: all rows of one instant, then all of the next.
 
-    as_of_now: all as of the last instant, by which every item was there at the first, whatever the dates of its rows.
+    as_of_now: join all as of the last instant, so that every item exists at the first one, whatever its row dates.
     """
     n = block.num_rows
     rows = pa.concat_tables([block] * len(instants)).combine_chunks()
@@ -122,12 +122,12 @@ def _join_items(
 
 
 def keep_blocks_whole(dataset: ray.data.Dataset) -> ray.data.Dataset:
-    """Make a dataset, and all that is made from it, keep what a task gives back in one block, however large.
+    """Keep the output of each task in one block of any size, for a dataset and all datasets derived from it.
 
-    Ray Data 2.60 cuts the output of a map or a shuffle that is 1.5 times larger than
-    `DataContext.target_max_block_size` (128 MB). That would part the rows of a user, or the two instants of an item.
-    Each dataset carries its own context and hands it on, so the datasets of others are left as they are; `join_rows`
-    bounds the blocks instead.
+    Ray Data 2.60 splits the output of a map or a shuffle that is 1.5 times larger than
+    `DataContext.target_max_block_size` (128 MB). That would separate the rows of a user, or the two instants of an
+    item. A dataset passes its own context to derived datasets, so other datasets are unaffected; `join_rows` bounds the
+    blocks instead.
     """
     dataset.context.target_max_block_size = None
     return dataset

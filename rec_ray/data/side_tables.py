@@ -1,7 +1,7 @@
-"""Tables of the shop in a SQL database whose rows are added to what Feast holds: new users, and clicks of today.
+"""SQL tables of the shop whose rows supplement the data in Feast: new users, and clicks of today.
 
-Addresses and column names of the settings come in, Arrow tables of the program's own columns come out, a chunk at a
-time through a cursor that stays on the server. It knows neither Feast nor Ray, nor what is done with the rows.
+Input: addresses and column names from the settings. Output: Arrow tables with the program's own columns, read in chunks
+through a server-side cursor. This module uses neither Feast nor Ray.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INTERACTION_COLUMNS: Mapping[str, str | None] = {
     EVENT_TYPE: "interaction_type",
     EVENT_VALUE: "rating",
 }
-"""Default name in the side tables of each of our columns."""
+"""Our column -> its default name in the side tables."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class SideTables:
 
 
 def find_side_tables(settings: SideTableSettings, features: FeatureSettings) -> SideTables:
-    """Find the side tables that exist; a missing one is logged once and is no error.
+    """Find the existing side tables; a missing one is logged once and is not an error.
 
     Raises:
-        ConfigError: the address cannot be read.
-        SchemaError: a table lacks a column that is needed, or one that the settings name.
-        UnavailableError: the database does not answer.
+        ConfigError: the address is invalid.
+        SchemaError: a table lacks a required column, or one that the settings name.
+        UnavailableError: the database does not respond.
     """
     if settings.url is None:
         return SideTables()
@@ -82,7 +82,7 @@ def find_side_tables(settings: SideTableSettings, features: FeatureSettings) -> 
             return None
         have = _columns(engine, str(settings.url), table)
         if have is None:
-            LOGGER.info("the side table %s is not there: only what Feast holds is used", table)
+            LOGGER.info("the side table %s does not exist: only the data in Feast is used", table)
             return None
         wanted = {name: column for name, column in {**columns, **named}.items() if column is not None}
         optional = {EVENT_TYPE, EVENT_VALUE, *features.user} - {name for name in named if named[name]}
@@ -95,7 +95,7 @@ def find_side_tables(settings: SideTableSettings, features: FeatureSettings) -> 
             )
         left_out = [name for name, column in wanted.items() if column not in have]
         if left_out:
-            LOGGER.info("the side table %s has no %s: unknown in its rows", table, list_names(left_out))
+            LOGGER.info("the side table %s has no %s: null in its rows", table, list_names(left_out))
         found = {name: column for name, column in wanted.items() if column in have}
         ours = {name: column for name, column in found.items() if name in INTERACTION_COLUMNS}
         rest = {name: column for name, column in found.items() if name not in ours}
@@ -111,12 +111,12 @@ def find_side_tables(settings: SideTableSettings, features: FeatureSettings) -> 
 def read_chunks(table: SideTable) -> Iterator[pa.Table]:
     """Read a side table in the order of time, `chunk_rows` rows at a time.
 
-    The columns are those of ours that it has, ids as strings and the time in UTC microseconds; a table with features
-    has them as one JSON object a row in `schema.SIGN_UP`.
+    A chunk has our columns that the table contains, ids as strings and the time in UTC microseconds; features are one
+    JSON object per row in `schema.SIGN_UP`.
 
     Raises:
-        SchemaError: the time is none.
-        UnavailableError: the database does not answer.
+        SchemaError: a value in the time column is not a time.
+        UnavailableError: the database does not respond.
     """
     names = [*table.columns.values(), *table.features.values()]
     schema, _, name = table.name.rpartition(".")
@@ -124,7 +124,7 @@ def read_chunks(table: SideTable) -> Iterator[pa.Table]:
     query = sa.select(*columns).select_from(sa.table(name, schema=schema or None))
     query = query.order_by(sa.column(table.columns[EVENT_TIMESTAMP]))
     with _answering(table.url, table.name, table.password), _engine(table.url, table.password).connect() as connection:
-        # A cursor on the server: the client holds one chunk, whatever the size of the table.
+        # With a server-side cursor the client holds one chunk, whatever the size of the table.
         streamed = connection.execution_options(stream_results=True, yield_per=table.chunk_rows)
         for rows in streamed.execute(query).partitions():
             yield _as_arrow(table, rows)
@@ -157,7 +157,7 @@ def _as_instant(value: Any, table: SideTable) -> datetime | None:
         return None
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            value = datetime.fromisoformat(value)  # SQLite keeps times as text.
+            value = datetime.fromisoformat(value)  # SQLite stores times as text.
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if not isinstance(value, datetime):
@@ -173,7 +173,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _columns(engine: sa.Engine, url: str, table: str) -> set[str] | None:
-    """Return the columns of a table, or None when there is no such table."""
+    """Return the columns of a table, or None if the table does not exist."""
     schema, _, name = table.rpartition(".")
     with _answering(url, table, engine.url.password), engine.connect() as connection:
         inspector = sa.inspect(connection)
@@ -188,19 +188,20 @@ def _engine(url: str, password: str | None) -> sa.Engine:
         address = address.set(drivername=DRIVERS.get(address.drivername, address.drivername))
         return sa.create_engine(address.set(password=password) if password else address, poolclass=NullPool)
     except (ArgumentError, ValueError, NoSuchModuleError, ModuleNotFoundError) as error:
-        reason = str(error) if isinstance(error, (NoSuchModuleError, ModuleNotFoundError)) else "it cannot be read"
+        reason = str(error) if isinstance(error, (NoSuchModuleError, ModuleNotFoundError)) else "it cannot be parsed"
         raise ConfigError(
-            f"side_tables.url: {reason}; it looks like postgresql://user@host:5432/name, with the driver installed"
+            f"side_tables.url: {reason}; expected a form such as postgresql://user@host:5432/name, with the driver "
+            "installed"
         ) from None
 
 
 @contextlib.contextmanager
 def _answering(url: str, table: str, password: str | None) -> Iterator[None]:
-    """Turn what SQLAlchemy raises into an UnavailableError without the password."""
+    """Convert SQLAlchemy errors to an UnavailableError without the password."""
     try:
         yield
     except SQLAlchemyError as error:
-        # From None: the traceback of the original would print its text unredacted.
+        # `from None`, because the traceback of the original would print its text unredacted.
         raise UnavailableError(
             f"the side table {table!r} in {url} cannot be read: {cause_of(error, [password])}; check "
             "side_tables.url, its password, and that this user may read the table"

@@ -1,7 +1,7 @@
-"""Times that the rows of a source span, and whether rows of users and items are older than the events that need them.
+"""Time spans of sources, and warnings if user or item rows begin after the events that need them.
 
-Slices of `feature_source` come in, the first and the last time and sentences for people go out. Footers of Parquet
-files answer without reading a row; any other source is asked for its oldest stretch of time.
+Input: slices of `offline_source`. Output: the first and the last time, and messages. Footers of Parquet files give the
+span without reading a row; from any other source the oldest time interval is read.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class TimeSpan:
 
     @property
     def middle(self) -> datetime:
-        """Halfway between the two."""
+        """Midpoint of the span."""
         return self.first + (self.last - self.first) / 2
 
 
 def span_in_footers(slices: Sequence[SourceSlice]) -> TimeSpan | None:
-    """Return the span from the statistics of Parquet footers; None where a part has none."""
+    """Return the span from the statistics of Parquet footers; None if a part has none."""
     found: list[TimeSpan] = []
     for path, parts in _by_path(slices).items():
         filesystem, time = parts[0].filesystem, parts[0].source.time
@@ -58,15 +58,15 @@ def span_in_footers(slices: Sequence[SourceSlice]) -> TimeSpan | None:
 
 
 def first_time(config: RepoConfig, slices: Sequence[SourceSlice]) -> datetime | None:
-    """Return the first time of a source, reading rows where no footer has it; None where no row has a time.
+    """Return the first time of a source, from rows if no footer has it; None if no row has a time.
 
     Raises:
-        FeatureStoreError: the offline store does not answer.
+        FeatureStoreError: the offline store does not respond.
     """
     span = span_in_footers(slices)
     if span is not None:
         return span.first
-    # Stretches of time are in order; parts of files are not.
+    # Time intervals are sorted; parts of files are not.
     in_order = bool(slices) and slices[0].path is None
     found: list[datetime] = []
     for part in slices:
@@ -79,7 +79,7 @@ def first_time(config: RepoConfig, slices: Sequence[SourceSlice]) -> datetime | 
 
 
 def describe_late_rows(what: str, first: datetime, middle: datetime) -> str | None:
-    """Say that the first row of a view is later than the middle of the events, which then see nothing of it."""
+    """Return a message if the first row of a view is later than the middle of the events; None otherwise."""
     if first <= middle:
         return None
     begun, half = (f"{time:%Y-%m-%d %H:%M}" for time in (first, middle))
@@ -93,9 +93,9 @@ def note_times(
     users: Sequence[SourceSlice],
     items: Sequence[SourceSlice],
 ) -> tuple[str, ...]:
-    """Compare the times of user and item rows with those of the events; log and return what a person has to know.
+    """Compare the times of user and item rows with those of the events; log and return warnings.
 
-    event_times: [n] a sample of them in microseconds, n at least 1.
+    event_times: [n] a sample of event times in microseconds, n at least 1.
     """
     middle = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(np.median(event_times)))
     notes: list[str] = []

@@ -1,8 +1,8 @@
-"""Makes `TrainingData` from `FeatureTables`: surveys the events, fits the preprocessor, and writes encoded Parquet.
+"""Creates `TrainingData` from `FeatureTables`: surveys the events, fits the preprocessor, and writes encoded Parquet.
 
-Input: blocks that hold all rows of their users. Output under the prefix of the run: encoded timelines and two encoded
-catalogues (as of the test cut-off, and as of now), with the raw fields that filters read. Only training events are
-fitted, and no process holds a table of all events.
+Input: blocks with all rows of their users. Output under the prefix of the run: encoded timelines and two encoded
+catalogues (as of the test cut-off, and as of now), with the raw fields that filters read. The preprocessor is fitted on
+training events only, and no process holds a table of all events.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ from rec_ray.schema import (
 from rec_ray.storage.object_store import Storage
 
 NOW = 2
-"""Place of the row as of now among a user's query rows."""
+"""Index of the row as of now among a user's query rows."""
 TIMELINES_FOLDER, CATALOGUE_FOLDER, CATALOGUE_NOW_FOLDER = "timelines", "catalogue", "catalogue_now"
 
 
 @dataclass
 class _Survey:
-    """Counts and statistics of blocks that fitting needs; `merge` adds them up."""
+    """Counts and statistics of blocks, from which the preprocessor is fitted; `merge` adds them up."""
 
     users: FeatureStatistics = field(default_factory=FeatureStatistics)
     types: Counter[str] = field(default_factory=Counter)
@@ -97,10 +97,10 @@ def prepare_training_data(
     """Fit the preprocessor on the training events and write timelines and catalogues under `prefix`.
 
     split: `time` or `leave_one_out`, as in the settings.
-    refit: whether held-out events are learned from later; their items then have an own row too.
+    refit: True if a refit learns from the held-out events; their items then have a row of their own too.
 
     Raises:
-        EmptyDataError: no positive event is left to learn from.
+        EmptyDataError: no positive event remains for training.
         SchemaError: a declared feature cannot be read as its kind.
         DataError: all features of users, or all of items, were unknown when most events happened.
     """
@@ -117,7 +117,7 @@ def prepare_training_data(
     if not survey.item_positives:
         low = survey.facts["disliked"]
         raise EmptyDataError(
-            f"no positive event before {tables.split_times.test_start:%Y-%m-%d %H:%M} is left to learn from; event "
+            f"no positive event before {tables.split_times.test_start:%Y-%m-%d %H:%M} remains for training; event "
             f"types are {dict(survey.types)}, of which {features.interaction.negative_types} are declared negative"
             + (f", and {low:,} events are negative by features.interaction.min_positive_value" if low else "")
             + "".join(f". {said}" for said in unmatched)
@@ -151,7 +151,7 @@ def encode_tables(
 ) -> TrainingData:
     """Encode newer tables with the preprocessor of a stored model; nothing is fitted.
 
-    item_ids: the items that there are, in order; None takes those of the tables. Other items are left out.
+    item_ids: the sorted ids of the catalogue; None takes those of the tables. Other items are left out.
 
     Raises:
         SchemaError: a feature that the model reads is missing.
@@ -298,7 +298,7 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 def _survey_items(
     items: ray.data.Dataset, features: FeatureSettings | None, times: SplitTimes
 ) -> tuple[pa.Array, FeatureStatistics]:
-    """Return all item ids in order, and the statistics of their features as of the test cut-off."""
+    """Return all item ids, sorted, and the statistics of their features as of the test cut-off."""
     pending = [_survey_item_block.remote(ref, features, times) for ref in items.to_arrow_refs()]
     ids, statistics = [], FeatureStatistics()
     while pending:
@@ -324,7 +324,7 @@ def _survey_item_block(
 
 
 def _encode_block(block: pa.Table, item_ids: Any, fitted: Any, labelling: Labelling, raw: pa.Schema) -> pa.Table:
-    """Encode the users of a block; the raw fields stand behind, as of now and as of the test."""
+    """Encode the users of a block and append the raw fields, as of now and as of the test cut-off."""
     if block.num_rows == 0:
         return _with_raw(_with_raw(TIMELINES.empty_table(), RAW_NOW, raw, block, []), RAW_TEST, raw, block, [])
     events = label_events(block, _get(item_ids), labelling)
@@ -334,7 +334,7 @@ def _encode_block(block: pa.Table, item_ids: Any, fitted: Any, labelling: Labell
 
 
 def _with_raw(encoded: pa.Table, beginning: str, raw: pa.Schema, rows: pa.Table, places: Any) -> pa.Table:
-    """Append the raw fields of the rows at some places, one for each row that is encoded."""
+    """Append the raw fields of the rows at some indices, one for each encoded row."""
     for column in raw:
         values = rows[column.name].take(pa.array(places, pa.int64())) if encoded.num_rows else pa.array([], column.type)
         encoded = encoded.append_column(f"{beginning}{column.name}", pc.cast(values, column.type))
@@ -348,7 +348,7 @@ def _of_items(block: pa.Table, item_ids: ray.ObjectRef) -> pa.Table:
 def _encode_items(
     block: pa.Table, item_ids: Any, fitted: Any, counts: Any, instant: Any, other: Any, first: bool, raw: pa.Schema
 ) -> pa.Table:
-    """Encode the rows of one instant; when both instants are the same, the first or the second half of them."""
+    """Encode the rows of one instant; if both instants are equal, the first or the second half of the rows."""
     if block.num_rows == 0:
         return _with_raw(CATALOGUE.empty_table(), RAW_ITEM, raw, block, [])
     preprocessor: Preprocessor = _get(fitted)
@@ -361,7 +361,7 @@ def _encode_items(
     ids = rows[ITEM_ID].combine_chunks() if isinstance(rows[ITEM_ID], pa.ChunkedArray) else rows[ITEM_ID]
     index = index_of(ids, _get(item_ids)) + 1
     if (index == 0).any():
-        raise DataError("the catalogue changed while it was encoded")
+        raise DataError("the catalogue changed during encoding; run it again")
     names = ids.to_pylist()
     known = pc.less_equal(rows[FIRST_SEEN], rows[AS_OF]).to_numpy(zero_copy_only=False)
     known = known | np.array([name in before_test for name in names], bool)

@@ -1,6 +1,6 @@
-"""Bound on the events of one user in an epoch, computed from the data if the settings leave it open.
+"""Bound on the events of one user in an epoch, computed from the data if the setting is `auto`.
 
-Blocks of the interactions come in, each with all rows of its users; the bound goes out. Blocks are counted in parallel.
+Input: blocks of the interactions, each with all rows of its users. Output: the bound. Blocks are counted in parallel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rec_ray.schema import ITEM_ID, USER_ID
 
 
 def events_per_user(interactions: ray.data.Dataset, setting: int | Literal["auto"] | None) -> int | None:
-    """Return how many of its newest events a user gives to an epoch; None is all. setting: of the same name."""
+    """Return the bound: the newest events of a user that an epoch learns from; None for all. setting: of this name."""
     if setting != "auto":
         return setting
     counts = ray.get([_users_by_events.remote(block) for block in interactions.to_arrow_refs()])
@@ -35,6 +35,6 @@ def _users_by_events(block: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def count_users(user_ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Return how many users have 0, 1, 2, ... events. user_ids: of all events of some users."""
+    """Return the numbers of users with 0, 1, 2, ... events. user_ids: of all events of some users."""
     counts = pc.value_counts(user_ids)
     return np.bincount(counts.field("counts").to_numpy())

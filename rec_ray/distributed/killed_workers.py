@@ -1,6 +1,6 @@
-"""Workers that were killed because memory ran out: found in what Ray raises, and explained with need and limit.
+"""Detection of workers that were killed for lack of memory, in errors of Ray, and an error with need and limit.
 
-An error of a step comes in; an error that names the memory goes out where that was the cause, else the error itself.
+Input: an error of a step. Output: an error about memory if that was the cause, else the error itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rec_ray.errors import ConfigError, UnavailableError
 
 @contextlib.contextmanager
 def explained_kills(settings: RaySettings) -> Iterator[None]:
-    """Turn the end of a worker that was killed for memory into an error that names need and limit.
+    """Translate the error about a worker that was killed for memory into one with need and limit.
 
     Raises:
         ConfigError: the memory is less than a run needs.
-        UnavailableError: it should have been enough, but other processes had it.
+        UnavailableError: the limit is high enough, but other processes used the memory.
     """
     before = killed_processes()
     try:
@@ -41,7 +41,7 @@ def explained_kills(settings: RaySettings) -> Iterator[None]:
 
 
 def is_memory_kill(error: BaseException, kernel_killed: bool) -> bool:
-    """Return whether an error, or one behind it, is that a process was killed for memory."""
+    """Return whether an error, or one of its causes, is a process killed for memory."""
     seen: set[int] = set()
     pending: list[Any] = [error]
     while pending:

@@ -1,7 +1,7 @@
-"""Stored Parquet as a Ray Dataset whose tasks keep all CPUs busy to the end.
+"""Stored Parquet files as a Ray Dataset whose tasks keep all CPUs busy to the end.
 
-An address in the object store comes in, a `ray.data.Dataset` that streams its rows goes out, or an error that names the
-address. It does not know what the rows are.
+Input: an address in the object store. Output: a `ray.data.Dataset` that streams its rows, or an error that names the
+address.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from rec_ray.errors import StorageError
 from rec_ray.storage.object_store import Storage
 
 ROW_GROUP = 5000
-"""Rows of a row group of what is stored to be read here: the least that a task takes."""
+"""Rows per row group of tables that are read here; a task reads at least one row group."""
 PIECE_BYTES = 32 * 2**20
-"""The most that a task reads, uncompressed; a row group that has more is read whole."""
+"""Maximum uncompressed bytes per task; a larger row group is one task."""
 FOOTERS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Row groups of a file that follow each other, for one task."""
+    """Consecutive row groups of a file, for one task."""
 
     file: str
     groups: range
@@ -42,11 +42,11 @@ class Piece:
 
 
 def submit_at_once(dataset: ray.data.Dataset) -> ray.data.Dataset:
-    """Let the tasks of a dataset wait for a CPU in Ray itself, all of them, and return it.
+    """Submit all tasks of a dataset to Ray at once, so that they wait for a CPU in Ray itself; return the dataset.
 
-    Ray Data (2.60) gives a dataset one CPU for its first second, and hears of the end of a task a tenth of a second
-    later: ten tasks of 0.25 s took 2.4 s on two CPUs and take 1.4. Nothing holds results back then, so what the tasks
-    give back must be small, or wanted in the object store as a whole.
+    Ray Data (2.60) gives a dataset one CPU for its first second, and notices the end of a task a tenth of a second
+    late.
+    Without its limits nothing holds back results, so they must be small, or all needed in the object store anyway.
     """
     dataset.context.op_resource_reservation_enabled = False
     return dataset
@@ -55,10 +55,10 @@ def submit_at_once(dataset: ray.data.Dataset) -> ray.data.Dataset:
 def read_rows(storage: Storage, path: str) -> ray.data.Dataset:
     """Return the rows of a file or of the files of a folder, for tasks as in `submit_at_once`.
 
-    path: as `Storage.path` gives it.
+    path: as `Storage.path` returns it.
 
     Raises:
-        StorageError: there is none, or what one says of its rows cannot be read.
+        StorageError: there is no file, or a footer cannot be read.
     """
     files = _files(storage, path)
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
@@ -73,10 +73,9 @@ def cut_rows(files: Sequence[Sequence[Piece]], workers: int) -> list[Piece]:
     """Cut files into pieces that shrink towards the end, so that workers end together (guided self-scheduling,
     Polychronopoulos & Kuck 1987): a piece has at most half of a worker's share of the rows that are left.
 
-    Where a file is cut by others than the task that goes on with its rows, these wait for each other: 200,000 users in
-    8 files waited for their lists for 15.1 s on two CPUs, and for 11.3 s with a task a file.
+    If different tasks read a file and process its rows, they wait for each other; here one task does both.
 
-    files: the row groups of each.  workers: tasks that run at once.
+    files: row groups of each file.  workers: number of concurrent tasks.
     """
     files = sorted((groups for groups in files if groups), key=lambda groups: -sum(group.rows for group in groups))
     left = sum(group.rows for groups in files for group in groups)
@@ -108,7 +107,7 @@ def _files(storage: Storage, path: str) -> list[str]:
 
 
 def _row_groups(filesystem: pafs.FileSystem, file: str) -> list[Piece]:
-    """Return a piece for each row group of a file; one without rows for a file that has none."""
+    """Return one piece per row group of a file; for a file without row groups, one empty piece."""
     with _naming(file):
         footer = pq.read_metadata(file, filesystem=filesystem)
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
@@ -118,7 +117,7 @@ def _row_groups(filesystem: pafs.FileSystem, file: str) -> list[Piece]:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Name the file or the folder in what goes wrong with it."""
+    """Translate errors of a file or folder into ones that name it."""
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:
@@ -126,27 +125,27 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def _unreadable(path: str, why: str) -> StorageError:
-    return StorageError(f"{path} cannot be read: {why}; is it complete? Begin a new run to write it anew")
+    return StorageError(f"{path} cannot be read: {why}; is it complete? Start a new run to write it again")
 
 
 class _Pieces(Datasource):
-    """Pieces of files for Ray Data, a task each."""
+    """Data source of Ray Data with one task per piece."""
 
     def __init__(self, filesystem: pafs.FileSystem, pieces: Sequence[Piece]) -> None:
         self.filesystem, self.pieces = filesystem, pieces
 
     def get_name(self) -> str:
-        """Return the name of the operator, as in messages and tables of Ray."""
+        """Return the name of the operator for messages and tables of Ray."""
         return "StoredRows"
 
     def estimate_inmemory_data_size(self) -> int:
-        """Return the bytes of all pieces."""
+        """Return the size of all pieces in bytes."""
         return sum(piece.bytes for piece in self.pieces)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """Return a task a piece, whatever is asked for: Ray cuts what tasks gave back where it thinks it too little."""
+        """Return one task per piece and ignore the requested parallelism, else Ray splits the output of tasks."""
         return [
             ReadTask(
                 functools.partial(_read, self.filesystem, piece),

@@ -1,6 +1,6 @@
-"""Ray: joined where it runs or started on this machine, made quiet, and checked for GPUs.
+"""Start of Ray: join a cluster or start a local one, reduce its log output, and check for GPUs.
 
-Settings go in, a running Ray comes out. It does not know what is computed on it.
+Input: settings. Output: a running Ray.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from rec_ray.logs import LOGGER
 IDLE_WORKERS = 8
 """Idle worker processes that a local Ray keeps."""
 CONNECT_SECONDS, HEAD_SECONDS = 4.0, 9.0
-"""Seconds for the connection to a cluster and for the answer of its head; together less than 15."""
+"""Timeouts in seconds for the connection to a cluster and for the response of its head; together less than 15."""
 SLOW_START = "timed out during startup"
-"""In the text of Ray's error (2.60) when its processes were not up in 30 seconds."""
+"""Part of Ray's error message (2.60) if its processes did not start within 30 seconds."""
 
 
 def check_gpus(settings: Settings, *, can_come: bool) -> None:
-    """Check for GPUs before a step waits for one: Ray waits for ever and logs nothing.
+    """Check for GPUs before a step waits for one, because Ray waits forever without a log line.
 
-    can_come: a cluster may still get a node with a GPU, so their lack is only a warning.
+    can_come: a cluster may still get a node with a GPU, so a missing GPU is only a warning.
 
     Raises:
-        ConfigError: GPUs are wanted, and there are none.
+        ConfigError: GPUs are requested and there are none.
     """
     sections = {"train": settings.train.use_gpu, "candidates": settings.candidates.use_gpu}
     wanted = " and ".join(f"{section}.use_gpu" for section, use_gpu in sections.items() if use_gpu)
@@ -57,7 +57,7 @@ def check_gpus(settings: Settings, *, can_come: bool) -> None:
 
 @ray.remote(num_cpus=1)
 def import_in_worker(modules: Sequence[str]) -> None:
-    """Import modules that take seconds in a worker, while the driver imports them too."""
+    """Import slow modules in a worker, at the same time as the driver."""
     for module in modules:
         importlib.import_module(module)
 
@@ -67,30 +67,30 @@ def _quieten_ray() -> None:
     levels = {
         **dict.fromkeys(("ray", "ray.data", "ray.train"), logging.WARNING),
         "ray.data._internal.progress": logging.ERROR,
-        # "May hang" warnings, which are false while the step before releases its CPUs.
+        # Silences "may hang" warnings, which are false while the previous step releases its CPUs.
         "ray.data.dataset": logging.ERROR,
-        # A note on the token that a local Ray makes for itself.
+        # A message about the token that a local Ray creates for itself.
         "ray._private.authentication.authentication_token_setup": logging.ERROR,
-        # Errors of tasks with a page of Ray's own calls; `cli` prints the error once.
+        # Task errors with a long traceback of Ray itself; `cli` prints the error once.
         "ray.data.exceptions": logging.CRITICAL,
         "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
     }
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-    # Deprecations between libraries: within Ray, and of ibis with DuckDB when Feast reads offline features.
+    # Deprecation warnings between libraries: within Ray, and of ibis with DuckDB in Feast's offline reads.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(ray|ibis)\.")
 
 
 def open_ray(settings: RaySettings) -> bool:
-    """Join the cluster or start a local Ray; return whether it is ours to stop.
+    """Join the cluster or start a local Ray; return whether the caller must stop it.
 
     Raises:
-        UnavailableError: the cluster does not answer, or Ray cannot be started here.
+        UnavailableError: the cluster does not respond, or Ray cannot be started here.
     """
     _quieten_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # An error raised in a task arrives as it is; Ray Data's own UserCodeException comes without its cause (2.60).
+    # Raise errors of tasks unchanged; Ray Data's own UserCodeException loses the cause (2.60).
     context.raise_original_map_exception = True
     if ray.is_initialized():
         return False
@@ -108,15 +108,15 @@ def open_ray(settings: RaySettings) -> bool:
 
 
 def is_local(settings: RaySettings) -> bool:
-    """Return whether the settings ask for a Ray of their own on this machine."""
+    """Return whether the settings select a local Ray on this machine."""
     return settings.address in (None, "", "local")
 
 
 def join_cluster(address: str) -> None:
-    """Join a cluster that answers; Ray itself tries a dead address for minutes.
+    """Join a cluster after testing its address; Ray itself retries a dead address for minutes.
 
     Raises:
-        UnavailableError: nothing answers there.
+        UnavailableError: nothing responds there.
     """
     where = f"Ray at {address} (ray.address, or RAY_ADDRESS where that is not set)"
     by_client = address.startswith("ray://")
@@ -126,7 +126,7 @@ def join_cluster(address: str) -> None:
         raise UnavailableError(f"{where} cannot be found: {_first_line(error)}") from error
     if not (is_open(head) and (by_client or is_head(head))):
         raise UnavailableError(
-            f"{where} is no cluster that answers; start it, correct the address, or unset it to run on this machine"
+            f"{where} is no cluster that responds; start it, correct the address, or unset it to run on this machine"
         )
     try:
         ray.init(address=address, job_config=_job(), log_to_driver=False, logging_level=logging.WARNING)
@@ -135,7 +135,7 @@ def join_cluster(address: str) -> None:
 
 
 def is_open(address: str, seconds: float = CONNECT_SECONDS) -> bool:
-    """Return whether somebody accepts connections at host:port."""
+    """Return whether a server accepts connections at host:port."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
@@ -145,11 +145,11 @@ def is_open(address: str, seconds: float = CONNECT_SECONDS) -> bool:
 
 
 def is_head(address: str, seconds: float = HEAD_SECONDS) -> bool:
-    """Return whether the head of a cluster answers at host:port."""
+    """Return whether the head of a cluster responds at host:port."""
     answered = threading.Event()
 
     def ask() -> None:
-        # Ray's client tries for 40 seconds; the thread is left behind.
+        # Ray's client retries for 40 seconds, so the thread is abandoned.
         with contextlib.suppress(Exception):
             GcsClient(address=address)
             answered.set()
@@ -161,7 +161,7 @@ def is_head(address: str, seconds: float = HEAD_SECONDS) -> bool:
 
 
 def _start(settings: RaySettings) -> None:
-    """Start a Ray of this machine's own, whatever other Ray runs here."""
+    """Start a local Ray, even if another one runs on this machine."""
     cpus = settings.num_cpus or os.cpu_count() or 1
     enough, said = describe_memory(cpus)
     if enough:
@@ -169,14 +169,14 @@ def _start(settings: RaySettings) -> None:
     else:
         LOGGER.warning("memory: %s; processes may be killed: raise the limit or lower ray.num_cpus", said)
     arguments = {
-        # Without an address Ray joins another one that runs here, and refuses all settings below.
+        # Without an address Ray joins another local one and refuses all settings below.
         "address": "local",
         "num_cpus": cpus,
         "object_store_memory": settings.object_store_memory,
         "include_dashboard": False,
         "log_to_driver": False,
         "logging_level": logging.WARNING,
-        # Ray ends idle workers beyond the CPUs after a second, and each successor imports Feast and torch anew.
+        # Ray stops idle workers beyond the number of CPUs after a second; each new one imports Feast and torch.
         "_system_config": {"num_workers_soft_limit": IDLE_WORKERS},
         **_folder_of_sockets(),
     }
@@ -189,14 +189,14 @@ def _start(settings: RaySettings) -> None:
             ray.shutdown()
             late = SLOW_START in str(error)
             if attempt == 1 and late:
-                LOGGER.warning("Ray did not start in time; it is started once more")
+                LOGGER.warning("Ray did not start in time; starting it again")
                 continue
             hint = "; is the machine overloaded?" if late else ""
             raise UnavailableError(f"Ray cannot be started on this machine: {_first_line(error)}{hint}") from error
 
 
 def _keep_token() -> None:
-    """Keep the token of a local Ray in the environment where the home folder is missing or cannot be written.
+    """Keep the token of a local Ray in the environment if the home folder is missing or read-only.
 
     Ray (2.60) saves a new token in ~/.ray before it starts.
     """
@@ -206,16 +206,16 @@ def _keep_token() -> None:
 
 
 def _folder_of_sockets() -> dict[str, str]:
-    """Return where Ray puts its sockets, unless the folder of temporary files will do.
+    """Return the folder for Ray's sockets if the folder for temporary files is unsuitable.
 
     Raises:
-        ConfigError: no folder will do.
+        ConfigError: no folder is suitable.
     """
     folder = get_default_system_temp_dir()
     found = short_folder(folder)
     if found is None:
         raise ConfigError(
-            f"Ray needs a folder for its sockets that can be written and has a short path; {folder} has not: set TMPDIR"
+            f"Ray needs a writable folder with a short path for its sockets; {folder} is not suitable: set TMPDIR"
         )
     if found == folder:
         return {}
@@ -226,8 +226,8 @@ def _folder_of_sockets() -> dict[str, str]:
 class _ImportPath(list[str]):
     """Folders that Ray puts in front of the import path of its workers.
 
-    Ray (2.60) adds the working folder, and a file feast.py or torch.py there would be imported instead of the package.
-    It stays away unless this process imports from it, too.
+    Ray (2.60) adds the working folder, where a file feast.py or torch.py would be imported instead of the package. It
+    is left out unless this process imports from it too.
     """
 
     def extend(self, folders: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
-"""Values that a Ray worker process makes once and keeps, such as a model, and values that all tasks share.
+"""Cache of a Ray worker process for values such as a model, and access to values that all tasks share.
 
-A key and a function that makes the value come in, the value goes out, made on the first call in this process. Tasks of
-several steps then run in the same warm processes; an actor needs a new process and seconds for its imports.
+Input: a key and a function that makes the value. Output: the value, made on the first call in this process. Tasks of
+several steps then reuse the same warm processes; an actor would need a new process and seconds for its imports.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Value = TypeVar("Value")
 PATIENCE_SECONDS = 5.0
-"""Seconds after which a task takes a shared object for lost."""
+"""Seconds after which a task treats a shared object as lost."""
 
 KEPT = 6
-"""Values that a process keeps; the least recently used one is dropped first."""
+"""Maximum number of values per process; the least recently used one is dropped first."""
 _VALUES: OrderedDict[str, Any] = OrderedDict()
 
 
 def get_or_create(key: str, make: Callable[[], Value]) -> Value:
-    """Return the value kept under a key, making it when this process has none.
+    """Return the cached value of a key, and make it if this process has none.
 
-    key: must change with the content, as a reference's `hex()` or a checksum does.
+    key: must change with the content, like the `hex()` of a reference or a checksum.
     """
     if key not in _VALUES:
         _VALUES[key] = make()
@@ -40,9 +40,9 @@ def get_shared(reference: ray.ObjectRef) -> Any:
     """Return, in a task, the value of a reference.
 
     A task blocked on an object that was lost with its node keeps its CPU (Ray 2.60). If such tasks hold every CPU,
-    the object is never made again. A task blocked on an object that was not made yet gives its CPU back. So after some
-    seconds this waits for a task of its own that takes the object as an argument: Ray starts it only when the object
-    is there.
+    reconstruction deadlocks. A task blocked on an object that does not exist yet releases its CPU. So after some
+    seconds this waits for a separate task with the object as its argument, which Ray starts only when the object
+    exists.
     """
     while not ray.wait([reference], timeout=PATIENCE_SECONDS)[0]:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -1,7 +1,7 @@
-"""Counts of the events before the test, made in parallel, from which baselines and segments are fitted.
+"""Parallel counts of the events before the test, from which baselines and segments are fitted.
 
-Encoded timelines come in as a Ray dataset; out go the fitted baselines, as a reference into Ray's object store, the
-bounds of the users' activity and the periods of the split. Blocks are counted side by side; it ranks nothing.
+Input: encoded timelines as a Ray dataset. Output: the fitted baselines as a reference into Ray's object store, the
+bounds of user activity, and the periods of the split. Blocks are counted concurrently.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from rec_ray.retrieval.metrics.holdout import positives_before_test, users_with_
 from rec_ray.retrieval.metrics.segments import activity_bounds
 
 HALF_LIVES = 20
-"""Half-lives of recent popularity that the history before the test has."""
+"""Number of half-lives of recent popularity in the period before the test."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Baselines and counts from before any ranking.
+    """Baselines and counts for the ranking.
 
-    baselines: reference to the fitted baselines by name. bounds: of activity, of the users who are asked about.
+    baselines: reference to the fitted baselines by name. bounds: activity bounds of the evaluated users.
     periods: `train`, `validation` and `test` -> number of events, and the seconds since 1970 of the first and the last.
     """
 
@@ -53,9 +53,9 @@ class Counted:
 
 
 def fit_baselines(timelines: ray.data.Dataset, shape: FeatureShape, items: int) -> Counted:
-    """Count what happened before the test, block by block.
+    """Count the events before the test, block by block.
 
-    shape: of the user features in the timelines. items: size of the catalogue.
+    shape: shape of the user features in the timelines. items: size of the catalogue.
     """
     blocks = timelines.materialize().to_arrow_refs()
     surveys = ray.get([_survey.remote(block, shape) for block in blocks])
@@ -86,10 +86,10 @@ def fit_baselines(timelines: ray.data.Dataset, shape: FeatureShape, items: int) 
 
 @dataclass(frozen=True)
 class _Survey:
-    """Survey of a block, which must be known before anything is counted.
+    """Survey of a block, which counting needs first.
 
-    first, last: seconds of the positives before the test. users_by_events: of the users who have a target.
-    periods: label of the split -> its number of events, and the seconds of the first and the last.
+    first, last: seconds of the positives before the test. users_by_events: of the users with a target.
+    periods: label of the split -> its number of events, and the seconds of the first and last event.
     """
 
     first: int | None

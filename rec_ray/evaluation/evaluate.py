@@ -1,8 +1,7 @@
-"""Model and held-out events into an `Evaluation`: the whole catalogue ranked for every user, others beside it.
+"""Evaluation of a model on held-out events: full ranking of the catalogue for every user, beside other methods.
 
-Encoded timelines stream through Ray Data and each batch gives sums that add up; users are seen as they were before the
-test, and targets are their positives after it. It never looks at a sample of items or at a training shard, and knows
-nothing of Feast, stores or what is done with the figures.
+Encoded timelines stream through Ray Data, and each batch returns sums that add up. The model sees users as of the test
+start; targets are their positives after it. Items are never sampled.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ from rec_ray.storage.object_store import Storage
 USERS = 4096
 """Timelines of one task. Its output has a constant size, so large batches are cheaper."""
 TRAINING_FACTS = ("history", "reason", "effective_rank", "mean_cosine", "nothing_learned")
-"""Facts about the training that an evaluation carries, for the gate and the report."""
+"""Facts about the training in an evaluation, for the gate and the report."""
 DRAWN_ITEMS, DRAWN_SCORES = 400, 1000
-"""Points at most of a drawn curve over all items; scores at most of a drawn distribution."""
+"""Maximum number of points of a plotted curve over all items, and of scores of a plotted distribution."""
 
 
 def evaluate_model(
@@ -61,11 +60,11 @@ def evaluate_model(
 ) -> Evaluation:
     """Rank all items known before the test for every user with a held-out positive.
 
-    candidates: with `exclude_seen`, items that the user interacted with before the test are left out of the ranking, as
-        the recommendations do; a held-out positive among them is no target then, and is counted. Where filters or other
-        options change the lists, the lists as recommended are judged beside the model, on the same targets, with what
-        the fields of items and users were at the test cut-off.
-    live: the version to judge on the same users, if there is one; one with other users is left out with a warning.
+    candidates: with `exclude_seen`, items that the user interacted with before the test are excluded from the ranking,
+        as in the recommendations; a held-out positive among them is counted and is no target. If filters or other
+        options change the lists, the lists as recommended are evaluated beside the model, on the same targets, with the
+        fields of items and users as of the test cut-off.
+    live: version to evaluate on the same users, if any; a version with other users is left out with a warning.
     refitted: the model refitted with the validation events, which the baselines count too: the gain of refitting.
     """
     timelines = read_rows(storage, data.timelines)
@@ -107,8 +106,8 @@ def evaluate_model(
             facts = replace(facts, live_version=live.version)
         else:
             LOGGER.warning(
-                "the live version %s is not compared: it was asked about %s users and the model about %s, so events "
-                "were added or taken out meanwhile",
+                "the live version %s is not compared: it was evaluated on %s users and the model on %s, so events "
+                "were added or removed meanwhile",
                 live.version,
                 f"{beside.users(LIVE):,}",
                 f"{users:,}",
@@ -174,7 +173,7 @@ class EvaluationAccumulator:
 
 def _summarise(found: EvaluationAccumulator, facts: EvaluationFacts, learned: Any) -> Evaluation:
     sums = found.sums
-    # Beside the model comes what is live, then what only counts.
+    # After the model comes the live version, then the counting baselines.
     first = [MODEL, RECOMMENDED, REFITTED, LIVE]
     methods = sorted(sums.methods(), key=lambda name: first.index(name) if name in first else len(first))
     everyone = {method: sums.sums[method, EVERYONE] for method in methods}
@@ -220,7 +219,7 @@ def _learned(data: TrainingData, storage: Storage) -> Any:
 
 
 def _thinned(values: list[float]) -> list[float]:
-    """Return every n-th value, so that few enough are left to draw."""
+    """Return every n-th value, so that few enough remain to plot."""
     return [round(value, 4) for value in values[:: -(-len(values) // DRAWN_SCORES) or 1]]
 
 

@@ -1,7 +1,7 @@
 """Quality gate: compares a model with popularity and with the live version, and refuses one that learned nothing.
 
-An `Evaluation` and the settings come in; a verdict comes out, or a `GateError` with the figures. It reads metrics and
-facts only: it knows nothing of how they were made, of stores, or of publishing.
+Input: an `Evaluation` and the settings. Output: a verdict, or a `GateError` with the figures. The module reads metrics
+and facts only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GATE_METRIC = "ndcg@10"
 def check_gate(evaluation: Evaluation, settings: EvaluationSettings) -> str:
     """Compare the model with popularity and with the live version, and return `passed`, `warned` or `off`.
 
-    Without a held-out event there is nothing to compare by, which is `off`.
+    Without a held-out event there is no comparison, and the verdict is `off`.
 
     Raises:
         GateError: the model is worse by more than the margin and `evaluation.gate` is `refuse`.

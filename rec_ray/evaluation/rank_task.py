@@ -155,7 +155,7 @@ class TargetRanker:
         return pa.table([pa.array([_to_bytes(sums.to_table())], pa.binary()), pa.array([text])], schema=RANKED)
 
     def _measure(self, figures: dict[str, ListFigures], name: str, ranking: Ranking) -> None:
-        """Add the figures of lists, if lists are made by more than scores."""
+        """Add the figures of lists, if rules besides scores determine the lists."""
         if self.recommended is not None:
             values = self.recommended.figures(ranking.lists)
             figures.setdefault(name, ListFigures()).add(sums_of(values))

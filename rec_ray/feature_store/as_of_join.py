@@ -1,7 +1,7 @@
 """Point-in-time join of rows in memory: for each key and time the newest feature row that was valid then.
 
-Arrow arrays come in, indices of feature rows go out. The rules are Feast's: a feature row is valid from its time on,
-for the view's TTL if it has one; among rows of one time the one that was created last counts.
+Input: Arrow arrays. Output: indices of feature rows. The rules are those of Feast: a feature row is valid from its time
+on, for the view's TTL if it has one; among rows of the same time the one created last counts.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def find_newest_rows(
     """Return [n] int64: the index of the feature row for each key and time, null where there is none.
 
     Args:
-        keys: [n] keys that are asked for; a null has no feature row.
+        keys: [n] keys to join; a null has no feature row.
         times: [n] timestamps in microseconds.
         feature_keys: [m] keys of the feature rows, of the type of `keys`.
-        feature_times: [m] timestamps in microseconds; a row without one is never found.
-        created: [m] when each feature row was written; without it the later one of equal rows counts.
+        feature_times: [m] timestamps in microseconds; a row without one is never returned.
+        created: [m] time at which each feature row was written; without it the later one of equal rows counts.
         ttl: microseconds for which a feature row is valid; 0: for ever.
     """
     known = keys.drop_null().unique()
@@ -39,7 +39,7 @@ def find_newest_rows(
     code = _codes(feature_keys.take(pa.array(rows)), known)
     time = _micros(feature_times)[rows]
     written = np.zeros(len(rows), np.int64) if created is None else _micros(created)[rows]
-    # A stable sort: of rows that are equal in all three the last one stays last.
+    # A stable sort keeps the last of rows that are equal in all three last.
     order = np.lexsort((written, time, code))
     rows, code, time = rows[order], code[order], time[order]
 
@@ -51,7 +51,7 @@ def find_newest_rows(
             np.concatenate([code, asked_code]),
         )
     )
-    # Walking through both in order of key and time, the last feature row passed is the newest one.
+    # In the merged order of key and time, the last preceding feature row is the newest one.
     passed = np.maximum.accumulate(np.where(both < len(rows), both, -1)) if len(both) else both
     newest = np.empty(len(keys), np.int64)
     is_asked = both >= len(rows)
@@ -65,12 +65,12 @@ def find_newest_rows(
 
 
 def _codes(keys: pa.Array, known: pa.Array) -> npt.NDArray[np.int64]:
-    """Return the place of each key among the known ones, -1 for a null."""
+    """Return the index of each key in `known`, -1 for a null."""
     codes = pc.fill_null(pc.index_in(keys, value_set=known), -1)
     return np.asarray(codes.to_numpy(zero_copy_only=False), np.int64)
 
 
 def _micros(times: pa.Array) -> npt.NDArray[np.int64]:
-    """Return times as integers; a null is older than all others."""
+    """Return times as integers; a null becomes the oldest time."""
     numbers = pc.fill_null(pc.cast(times, pa.int64()), _OLDEST)
     return np.asarray(numbers.to_numpy(zero_copy_only=False), np.int64)

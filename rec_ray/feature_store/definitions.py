@@ -1,8 +1,8 @@
-"""Which Feast views a project reads: those of users, those of items, and the one whose rows are the events.
+"""Feast views that a project reads: user views, item views, and the view whose rows are the events.
 
-The registry and section `feast` come in; a `Side` with its fields, or the view of the events, goes out. Views are named
-in the settings, or they are those of a feature service that are keyed by the side's entity: views of other entities and
-on-demand views that need request data are left alone.
+Input: the registry and section `feast`. Output: a `Side` with its fields, or the events view. The settings name the
+views; the default is the views of a feature service that are keyed by the side's entity. Views of other entities and
+on-demand views that need request data are ignored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SideName = Literal["user", "item"]
 
 @dataclass(frozen=True)
 class SideView:
-    """A view as a side reads it.
+    """A view with the fields that a side reads.
 
-    name: the view's, or its alias in a service. fields: by name. sources: the views that an on-demand view reads.
+    name: of the view, or its alias in a service. fields: by name. sources: the views that an on-demand view reads.
     """
 
     name: str
@@ -39,8 +39,8 @@ class SideView:
 class Side:
     """The views of one entity.
 
-    what: where the views are named, for errors. key: the join key. views: with rows. computed: on-demand views over
-    those. left_out: views that are named there and not read -> the reason.
+    what: the service or setting that names the views, for errors. key: the join key. views: views with rows. computed:
+    on-demand views over those. left_out: views that are named there but not read -> the reason.
     """
 
     side: SideName
@@ -52,18 +52,18 @@ class Side:
 
     @property
     def field_names(self) -> list[str]:
-        """Names that the settings may use, a field of two views by its long name."""
+        """Names that the settings may use; a field name of two views takes its long form `view__field`."""
         pairs = [(view.name, name) for view in [*self.views, *self.computed] for name in view.fields]
         plain = [name for _, name in pairs]
         return [name if plain.count(name) == 1 else f"{view}__{name}" for view, name in pairs]
 
     def find(self, name: str, setting: str) -> tuple[SideView, Any]:
-        """Return the view and the field of a name, which is `field` or `view__field`.
+        """Return the view and the field of a name, `field` or `view__field`.
 
-        setting: the one that has the name, for errors.
+        setting: the setting that contains the name, for errors.
 
         Raises:
-            ConfigError: there is no such field, or there are two.
+            ConfigError: no view has the field, or several have it.
         """
         found = [
             (view, each)
@@ -114,7 +114,7 @@ class Side:
 
 
 def join_keys_only(view: SideView) -> JoinedView:
-    """Return the join of a view without a field, for checks of its files."""
+    """Return the join of a view without fields, to check its files."""
     return _joined(view.view, {})
 
 
@@ -128,15 +128,15 @@ class EventsView:
 
     @property
     def field_names(self) -> list[str]:
-        """Fields of the view beside the two ids."""
+        """Fields of the view except the two ids."""
         return [each.name for each in self.view.features if each.name not in (self.user, self.item)]
 
 
 def find_side(registry: Registry, feast: FeastSettings, side: SideName) -> Side:
-    """Return the views that the features of users, or of items, are read from.
+    """Return the views with the features of users, or of items.
 
     Raises:
-        ConfigError: a service or a view is not there, or a view that is named has another key.
+        ConfigError: a service or a view is missing, or a view named in the settings has another key.
     """
     key: str = getattr(feast, f"{side}_key")
     named: list[str] = getattr(feast, f"{side}_views")
@@ -203,7 +203,7 @@ def find_service(registry: Registry, name: str, setting: str) -> Any:
     """Return a feature service.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no feature service has that name.
     """
     if name not in registry.services:
         views = setting.replace("_service", "_views").replace("interaction_views", "events_view")
@@ -219,7 +219,7 @@ def find_events(registry: Registry, feast: FeastSettings) -> EventsView:
     """Return the view whose rows are the events.
 
     Raises:
-        ConfigError: there is none, or it lacks one of the two ids.
+        ConfigError: no view qualifies, or the view lacks one of the two ids.
     """
     user, item = feast.events_user_field or feast.user_key, feast.events_item_field or feast.item_key
     if feast.events_view is not None:
@@ -245,12 +245,12 @@ def find_events(registry: Registry, feast: FeastSettings) -> EventsView:
 
 
 def require_fields(side: Side, wanted: Mapping[str, str], taken: Iterable[str]) -> None:
-    """Check that a side has fields and that none is called like one of the columns `taken`.
+    """Check that a side has the wanted fields and that none has the name of a column in `taken`.
 
     wanted: field -> the setting that names it.
 
     Raises:
-        ConfigError: names the first that does not fit.
+        ConfigError: names the first field that fails.
     """
     for name, setting in wanted.items():
         view, _ = side.find(name, setting)
@@ -261,10 +261,10 @@ def require_fields(side: Side, wanted: Mapping[str, str], taken: Iterable[str]) 
 
 
 def raw_fields(side: Side, wanted: Mapping[str, str], taken: Iterable[str]) -> pa.Schema:
-    """Return fields that filters read, with their types. wanted, taken: as `require_fields`.
+    """Return the fields that filters read, with their types. wanted, taken: as `require_fields`.
 
     Raises:
-        ConfigError: there is no such field, its type has no use here, or it has the name of another column.
+        ConfigError: a field is missing, filters cannot read its type, or it has the name of another column.
     """
     require_fields(side, wanted, taken)
     kinds = {name: side.kind(name, setting) for name, setting in wanted.items()}
@@ -292,13 +292,13 @@ def _registered(registry: Registry, name: str, who: str) -> Any:
         there = hint(name, [*registry.views, *registry.computed])
         raise ConfigError(
             f"{who} names the view {name!r}, which is not in the registry of project {registry.project!r}; {there} "
-            "(Was `feast apply` run?)"
+            "(was `feast apply` run?)"
         )
     return view
 
 
 def why_not_of(view: Any, key: str, join_key_map: Mapping[str, str] | None = None) -> str | None:
-    """Return why a view has no features of the entity, None when it has."""
+    """Return the reason why a view has no features of the entity, None if it has."""
     keys = list(view.join_keys)
     if getattr(view, "batch_source", None) is None:
         return f"view {view.name!r} has no batch source to read features from"
@@ -308,13 +308,13 @@ def why_not_of(view: Any, key: str, join_key_map: Mapping[str, str] | None = Non
 
 
 def why_not_computed(view: Any, registry: Registry, key: str) -> str | None:
-    """Return why an on-demand view cannot be computed for the entity, None when it can."""
+    """Return the reason why an on-demand view cannot be computed for the entity, None if it can."""
     if view.source_request_sources:
         fields = [each.name for source in view.source_request_sources.values() for each in source.schema]
         return f"on-demand view {view.name!r} needs request data ({list_names(fields)}), which no stored event has"
     for name in (projection.name for projection in view.source_feature_view_projections.values()):
         source = registry.views.get(name)
-        reason = f"reads {name!r}, which is no view with rows" if source is None else why_not_of(source, key)
+        reason = f"reads {name!r}, which is not a view with rows" if source is None else why_not_of(source, key)
         if reason:
             return f"on-demand view {view.name!r}: {reason}"
     return None
@@ -336,7 +336,7 @@ def _joined(view: Any, fields: Mapping[str, Any]) -> JoinedView:
 
 
 def _inputs(computed: SideView) -> list[JoinedView]:
-    """Return the joins of what an on-demand view reads, each column by its long name."""
+    """Return the joins of the inputs of an on-demand view, each column by its long name."""
     return [
         _joined(
             computed.sources[each.name], {f"{each.name_alias or each.name}__{one.name}": one for one in each.features}

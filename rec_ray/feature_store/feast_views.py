@@ -1,7 +1,7 @@
-"""Feature views that take what a run publishes, written for somebody's own repository.
+"""Feature views for the published results of a run, generated for an existing feature repository.
 
-An open store and the settings come in. Out goes `rec_ray_views.py` with the repository's entities, push sources, views
-and one feature service, and, when asked for, the same objects in the registry. Nothing that is there is changed.
+Input: an open store and the settings. Output: `rec_ray_views.py` with the repository's entities, push sources, views
+and one feature service and, on request, the same objects in the registry. Existing objects are never changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILE_NAME = "rec_ray_views.py"
 SERVICE = "recommendations"
 TAG = "rec_ray"
 SIMILAR_SOURCE = "item_items_push_source"
-"""Name of the push source of similar items in repositories that rec_ray makes views for."""
+"""Name of the push source of similar items in repositories for which rec_ray generates views."""
 SOURCES = {
     "postgres": ("feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source", "PostgreSQLSource"),
     "snowflake.offline": ("feast", "SnowflakeSource"),
@@ -35,7 +35,7 @@ SOURCES = {
     "redshift": ("feast", "RedshiftSource"),
     "spark": ("feast.infra.offline_stores.contrib.spark_offline_store.spark_source", "SparkSource"),
 }
-"""Offline stores that read tables -> module and name of their source; all others get files."""
+"""Offline stores that read tables -> module and name of their source class; all others get file sources."""
 _NAMES = {"Entity", "FeatureService", "FeatureView", "Field", "PushSource", "ValueType"}
 _ARROW = {"String": pa.string(), "Array(String)": pa.list_(pa.string()), "Array(Float32)": pa.list_(pa.float32())}
 
@@ -79,7 +79,7 @@ _VIEW = """
 
 @dataclass(frozen=True)
 class PublishedViews:
-    """Definitions that `rec-ray feast-views` adds. views: name -> its fields. is_new: False if the registry has all."""
+    """Definitions that `rec-ray feast-views` adds. views: name -> fields. is_new: False if the registry has them."""
 
     file: Path
     text: str
@@ -98,11 +98,11 @@ class _View:
 
 
 def plan_views(store: FeatureStore, settings: Settings) -> PublishedViews:
-    """Return the views for a repository, as text and in words.
+    """Return the views for a repository, as definitions in Python and as a summary.
 
     Raises:
         ConfigError: the repository has other views or push sources of these names.
-        FeatureStoreError: the registry does not answer.
+        FeatureStoreError: the registry does not respond.
     """
     registry = read_registry(store)
     views = _wanted(settings)
@@ -119,14 +119,14 @@ def plan_views(store: FeatureStore, settings: Settings) -> PublishedViews:
 
 
 def write_views(store: FeatureStore, settings: Settings, plan: PublishedViews) -> None:
-    """Write the definitions, and the empty files behind the push sources where the offline store reads files.
+    """Write the definitions and, if the offline store reads files, the empty files behind the push sources.
 
     Raises:
-        ConfigError: the repository cannot be written, or holds a file of the name that somebody else wrote.
+        ConfigError: the repository is not writable, or contains a file of that name that rec_ray did not write.
     """
     try:
         if plan.file.exists() and "written by `rec-ray feast-views`" not in plan.file.read_text(encoding="utf-8"):
-            raise ConfigError(f"{plan.file} is there already, and rec_ray did not write it; move it away")
+            raise ConfigError(f"{plan.file} exists already, and rec_ray did not write it; move it away")
         plan.file.write_text(plan.text, encoding="utf-8")
         if not _tables(store):
             folder = plan.file.parent / "data" / TAG
@@ -144,10 +144,10 @@ def write_views(store: FeatureStore, settings: Settings, plan: PublishedViews) -
 
 
 def apply_views(store: FeatureStore, plan: PublishedViews) -> None:
-    """Add the written definitions to the registry through Feast; entities that are there stay as they are.
+    """Add the written definitions to the registry through Feast; existing entities stay unchanged.
 
     Raises:
-        FeatureStoreError: Feast refuses them.
+        FeatureStoreError: Feast rejects them.
     """
     known = {entity.name for entity in store.list_entities()}
     try:
@@ -158,7 +158,7 @@ def apply_views(store: FeatureStore, plan: PublishedViews) -> None:
             objects = [thing for thing in made if isinstance(thing, kinds)]
             store.apply([thing for thing in objects if not (isinstance(thing, Entity) and thing.name in known)])
     except Exception as error:
-        raise FeatureStoreError(f"Feast refuses the definitions in {plan.file}: {first_line(error)}") from error
+        raise FeatureStoreError(f"Feast rejects the definitions in {plan.file}: {first_line(error)}") from error
 
 
 def _wanted(settings: Settings) -> list[_View]:
@@ -204,8 +204,8 @@ def _refuse_collisions(registry: Registry, views: list[_View], ours: set[str]) -
     taken += [SERVICE] if SERVICE in registry.services and not ours else []
     if taken:
         raise ConfigError(
-            f"project {registry.project!r} has {list_names(taken)} already, made by somebody else: nothing was added. "
-            "If they are to take what a run publishes, name their push sources in section `publish`; else rename them"
+            f"project {registry.project!r} already has {list_names(taken)}, which rec_ray did not add: nothing was "
+            "added. To publish to them, name their push sources in section `publish`; else rename them"
         )
 
 
@@ -252,7 +252,7 @@ def _key(settings: Settings, side: str) -> str:
 
 
 def _entity(store: FeatureStore, registry: Registry, key: str, side: str) -> str:
-    """Return the definition of an entity as it is in the registry, or of a new one."""
+    """Return the definition of an entity from the registry, or of a new one."""
     known = next((entity for entity in store.list_entities() if entity.join_key == key), None)
     kind = {"String": "STRING", "Int64": "INT64", "Int32": "INT32"}[_key_type(store, registry, key)]
     if known is None:
@@ -265,7 +265,7 @@ def _entity(store: FeatureStore, registry: Registry, key: str, side: str) -> str
 
 
 def _key_type(store: FeatureStore, registry: Registry, key: str) -> str:
-    """Return the Feast type of a join key, as the views or its entity have it."""
+    """Return the Feast type of a join key, as declared by the views or by its entity."""
     kinds = [str(each.dtype) for view in registry.views.values() for each in view.entity_columns if each.name == key]
     kinds += [entity.value_type.name.title() for entity in store.list_entities() if entity.join_key == key]
     return next((kind for kind in kinds if kind in ("String", "Int64", "Int32")), "String")

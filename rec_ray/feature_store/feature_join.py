@@ -1,9 +1,9 @@
 """Features of one entity as of given times, joined from the Parquet files behind its views.
 
-A `FeatureJoin`, ids and times come in, a table with a row for each of them goes out, in the same order. Files are read
-here, on any file system, because the two file stores of Feast (0.67) differ: Dask drops rows that share entity and time
-and rows without features, DuckDB reaches neither an S3 endpoint of one's own nor a folder, and neither renames a
-timestamp. Sources of other kinds are left to the offline store.
+Input: a `FeatureJoin`, ids and times. Output: a table with one row for each, in the same order. This module reads the
+files itself, on any file system, because neither file store of Feast (0.67) suffices: Dask drops rows that share entity
+and time and rows without features, DuckDB supports neither a custom S3 endpoint nor a folder, and neither renames a
+timestamp. The offline store reads all other kinds of sources.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from rec_ray.schema import TIMESTAMP
 
 @dataclass(frozen=True)
 class JoinedView:
-    """The join of one view; it travels to tasks.
+    """The join of one view; it is picklable and is sent to tasks.
 
-    key: its join key. key_kind, kinds: the Arrow types that it declares, None for a Feast type that has none.
-    ttl: microseconds, 0 for ever. fields: our column -> the view's field.
+    key: its join key. key_kind, kinds: the declared Arrow types, None for a Feast type without one.
+    ttl: microseconds, 0 for no limit. fields: our column -> the view's field.
     """
 
     name: str
@@ -48,13 +48,13 @@ class JoinedView:
 
     @property
     def in_words(self) -> str:
-        """The view, for errors."""
+        """Description of the view for errors."""
         return f"view {self.name!r}"
 
 
 @dataclass(frozen=True)
 class ComputedView:
-    """Columns that an on-demand view computes. inputs: its views, with columns named `view__field`."""
+    """Columns that an on-demand view computes. inputs: the views that it reads, with columns named `view__field`."""
 
     name: str
     fields: Mapping[str, str]
@@ -63,7 +63,7 @@ class ComputedView:
 
 @dataclass(frozen=True)
 class FeatureJoin:
-    """Columns of one entity, in the order in which they are wanted, and the views that have them."""
+    """Columns of one entity, in the requested order, and the views that have them."""
 
     what: str
     columns: tuple[str, ...]
@@ -72,25 +72,25 @@ class FeatureJoin:
 
     @property
     def sources(self) -> list[JoinedView]:
-        """All views whose rows are read."""
+        """All views whose rows the join reads."""
         return [*self.views, *(view for computed in self.computed for view in computed.inputs)]
 
     @property
     def is_on_files(self) -> bool:
-        """True if all rows lie in Parquet files."""
+        """True if all rows are stored in Parquet files."""
         return all(is_parquet(view.source) for view in self.sources)
 
 
 def join_files(
     repo: Path, join: FeatureJoin, ids: pa.Array, times: pa.Array, transform: Callable[[str, pa.Table], pa.Table]
 ) -> pa.Table:
-    """Return the columns of a join on files, a row for each id and time.
+    """Return the columns of a join on files, one row for each id and time.
 
     ids: [n] strings. times: [n] UTC microseconds. transform: computes an on-demand view, by name, from its inputs.
 
     Raises:
         SchemaError: a file lacks a column or has it with a type that the view does not declare.
-        DataError, FeatureStoreError: a file is damaged, missing or out of reach.
+        DataError, FeatureStoreError: a file is damaged, missing or unreachable.
     """
     found: dict[str, Any] = {}
     for view in join.views:
@@ -105,7 +105,7 @@ def join_files(
 
 
 def join_view(repo: Path, view: JoinedView, ids: pa.Array, times: pa.Array) -> dict[str, pa.Array]:
-    """Return the columns of one view, a row for each id and time. Raises: as `join_files`."""
+    """Return the columns of one view, one row for each id and time. Raises: as `join_files`."""
     source = view.source
     key, time = column_in_file(source, view.key), column_in_file(source, source.timestamp_field)
     created = column_in_file(source, source.created_timestamp_column) if source.created_timestamp_column else None
@@ -147,7 +147,7 @@ def join_view(repo: Path, view: JoinedView, ids: pa.Array, times: pa.Array) -> d
 
 
 def check_view_columns(schema: pa.Schema, view: JoinedView, path: str) -> None:
-    """Check that a file has the columns of a view, each of a kind that the view declares it as.
+    """Check that a file has the columns of a view with the declared types.
 
     Raises:
         SchemaError: names file, column and both types.
@@ -177,19 +177,19 @@ def check_view_columns(schema: pa.Schema, view: JoinedView, path: str) -> None:
 
 
 def as_key(ids: pa.Array, kind: pa.DataType, view: JoinedView) -> pa.Array:
-    """Return ids with the type that a view has its key as: text does not join with numbers.
+    """Return ids with the type of a view's key, because text does not join with numbers.
 
     Raises:
-        SchemaError: the key is a whole number, and an id is none.
+        SchemaError: the key is a whole number, and an id is not.
     """
     try:
         return pc.cast(ids, kind)
     except pa.ArrowInvalid as error:
-        raise SchemaError(f"{view.in_words} has {view.key} as {kind}, but it is asked for others: {error}") from None
+        raise SchemaError(f"{view.in_words} has {view.key} as {kind}, but an id has another type: {error}") from None
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that ids of a file are compared as."""
+    """Return the type in which ids of a file are compared."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_integer(kind):
         return pa.uint64() if pa.types.is_uint64(kind) else pa.int64()
@@ -201,7 +201,7 @@ def _plain_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _plain(column: pa.ChunkedArray, view: JoinedView, name: str) -> pa.ChunkedArray:
-    """Return a feature as one of few types: files of one view may differ in encodings, not in meaning."""
+    """Return a feature as one of a few types, because the files of a view may encode the same values differently."""
     column = _plain_dictionary(column)
     kind, declared = column.type, view.kinds[name]
     if pa.types.is_timestamp(kind):
@@ -228,7 +228,7 @@ def _plain_value(kind: pa.DataType, declared: pa.DataType | None) -> pa.DataType
 
 
 def _family(kind: pa.DataType) -> str | None:
-    """Return the kind of values of a type, None for a column of nulls, which has none."""
+    """Return the kind of values of a type, None for a column of nulls."""
     if pa.types.is_dictionary(kind):
         return _family(kind.value_type)
     if pa.types.is_null(kind):

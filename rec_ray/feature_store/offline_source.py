@@ -1,8 +1,8 @@
-"""The rows behind a Feast feature view, cut into slices that Ray tasks can read side by side.
+"""Rows behind a Feast feature view, divided into slices that Ray tasks read in parallel.
 
-A batch source of Feast and the wanted columns come in, slices come out; `read_slice` reads one of them as an Arrow
-table with the program's own column names, ids as strings and times in UTC. Parquet files are cut by row group and
-numbered row by row; every other source is asked through Feast's offline store, a stretch of time at a time.
+Input: a Feast batch source and the columns to read. Output: slices; `read_slice` reads one of them as an Arrow table
+with the program's own column names, ids as strings and times in UTC. Parquet files are divided by row group, with
+numbered rows; every other source is queried through Feast's offline store, one time interval per slice.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from rec_ray.feature_store.source_files import (
 from rec_ray.schema import EVENT_CREATED, EVENT_KEY, EVENT_TIMESTAMP, EVENT_TYPE, EVENT_VALUE, ITEM_ID, USER_ID
 
 FIRST_TIME = datetime(1990, 1, 1, tzinfo=UTC)
-"""Start of the yearly stretches of a source without files; one stretch holds all older rows."""
+"""Start of the yearly intervals of a source without files; one interval covers all older rows."""
 STRETCH = timedelta(days=366)
 
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """A batch source of Feast and the columns wanted of it.
+    """A Feast batch source and the columns to read from it.
 
     columns: the program's name -> the name that the feature view uses (the source's field mapping is undone here).
     """
@@ -53,12 +53,12 @@ class FeatureSource:
 
     @classmethod
     def of(cls, source: Any, columns: Mapping[str, str], *, what: str) -> FeatureSource:
-        """Make one from a view's batch source."""
+        """Create one from a view's batch source."""
         return cls(source, {name: column_in_file(source, column) for name, column in columns.items()}, what)
 
     @property
     def time(self) -> str:
-        """Column of the source with the time of its rows."""
+        """Timestamp column of the source."""
         return column_in_file(self.source, self.source.timestamp_field)
 
 
@@ -66,9 +66,9 @@ class FeatureSource:
 class SourceSlice:
     """A part of a source that one task reads.
 
-    path: a Parquet file and `row_groups` of it, or, when None, the stretch of time [start, end) of any other source;
-        a bound that is None is open.
-    first_row: the number of its first row within the source. rows: how many it has; None where only reading tells.
+    path: a Parquet file with `row_groups` of it; None for the time interval [start, end) of any other source, where a
+        bound of None is open.
+    first_row: the number of its first row within the source. rows: number of rows; None if unknown before reading.
     """
 
     source: FeatureSource
@@ -86,7 +86,7 @@ def event_source(registry: Registry, feast: FeastSettings, features: FeatureSett
     """Return the source of the view whose rows are the events.
 
     Raises:
-        ConfigError: there is no such view, or it lacks a field that the settings name.
+        ConfigError: the view is missing, or lacks a field that the settings name.
     """
     events = find_events(registry, feast)
     optional = {EVENT_TYPE: features.interaction.type_field, EVENT_VALUE: features.interaction.value_field}
@@ -111,7 +111,7 @@ def _revision_columns(events: EventsView) -> dict[str, str]:
 
 
 def entity_sources(side: Side) -> list[FeatureSource]:
-    """Return the sources that tell which users, or which items, there are."""
+    """Return the sources that list the existing users or items."""
     name = USER_ID if side.side == "user" else ITEM_ID
     return [
         FeatureSource.of(each.view.batch_source, {name: each.view.join_keys[0]}, what=f"view {each.view.name!r}")
@@ -120,12 +120,12 @@ def entity_sources(side: Side) -> list[FeatureSource]:
 
 
 def slice_source(store: Any, source: FeatureSource, rows: int) -> list[SourceSlice]:
-    """Cut a source into slices of about `rows` rows (files) or into stretches of time (anything else).
+    """Divide a source into slices of about `rows` rows (files) or into time intervals (other sources).
 
     Raises:
-        FeatureStoreError: a file is missing or cannot be reached.
-        DataError: a file is no Parquet file.
-        SchemaError: a wanted column is missing, or the time is no timestamp.
+        FeatureStoreError: a file is missing or unreachable.
+        DataError: a file is not a Parquet file.
+        SchemaError: a requested column is missing, or the time is not a timestamp.
     """
     if is_parquet(source.source) and reads_files(store.config):
         return _slice_files(source, Path(str(store.repo_path)), rows)
@@ -133,14 +133,14 @@ def slice_source(store: Any, source: FeatureSource, rows: int) -> list[SourceSli
 
 
 def slice_time(source: FeatureSource, now: datetime) -> list[SourceSlice]:
-    """Cut a source into stretches of time that together hold all rows with a time, also those to come.
+    """Divide a source into time intervals that together cover all rows with a time, future rows included.
 
-    A stretch without rows costs one short query.
+    An interval without rows costs one short query.
     """
     bounds: list[datetime | None] = [None, FIRST_TIME]
     while (start := bounds[-1]) is not None:
         bounds.append(start + STRETCH if start + STRETCH < now else None)
-    # Numbers far apart keep the order of the stretches.
+    # Row numbers far apart keep the order of the intervals.
     return [
         SourceSlice(source, first_row=number << 40, start=start, end=end)
         for number, (start, end) in enumerate(itertools.pairwise(bounds))
@@ -169,12 +169,12 @@ def _slice_files(source: FeatureSource, repo: Path, rows: int) -> list[SourceSli
 
 
 def read_slice(config: RepoConfig, part: SourceSlice) -> pa.Table:
-    """Read a slice: the wanted columns by their new names, ids as strings, `event_timestamp` in UTC microseconds.
+    """Read a slice: the columns by their new names, ids as strings, `event_timestamp` in UTC microseconds.
 
     Raises:
-        DataError: a file is damaged; it is named.
+        DataError: names the damaged file.
         SchemaError: an id is neither text nor a whole number, or a time is out of range.
-        FeatureStoreError: a file cannot be reached, or the offline store does not answer.
+        FeatureStoreError: a file is unreachable, or the offline store does not respond.
     """
     source = part.source
     time = source.time
@@ -216,7 +216,7 @@ def as_ids(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
     """Return ids as strings.
 
     Raises:
-        SchemaError: they are neither texts nor whole numbers.
+        SchemaError: the column is neither text nor whole numbers.
     """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -1,7 +1,7 @@
-"""Rows of some entities deleted from the online store, with their keys: an empty row would keep the id.
+"""Deletes the online-store rows of entities, keys included, because an empty row would keep the id.
 
-An open feature store, a join key and ids come in; every feature view of that entity loses the rows. Feast (0.67) has no
-call for it, so the three stores that are known here are asked themselves.
+Input: an open feature store, a join key and ids; the rows are deleted from every feature view of that entity. Feast
+(0.67) has no call for it, so this module accesses the three supported stores directly.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from rec_ray.feature_store.api import (
 )
 
 KNOWN = ("sqlite", "postgres", "redis")
-"""Types of online stores from which rows are deleted."""
+"""Types of online stores that support deletion."""
 
 
 def delete_online_rows(store: FeatureStore, key: str, ids: Sequence[str | int]) -> list[str]:
-    """Delete the rows of some entities in all views with this join key alone; return the views.
+    """Delete the rows of entities in all views keyed by this join key alone; return the views.
 
     Raises:
-        FeatureStoreError: the online store is of another type, does not answer or refuses.
+        FeatureStoreError: the online store is of another type, does not respond or rejects the request.
     """
     kind = str(store.config.online_store.type)
     if kind not in KNOWN:
@@ -64,7 +64,7 @@ def _delete_in_tables(store: FeatureStore, online: Any, kind: str, views: Sequen
             for name in names:
                 for each in serialized:
                     connection.execute(f'DELETE FROM "{name}" WHERE entity_key = ?', (each,))
-            # Else the bytes of deleted rows stay in free pages of the file.
+            # Without VACUUM the bytes of deleted rows stay in free pages of the file.
         connection.execute("VACUUM")
         return
     with online._get_conn(config, autocommit=True) as connection, connection.cursor() as cursor:

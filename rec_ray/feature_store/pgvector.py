@@ -1,7 +1,7 @@
-"""The index over vectors in a PostgreSQL online store, which Feast leaves out: whether it is there, and making it.
+"""Vector index of a PostgreSQL online store, which Feast does not create: check for it, create it, drop it.
 
-An open feature store and push targets come in; the views without an index go out, or the index is made. Other online
-stores look after their own vectors. It does not know which vectors lie there or who asks for neighbours.
+Input: an open feature store and push targets. Output: the views without an index, or the created index. Other online
+stores index their vectors themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rec_ray.storage.sql_errors import cause_of
 
 Kind = Literal["hnsw", "ivfflat"]
 OPERATORS = {"cosine": "vector_cosine_ops", "dot": "vector_ip_ops"}
-"""Similarity of a model -> how pgvector orders by it."""
+"""Similarity of a model -> operator class of pgvector."""
 _INDEXES = """
     SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
     WHERE i.indrelid = to_regclass(:table) AND i.indisvalid AND a.amname IN ('hnsw', 'ivfflat')
@@ -29,16 +29,16 @@ _INDEXES = """
 
 
 def has_vectors_in_postgres(store: FeatureStore) -> bool:
-    """Say whether the online store is a PostgreSQL that keeps vectors for pgvector."""
+    """Return whether the online store is a PostgreSQL that stores vectors for pgvector."""
     online = store.config.online_store
     return str(online.type) == "postgres" and bool(online.vector_enabled)
 
 
 def missing_vector_indexes(store: FeatureStore, targets: Iterable[PushTarget]) -> list[str]:
-    """Return the views with vectors in PostgreSQL that have no index over them; none for other online stores.
+    """Return the views with vectors in PostgreSQL that have no vector index; none for other online stores.
 
     Raises:
-        FeatureStoreError: the online store does not answer.
+        FeatureStoreError: the online store does not respond.
     """
     with_vectors = [target for target in targets if target.vectors]
     if not has_vectors_in_postgres(store) or not with_vectors:
@@ -52,15 +52,14 @@ def missing_vector_indexes(store: FeatureStore, targets: Iterable[PushTarget]) -
 
 
 def make_vector_index(store: FeatureStore, target: PushTarget, similarity: str, kind: Kind = "hnsw") -> bool:
-    """Make the index of a view's vectors and return True, or False when it has one.
+    """Create the index of a view's vectors and return True, or False if it exists already.
 
-    The column gets the length of the vectors that lie there, as pgvector indexes no column without: vectors of another
-    length cannot be pushed afterwards before `drop_vector_index`. Readers go on meanwhile, but for the moment in which
-    the column is changed.
+    The column takes the length of the stored vectors, because pgvector requires a fixed length for an index: vectors of
+    another length can only be pushed after `drop_vector_index`. Readers are blocked only while the column is altered.
 
     Raises:
-        DataError: no vector lies there yet, or they differ in length.
-        FeatureStoreError: the online store does not answer or refuses.
+        DataError: no vector is stored yet, or the vectors differ in length.
+        FeatureStoreError: the online store does not respond or rejects the statement.
     """
     if not has_vectors_in_postgres(store):
         raise DataError("only a PostgreSQL online store with vector_enabled: true takes an index from rec_ray")
@@ -75,7 +74,7 @@ def make_vector_index(store: FeatureStore, target: PushTarget, similarity: str, 
             found = "no vector yet; publish first" if not sizes else f"vectors of {sizes[0]} and {sizes[1]} numbers"
             raise DataError(f"the online table of view {target.view!r} holds {found}")
         connection.execute(sa.text(f"ALTER TABLE {table} ALTER COLUMN vector_value TYPE vector({int(sizes[0])})"))
-        # What an earlier attempt left behind half made.
+        # Remove the invalid index of an interrupted attempt.
         connection.execute(sa.text(f"DROP INDEX CONCURRENTLY IF EXISTS {_index(store, target, connection)}"))
         name = connection.dialect.identifier_preparer.quote(_index_name(store, target))
         connection.execute(
@@ -85,10 +84,10 @@ def make_vector_index(store: FeatureStore, target: PushTarget, similarity: str, 
 
 
 def drop_vector_index(store: FeatureStore, target: PushTarget) -> None:
-    """Remove the index, and let the column take vectors of any length again.
+    """Drop the index, so that the column accepts vectors of any length again.
 
     Raises:
-        FeatureStoreError: the online store does not answer or refuses.
+        FeatureStoreError: the online store does not respond or rejects the statement.
     """
     with _connected(store) as connection:
         connection.execute(sa.text(f"DROP INDEX CONCURRENTLY IF EXISTS {_index(store, target, connection)}"))
@@ -114,7 +113,7 @@ def _index(store: FeatureStore, target: PushTarget, connection: Connection) -> s
 
 
 def _qualified(store: FeatureStore, name: str, connection: Connection) -> str:
-    """Return a name with its schema, quoted: names cannot be parameters."""
+    """Return a name with its schema, quoted, because SQL names cannot be parameters."""
     quote = connection.dialect.identifier_preparer.quote_identifier
     online = store.config.online_store
     return f"{quote(online.db_schema or online.user)}.{quote(name)}"
@@ -122,7 +121,7 @@ def _qualified(store: FeatureStore, name: str, connection: Connection) -> str:
 
 @contextlib.contextmanager
 def _connected(store: FeatureStore) -> Iterator[Connection]:
-    """Connect as Feast does; each statement is a transaction of its own, as making an index beside writers wants."""
+    """Connect as Feast does, in autocommit, because CREATE INDEX CONCURRENTLY cannot run inside a transaction."""
     online: Any = store.config.online_store
     address = sa.URL.create(
         "postgresql+psycopg", online.user, online.password, online.host, online.port, online.database
@@ -145,4 +144,4 @@ def _connected(store: FeatureStore) -> Iterator[Connection]:
             yield connection
     except SQLAlchemyError as error:
         cause = cause_of(error, [online.password])
-        raise FeatureStoreError(f"the online store at {online.host}:{online.port} refused: {cause}") from None
+        raise FeatureStoreError(f"the online store at {online.host}:{online.port} failed: {cause}") from None

@@ -1,7 +1,7 @@
-"""Feast inside Ray tasks: a configuration that travels, one store a process, a point-in-time join that loses no row.
+"""Feast inside Ray tasks: a portable configuration, one store per process, a point-in-time join that loses no row.
 
-The configuration of the driver's store comes in (`portable_config`), features of entities as of given times go out, a
-row for each row and in the same order. Which features mean what, and how rows are cut into tasks, others decide.
+Input: the configuration of the driver's store (`portable_config`). Output: features of entities as of given times, one
+row per input row in the same order. Callers choose the features and divide rows into tasks.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from rec_ray.schema import EVENT_TIMESTAMP
 _ROW = "rec_ray_row"
 _SECRET_NAME = re.compile(r"password|passwd|secret|token|access_key|api_key", re.IGNORECASE)
 _SECRET_IN_TEXT = re.compile(r"://[^:/@\s]*:([^@\s]+)@|(?:password|passwd|pwd)=([^,;&\s]+)", re.IGNORECASE)
-"""Names of settings that are secrets, and what stands for a password in an address or a Redis connection string."""
+"""Names of secret settings, and the pattern of a password in an address or a Redis connection string."""
 _SQLITE_FILE = re.compile(r"^(?P<driver>sqlite(?:\+\w+)?://)/(?P<file>[^?]+)(?P<rest>.*)$")
 
 
 def portable_config(store: FeatureStore) -> RepoConfig:
-    """Return the store's configuration so that it means the same in a process that works in another folder.
+    """Return the store's configuration with absolute paths, for processes with another working folder.
 
-    Feast resolves a relative registry file against the working folder when it is given a configuration (0.67).
+    Feast (0.67) resolves a relative registry file against the working folder if the store opens from a configuration.
     """
     repo = Path(store.repo_path).resolve()
     config = store.config.model_copy(update={"repo_path": repo})
@@ -51,7 +51,7 @@ def portable_config(store: FeatureStore) -> RepoConfig:
 
 
 def _absolute(path: str, repo: Path, kind: str) -> str:
-    """Return where a registry lies, relative to no folder: a file, or a SQLite database."""
+    """Return the absolute path of a registry: a file, or a SQLite database."""
     if kind == "file" and "://" not in path and not Path(path).is_absolute():
         return str(repo / path)
     address = _SQLITE_FILE.match(path)
@@ -61,7 +61,7 @@ def _absolute(path: str, repo: Path, kind: str) -> str:
 
 
 def secrets_in(config: RepoConfig) -> list[str]:
-    """Return the passwords, keys and tokens that a feature_store.yaml holds, so that they are never shown."""
+    """Return the passwords, keys and tokens of a feature_store.yaml, so that logs can mask them."""
     found: list[str] = []
 
     def look(name: str, value: object) -> None:
@@ -82,9 +82,9 @@ def secrets_in(config: RepoConfig) -> list[str]:
 
 @contextlib.contextmanager
 def in_repo(config: RepoConfig) -> Iterator[None]:
-    """Work in the folder of the repository, where it is on this machine.
+    """Change the working folder to the repository if it exists on this machine.
 
-    Feast's DuckDB store resolves the relative path of a file source against the working folder (0.67).
+    Feast's DuckDB store (0.67) resolves the relative path of a file source against the working folder.
     """
     folder = config.repo_path
     with contextlib.chdir(folder) if folder and Path(folder).is_dir() else contextlib.nullcontext():
@@ -92,18 +92,18 @@ def in_repo(config: RepoConfig) -> Iterator[None]:
 
 
 def store_in_task(config: RepoConfig) -> FeatureStore:
-    """Return this process's store; it is opened once, as that costs seconds."""
+    """Return this process's store; it is opened once, because opening takes seconds."""
     return get_or_create(f"feast {config.project} {config.repo_path}", lambda: FeatureStore(config=config))
 
 
 def point_in_time(config: RepoConfig, join: FeatureJoin, ids: pa.Array, times: pa.Array) -> pa.Table:
-    """Return the columns of a join for entities as of given times: a row for each row, in the same order.
+    """Return the columns of a join for entities as of given times: one row per input row, in the same order.
 
     ids: [n] strings, n at least 1; times: [n] UTC.
 
     Raises:
-        FeatureStoreError: a file or the offline store fails, or it does not return each row exactly once.
-        SchemaError: a view has whole numbers as ids where `ids` are none, or a file has another type than it declares.
+        FeatureStoreError: a file or the offline store fails, or the store does not return each row exactly once.
+        SchemaError: a view has whole numbers as ids but `ids` has others, or a file has another type than declared.
     """
     if not (join.is_on_files and reads_files(config)):
         return _ask_offline_store(config, join, ids, times)
@@ -119,7 +119,7 @@ def point_in_time(config: RepoConfig, join: FeatureJoin, ids: pa.Array, times: p
 
 
 def _ask_offline_store(config: RepoConfig, join: FeatureJoin, ids: pa.Array, times: pa.Array) -> pa.Table:
-    """Return the columns of a join from Feast's offline store, whichever it is."""
+    """Return the columns of a join from Feast's offline store."""
     store = store_in_task(config)
     keys = {view.key: as_key(ids, _key_type(view), view) for view in join.sources}
     entity = pa.table({**keys, EVENT_TIMESTAMP: times, _ROW: np.arange(len(ids))}).to_pandas()
@@ -127,8 +127,8 @@ def _ask_offline_store(config: RepoConfig, join: FeatureJoin, ids: pa.Array, tim
     asked += [(view.name, view.fields) for view in join.computed]
     wanted = [(view, name, field) for view, fields in asked for name, field in fields.items()]
     short = [field for _, _, field in wanted]
-    # References, not a service: a service would join every view that it has. Long names only where short ones clash:
-    # some databases cut names of more than 63 characters.
+    # References instead of a service, which would join all of its views. Long names only if short ones collide, because
+    # some databases truncate names of more than 63 characters.
     long = len(set(short)) < len(short) or not set(short).isdisjoint(entity.columns)
     references = [f"{view}:{field}" for view, _, field in wanted]
     try:
@@ -148,11 +148,11 @@ def _ask_offline_store(config: RepoConfig, join: FeatureJoin, ids: pa.Array, tim
     if len(rows) != len(entity) or not np.array_equal(np.sort(rows), np.arange(len(entity))):
         raise FeatureStoreError(
             f"the offline store {config.offline_store.type!r} returned {len(rows):,} rows for {len(entity):,} of "
-            f"{join.what}: it drops or repeats rows that share an entity and a time, so its answers cannot be used"
+            f"{join.what}: it drops or repeats rows that share an entity and a time, so its result cannot be used"
         )
     order = pa.array(np.argsort(rows))
     columns = {name: joined[names[name]].take(order) for name in join.columns}
-    # PostgreSQL gives times without their zone.
+    # PostgreSQL returns times without a zone.
     times_in = {name for name, column in columns.items() if pa.types.is_timestamp(column.type)}
     return pa.table({name: as_utc(c, name, join.what) if name in times_in else c for name, c in columns.items()})
 
@@ -163,7 +163,7 @@ def read_items(
     """Return fields of a few items as of now: field -> item id -> value.
 
     Raises:
-        ConfigError: there is no such field.
+        ConfigError: a field is missing.
         FeatureStoreError: the offline store fails.
     """
     if not fields or not item_ids:
@@ -175,5 +175,5 @@ def read_items(
 
 
 def _key_type(view: JoinedView) -> pa.DataType:
-    """Return the type that the offline store knows the ids of a view by: it does not join text to numbers."""
+    """Return the id type of a view in the offline store, which does not join text to numbers."""
     return view.key_kind if view.key_kind is not None and pa.types.is_integer(view.key_kind) else pa.string()

@@ -1,8 +1,7 @@
-"""The feature view behind a push source, and candidates as the rows that it takes.
+"""Feature view behind a push source, and the conversion of candidates to rows of that view.
 
-A store and the name of a push source come in; a `PushTarget` goes out, which says under what names and types the view
-has the columns of candidates, and turns them into frames to push and answers to compare. It does not know how rows are
-read, spread or counted.
+Input: a store and the name of a push source. Output: a `PushTarget`, which maps the columns of candidates to the names
+and types of the view; with it candidates become frames to push, and online rows are read back for comparison.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ FIELD_NAMES: Mapping[str, Sequence[str]] = {
     SIMILAR_SCORES: (SIMILAR_SCORES,),
     MODEL_VERSION: (MODEL_VERSION,),
 }
-"""Names of a candidate column in a feature view, the usual one first; other columns have the name of their field."""
+"""Names of a candidate column in a feature view, the default first; other columns have the name of their field."""
 REQUIRED = (EMBEDDING, ITEM_IDS, SIMILAR_IDS)
 
 
 @dataclass(frozen=True)
 class VectorField:
-    """Declared properties of a vector field of a view, None if undeclared."""
+    """Properties that a view declares for a vector field, None if undeclared."""
 
     metric: str | None = None
     length: int | None = None
@@ -46,13 +45,13 @@ class VectorField:
 
 @dataclass(frozen=True)
 class PushTarget:
-    """A push source with the view behind it.
+    """A push source and the view that it feeds.
 
     fields: our column -> the view's field. key: the view's join key; entity: our column with its values.
-    types: the type that the view has the key and each field as. times: columns that take the time of the push.
-    vectors: our columns that hold one vector each -> what the view says of it.
-    offline_is_file: whether what goes to the offline store is appended to a file.
-    keeps_empty_numbers: whether the online store holds an empty list of numbers; pgvector knows no empty vector.
+    types: the view's type of the key and of each field. times: columns that take the time of the push.
+    vectors: our columns that contain one vector each -> its declaration in the view.
+    offline_is_file: whether the offline store appends to a file.
+    keeps_empty_numbers: whether the online store can store an empty list of numbers; pgvector has no empty vector.
     """
 
     source: str
@@ -69,7 +68,7 @@ class PushTarget:
 
 @dataclass(frozen=True)
 class Push:
-    """Properties that all rows of one push source share. folder: that of the candidates. sizes: numbers of each vector,
+    """Properties that all rows of one push source share. folder: of the candidates. sizes: numbers of each vector,
     by our column. erased: forgotten users and items, which are left out.
     """
 
@@ -84,11 +83,11 @@ class Push:
 
 
 def find_push_target(store: FeatureStore, source: str, entity: str, columns: Sequence[str]) -> PushTarget:
-    """Find the view that a push source feeds and which of our columns it has.
+    """Find the view that a push source feeds and the columns of ours that it has.
 
     Raises:
-        ConfigError: there is no such push source, or no view is fed by it.
-        SchemaError: the view lacks a field that is needed, or has one that candidates have nothing for.
+        ConfigError: the push source is missing or feeds no view.
+        SchemaError: the view lacks a required field, or has a field that candidates do not have.
     """
     views = [view for view in read_registry(store).views.values() if _push_source_of(view) == source]
     if not views:
@@ -112,8 +111,8 @@ def find_push_target(store: FeatureStore, source: str, entity: str, columns: Seq
     if further:
         raise SchemaError(
             f"feature view {view.name!r} has the fields {list_names(further)}, which candidates do not have; "
-            "Feast pushes whole rows only, so move them to another view, or, where they are vectors "
-            "of a view that is searched, declare them in section `search`"
+            "Feast pushes whole rows only, so move them to another view, or, if they are vectors "
+            "of a search view, declare them in section `search`"
         )
     if len(view.join_keys) != 1:
         raise SchemaError(f"feature view {view.name!r} has the join keys {list_names(view.join_keys)}; expected one")
@@ -150,14 +149,14 @@ METRICS = {
     "cosine": {"cosine"},
     "dot": {"dot", "dot_product", "inner_product", "ip"},
 }
-"""Similarity of a model -> what a feature view may call it."""
+"""Similarity of a model -> its metric names in feature views."""
 
 
 def require_same_space(target: PushTarget, similarity: str, embedding_size: int) -> None:
-    """Check that a view searches its vectors as the model compares them.
+    """Check that a view declares the similarity and the vector length of the model.
 
     Raises:
-        SchemaError: the view names another metric, or another length of its vectors.
+        SchemaError: the view declares another metric or another vector length.
     """
     for vector in target.vectors.values():
         if vector.metric is not None and vector.metric.lower() not in METRICS[similarity]:
@@ -176,7 +175,7 @@ def require_same_space(target: PushTarget, similarity: str, embedding_size: int)
 def is_published(store: FeatureStore, settings: PublishSettings) -> bool:
     """Return whether candidates are pushed: the repository has one of the push sources, or a setting names another.
 
-    A repository without any of the usual ones is read and not written.
+    A repository without any of the default push sources is only read.
 
     Raises:
         ConfigError, FeatureStoreError: as `read_registry`.
@@ -198,16 +197,16 @@ def _push_source_of(view: FeatureView) -> str | None:
 
 
 def require_offline_types(target: PushTarget) -> None:
-    """Check that the offline store takes what is pushed.
+    """Check that the offline store accepts the pushed rows.
 
     Raises:
-        SchemaError: it is a file and the view has lists of texts, which Feast (0.67) appends to no file.
+        SchemaError: it is a file and the view has lists of texts, which Feast (0.67) cannot append to a file.
     """
     texts = pa.list_(pa.string())
     names = [name for name in target.fields.values() if target.types.get(name) == texts]
     if target.offline_is_file and names:
         raise SchemaError(
-            f"view {target.view!r} has lists of texts in {list_names(names)}, which Feast appends to no file; set "
+            f"view {target.view!r} has lists of texts in {list_names(names)}, which Feast cannot append to a file; set "
             "publish.push_mode: online, or give the view a source in a SQL offline store"
         )
 
@@ -216,7 +215,7 @@ def push_frame(batch: pa.Table, target: PushTarget, version: str, published_at: 
     """Return a batch of candidates as the frame that Feast pushes.
 
     Raises:
-        SchemaError: the view has a whole number as key or as item ids, and an id is none.
+        SchemaError: the view has whole numbers as key or item ids, and an id is not one.
     """
     columns = {target.key: batch[target.entity]}
     for column, name in target.fields.items():
@@ -227,14 +226,14 @@ def push_frame(batch: pa.Table, target: PushTarget, version: str, published_at: 
 def tombstone_frame(
     ids: pa.Array, target: PushTarget, version: str, published_at: datetime, sizes: Mapping[str, int]
 ) -> pd.DataFrame:
-    """Return the frame that says of entities that they are no more: empty lists, no vector.
+    """Return the frame that clears the rows of departed entities: empty lists, no vector.
 
-    ids: [n] strings. sizes: numbers of each vector, by our column. Where nothing else would be in the row, vectors of
-    zeros stand for none: Feast leaves rows out in which every field is null (0.67), and no search by cosine finds
-    zeros.
+    ids: [n] strings. sizes: numbers of each vector, by our column. If the row would have no other value, it takes
+    vectors of zeros instead of nulls: Feast (0.67) omits rows in which every field is null, and a search by cosine
+    never returns zeros.
 
     Raises:
-        SchemaError: the view has a whole number as key, and an id is none.
+        SchemaError: the view has a whole number as key, and an id is not one.
     """
     n = len(ids)
     only_vectors = set(target.fields) == set(target.vectors)
@@ -261,14 +260,14 @@ def _frame(columns: Mapping[str, Any], target: PushTarget, published_at: datetim
 
 
 def _series(values: Any) -> pd.Series[Any]:
-    """Return a column for a frame; one that is null throughout keeps its type, which Feast would not know otherwise."""
+    """Return a column for a frame; an all-null column keeps its type, which Feast could not infer otherwise."""
     if values.null_count < len(values):
         return values.to_pandas()
     return pd.Series(pd.arrays.ArrowExtensionArray(values))
 
 
 def _storable(target: PushTarget, values: Any) -> Any:
-    """Return a column with null for empty lists of numbers where the online store cannot hold them."""
+    """Return a column with nulls for empty lists of numbers if the online store cannot store them."""
     kind = values.type
     if target.keeps_empty_numbers or not pa.types.is_list(kind) or pa.types.is_string(kind.value_type):
         return values
@@ -276,35 +275,35 @@ def _storable(target: PushTarget, values: Any) -> Any:
 
 
 def as_type_of(target: PushTarget, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return values with the type that the view has a column as.
+    """Return values with the view's type of a column.
 
     Raises:
-        SchemaError: it does not hold them.
+        SchemaError: the type cannot represent the values.
     """
     kind = target.types.get(name, values.type)
     try:
         return values.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SchemaError(
-            f"feature view {target.view!r} has {name!r} as {kind}, which does not hold what candidates have: {error}"
+            f"feature view {target.view!r} has {name!r} as {kind}, which cannot represent the candidates: {error}"
         ) from None
 
 
 def read_online(
     store: FeatureStore, target: PushTarget, ids: Sequence[str], fields: Sequence[str] | None = None
 ) -> dict[str, list[Any]]:
-    """Read a view's fields of some entities from the online store; an unknown one has null everywhere.
+    """Read fields of a view for some entities from the online store; an unknown entity has only nulls.
 
-    fields: some of the view's, all that are pushed when None.
+    fields: some of the view's; None reads all pushed fields.
 
     Raises:
-        FeatureStoreError: the online store does not answer.
-        SchemaError: the view has a whole number as key, and an id is none.
+        FeatureStoreError: the online store does not respond.
+        SchemaError: the view has a whole number as key, and an id is not one.
     """
     features = [f"{target.view}:{name}" for name in fields or target.fields.values()]
     keys = {target.key: as_type_of(target, target.key, pa.array(ids, pa.string())).to_pylist()}
     try:
         answer: dict[str, list[Any]] = store.get_online_features(features=features, entity_rows=keys).to_dict()
     except Exception as error:
-        raise FeatureStoreError(f"the online store did not answer for view {target.view!r}: {error}") from error
+        raise FeatureStoreError(f"the online store did not respond for view {target.view!r}: {error}") from error
     return answer

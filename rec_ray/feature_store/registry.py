@@ -1,7 +1,6 @@
-"""The definitions in a Feast registry, read once for a caller: views, on-demand views, feature services.
+"""Definitions of a Feast registry, read once per caller: views, on-demand views, feature services.
 
-An open store comes in, a `Registry` goes out; a registry that does not answer, or that nothing was applied to, is an
-error in one line.
+Input: an open store. Output: a `Registry`; an unreachable or empty registry raises an error of one line.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from rec_ray.errors import ConfigError, FeatureStoreError, list_names
 from rec_ray.feature_store.api import FeatureService, FeatureStore
 
 MESSAGE_LENGTH = 300
-"""Characters of somebody else's error that are shown; gRPC repeats itself over pages."""
+"""Characters of a foreign error message that are shown, because gRPC messages fill pages."""
 
 
 @dataclass(frozen=True)
 class Registry:
     """The definitions of one project, by name.
 
-    views: those with rows of their own, stream views included. computed: on-demand views. entities: join key -> name.
+    views: views with rows of their own, stream views included. computed: on-demand views. entities: join key -> name.
     """
 
     project: str
@@ -37,7 +36,7 @@ def read_registry(store: FeatureStore) -> Registry:
 
     Raises:
         ConfigError: nothing was applied to the registry.
-        FeatureStoreError: the registry does not answer.
+        FeatureStoreError: the registry does not respond.
     """
     try:
         found = {view.name: view for view in store.list_all_feature_views()}
@@ -67,7 +66,7 @@ def is_computed(view: Any) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return somebody else's error in one short line."""
+    """Return the type and the shortened first line of a foreign error."""
     details = getattr(error, "details", None)
     text = details() if callable(details) else str(error)
     text = " ".join(str(text or error).split()) or type(error).__name__
@@ -75,7 +74,7 @@ def first_line(error: Exception) -> str:
 
 
 def hint(name: str, names: Iterable[str]) -> str:
-    """Return words for an error about a name that is not there: the nearest one, or all."""
+    """Return the end of an error about a missing name: the most similar name, or all names."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {list_names(names, 30)}"

@@ -1,7 +1,7 @@
-"""A feature repository opened, its feature_store.yaml read before Feast reads it, so that no error shows its content.
+"""Opens a feature repository. It reads feature_store.yaml before Feast does, so that no error shows its content.
 
-The folder comes in and an open `FeatureStore` goes out, its passwords hidden from every log line. Errors name the line
-and the column, never the content.
+Input: the folder. Output: an open `FeatureStore` whose passwords are masked in all log lines. Errors name the line and
+the column, never the content.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def open_store(repo: str | Path) -> FeatureStore:
     repo: the folder with feature_store.yaml, or that file by another name.
 
     Raises:
-        ConfigError: the folder or its feature_store.yaml is not there or cannot be read.
-        FeatureStoreError: the registry cannot be reached.
+        ConfigError: the folder or its feature_store.yaml is missing or unreadable.
+        FeatureStoreError: the registry is unreachable.
     """
     path = Path(repo)
     file = path if path.is_file() else path / "feature_store.yaml"
@@ -39,7 +39,7 @@ def open_store(repo: str | Path) -> FeatureStore:
         store = FeatureStore(repo_path=folder, fs_yaml_file=file)
         hide_secrets(secrets_in(store.config))
         return FeatureStore(repo_path=folder, config=portable_config(store))
-    # From None: the traceback of the original would print its text, with the values of the file in it.
+    # `from None`, because the traceback of the original would print the values of the file.
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read: {without_content(error)}") from None
     except Exception as error:
@@ -48,27 +48,27 @@ def open_store(repo: str | Path) -> FeatureStore:
 
 
 def read_secrets(path: Path) -> list[str]:
-    """Return the passwords, keys and tokens in a feature_store.yaml, with variables of the environment filled in.
+    """Return the passwords, keys and tokens of a feature_store.yaml, with environment variables substituted.
 
     Raises:
-        ConfigError: it is no YAML mapping.
+        ConfigError: the file is not a YAML mapping.
     """
     try:
         values = yaml.safe_load(os.path.expandvars(path.read_text(encoding="utf-8")))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path} is no valid YAML{where}; correct it there") from None
+        raise ConfigError(f"{path} is not valid YAML{where}; correct it there") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is no valid YAML ({type(error).__name__}); correct it") from None
+        raise ConfigError(f"{path} is not valid YAML ({type(error).__name__}); correct it") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no mapping of settings; see the documentation of Feast")
+        raise ConfigError(f"{path} contains no mapping of settings; see the documentation of Feast")
     parts: Any = SimpleNamespace(**{name: values.get(name) for name in ("registry", "offline_store", "online_store")})
     return secrets_in(parts)
 
 
 def without_content(error: BaseException) -> str:
-    """Return what is wrong with settings of Feast, without their values: pydantic repeats them, cut and uncut."""
+    """Return an error about Feast settings without their values, which pydantic repeats in its messages."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ValidationError):

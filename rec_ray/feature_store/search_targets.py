@@ -1,7 +1,7 @@
-"""The views that are searched by text or image: found behind their push sources, and checked against the vectors.
+"""Search views for text and image vectors, found by their push sources and checked against the vectors.
 
-A store, settings or the manifest of candidates come in; a `PushTarget` for each folder of vectors goes out, or words on
-what is missing. It does not know how vectors are made or pushed.
+Input: a store, and the settings or the manifest of candidates. Output: a `PushTarget` for each folder of vectors, or
+messages about missing views and encoders.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Dimensions = Mapping[str, Mapping[str, int]]
 
 
 def find_search_targets(store: FeatureStore, settings: SearchSettings) -> dict[str, PushTarget]:
-    """Return the target of each folder of vectors that the settings ask for.
+    """Return the target of each folder of vectors that the settings enable.
 
     Raises:
-        ConfigError: there is no such push source, or no view is fed by it.
+        ConfigError: a push source is missing or feeds no view.
         SchemaError: its view has other fields.
     """
     there = push_sources(store)
@@ -45,13 +45,13 @@ def find_search_targets(store: FeatureStore, settings: SearchSettings) -> dict[s
 def stored_search_targets(
     store: FeatureStore, settings: SearchSettings, manifest: CandidatesManifest
 ) -> dict[str, PushTarget]:
-    """Return the target of each folder of vectors that candidates have, whatever made them.
+    """Return the target of each folder of vectors that the candidates contain, also those of earlier settings.
 
-    What the repository no longer has and the settings do not ask for is said and left out, and so is what the settings
-    ask for and the candidates lack.
+    Two cases are logged and left out: folders whose view is gone from the repository and not enabled in the settings,
+    and views that the settings enable but for which the candidates have no vectors.
 
     Raises:
-        ConfigError, SchemaError: a view that is asked for is missing, or one does not fit.
+        ConfigError, SchemaError: an enabled view is missing, or a view does not match.
     """
     stored = stored_dimensions(manifest)
     find_search_targets(store, settings)
@@ -60,7 +60,7 @@ def stored_search_targets(
     for source in sorted(set(settings.vectors) - set(stored)):
         LOGGER.warning("version %s has no vectors to push to %s; run `rec-ray candidates`", version, source)
     for source in sorted(set(stored) - set(there)):
-        LOGGER.warning("the vectors of version %s for %s are not pushed: no view is fed by it", version, source)
+        LOGGER.warning("the vectors of version %s are not pushed: push source %s feeds no view", version, source)
     wanted = {source: fields for source, fields in stored.items() if source in there}
     targets = {source: find_push_target(store, source, ITEM_ID, list(fields)) for source, fields in wanted.items()}
     for source, target in targets.items():
@@ -69,15 +69,15 @@ def stored_search_targets(
 
 
 def stored_dimensions(manifest: CandidatesManifest) -> Dimensions:
-    """Return what the manifest of candidates says of vectors of search views; none of older candidates."""
+    """Return the vector dimensions of search views from the manifest of candidates; none for older candidates."""
     return {source: made.vectors for source, made in manifest.search.items()}
 
 
 def check_search_targets(store: FeatureStore, settings: SearchSettings, dimensions: Dimensions) -> None:
-    """Check that the views that the settings ask for are there and take such vectors.
+    """Check that the views that the settings enable exist and accept the vectors.
 
     Raises:
-        ConfigError, SchemaError: as `find_search_targets`, or a view takes vectors of another length or metric.
+        ConfigError, SchemaError: as `find_search_targets`, or a view declares another vector length or metric.
     """
     targets = find_search_targets(store, settings)
     for source, fields in dimensions.items():
@@ -85,20 +85,20 @@ def check_search_targets(store: FeatureStore, settings: SearchSettings, dimensio
 
 
 def list_unfed_views(store: FeatureStore, settings: SearchSettings) -> list[str]:
-    """Say of each view that the repository has and no encoder feeds which setting would."""
+    """Return a message for each search view without an encoder, with the setting that enables it."""
     there = push_sources(store)
     return [
-        f"the search view behind push source {source} is not fed; set {setting} to the model that its readers use"
+        f"the search view behind push source {source} has no encoder; set {setting} to the model that its readers use"
         for source, setting in settings.without_encoder.items()
         if source in there
     ]
 
 
 def require_fitting(target: PushTarget, dimensions: Mapping[str, int]) -> None:
-    """Check that a view searches vectors of unit length, and of such lengths.
+    """Check that a view declares cosine similarity and these vector dimensions.
 
     Raises:
-        SchemaError: it names another metric, or another length.
+        SchemaError: it declares another metric or another length.
     """
     for column, declared in target.vectors.items():
         name, kinds = target.fields[column], METRICS["cosine"] | METRICS["dot"]

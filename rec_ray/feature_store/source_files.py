@@ -1,7 +1,7 @@
-"""The Parquet files behind a Feast file source: a file, a folder or a pattern, on a disk or in an object store.
+"""Parquet files behind a Feast file source: a file, a folder or a pattern, on a disk or in an object store.
 
-A file source and the folder of its repository come in; open file systems, paths and checked schemas go out. Damaged,
-missing and unreachable files are told apart.
+Input: a file source and the folder of its repository. Output: open file systems, paths and checked schemas. Damaged,
+missing and unreachable files raise different errors.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from rec_ray.schema import TIMESTAMP
 from rec_ray.storage.object_store import s3_filesystem
 
 BATCH_ROWS = 131_072
-"""Rows of a file that are decoded at a time."""
+"""Rows of a file that are decoded at once."""
 
 
 def is_parquet(source: Any) -> bool:
     """Return whether the rows of a source are those of its Parquet files.
 
-    The files of a Delta table hold deleted rows too: only its log tells, and the offline store reads that.
+    The files of a Delta table also contain deleted rows; the offline store reads the log that lists them.
     """
     return isinstance(source, FileSource) and not isinstance(source.file_format, DeltaFormat)
 
 
 def reads_files(config: RepoConfig) -> bool:
-    """Return whether files that sources name can be read here; those of a remote offline store lie on its server."""
+    """Return whether source files are readable here; those of a remote offline store are on its server."""
     return str(config.offline_store.type) != "remote"
 
 
 def column_in_file(source: Any, name: str) -> str:
-    """Return what the files call a column of a view: the field mapping of the source is undone."""
+    """Return the name of a view's column in the files, with the field mapping of the source undone."""
     back = {new: old for old, new in dict(source.field_mapping or {}).items()}
     return back.get(name, name)
 
@@ -47,17 +47,17 @@ def column_in_file(source: Any, name: str) -> str:
 def find_files(source: Any, repo: Path, what: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:
     """Return the Parquet files of a file source in the order of their names.
 
-    what: the source in words, for errors.
+    what: description of the source, for errors.
 
     Raises:
-        FeatureStoreError: there is none, or the place cannot be reached.
+        FeatureStoreError: no file exists, or the location is unreachable.
     """
     uri = source.path
     try:
         if "://" in uri and not uri.startswith("file://"):
             endpoint = source.s3_endpoint_override
             if uri.startswith("s3://") and endpoint:
-                # Keys and region from the environment (AWS_...), as for Feast itself.
+                # Keys and region come from the environment (AWS_...), as for Feast itself.
                 filesystem: Any = s3_filesystem(endpoint)[0]
                 path = uri.removeprefix("s3://")
             else:
@@ -85,8 +85,8 @@ def read_footer(filesystem: pyarrow.fs.FileSystem, path: str, what: str) -> pq.F
     """Return the metadata of a Parquet file.
 
     Raises:
-        DataError: the file is damaged or no Parquet file.
-        FeatureStoreError: it cannot be reached.
+        DataError: the file is damaged or not a Parquet file.
+        FeatureStoreError: it is unreachable.
     """
     try:
         with filesystem.open_input_file(path) as handle:
@@ -96,7 +96,7 @@ def read_footer(filesystem: pyarrow.fs.FileSystem, path: str, what: str) -> pq.F
 
 
 def check_columns(schema: pa.Schema, columns: Iterable[str], time: str, where: str, what: str) -> bool:
-    """Check that a file has the columns and a timestamp; return whether the time has no zone.
+    """Check that a file has the columns and a timestamp; return True if the time has no zone.
 
     Raises:
         SchemaError: names file and columns.
@@ -128,7 +128,7 @@ def read_row_groups(
 
 
 def read_batches(filesystem: pyarrow.fs.FileSystem, path: str, columns: list[str], what: str) -> Iterator[pa.Table]:
-    """Yield columns of a Parquet file, some rows at a time.
+    """Yield columns of a Parquet file in batches of rows.
 
     Raises:
         DataError, FeatureStoreError: as `read_footer`.
@@ -142,12 +142,12 @@ def read_batches(filesystem: pyarrow.fs.FileSystem, path: str, columns: list[str
 
 
 def _open(handle: Any) -> pq.ParquetFile:
-    # In nanoseconds, the default for INT96, times after 2262 wrap round.
+    # In nanoseconds, the default for INT96, times after 2262 overflow.
     return pq.ParquetFile(handle, coerce_int96_timestamp_unit="us")
 
 
 def as_utc(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
-    """Return times in UTC microseconds; nanoseconds are cut, anything coarser must fit, without a zone they are UTC.
+    """Return times in UTC microseconds; nanoseconds are truncated, coarser units must fit, a missing zone means UTC.
 
     Raises:
         SchemaError: a time is out of range.
@@ -160,12 +160,12 @@ def as_utc(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
 
 
 def unreadable(filesystem: Any, path: str, what: str, error: Exception) -> RecRayError:
-    """Tell a damaged file from one that is gone or out of reach."""
+    """Return a DataError for a damaged file, a FeatureStoreError for a missing or unreachable one."""
     try:
         there = filesystem.get_file_info(path).type == pyarrow.fs.FileType.File
         filesystem.open_input_file(path).close()
     except OSError:
         there = False
     if there:
-        return DataError(f"{what}: {path} is damaged or no Parquet file: {error}")
+        return DataError(f"{what}: {path} is damaged or not a Parquet file: {error}")
     return FeatureStoreError(f"{what}: {path} cannot be reached: {error}")

@@ -1,8 +1,8 @@
-"""Computed candidates become those of their version: the manifest is replaced in one write, under the publishing lock.
+"""Commit of computed candidates to their version: one write replaces the manifest, under the publishing lock.
 
-The key of complete parts with a pending manifest comes in; afterwards `manifest.json` lists these parts, its sum is in
-the version database, and the ids of the candidates before are noted for the next push. Readers of the manifest before
-keep their parts until `rec-ray versions prune`.
+Input: the key of complete parts with a pending manifest. Afterwards `manifest.json` lists these parts, the version
+database has its sum, and the ids of the previous candidates are noted for the next push. Readers of the previous
+manifest keep their parts until `rec-ray versions prune`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rec_ray.versions.lock import PublishingLock
 from rec_ray.versions.registry import VersionDatabase
 
 LOCK_WAIT_SECONDS = 900
-"""Least time to wait for another publisher: hours of computation stand behind complete candidates."""
+"""Minimum wait for another publisher, because complete candidates may have taken hours to compute."""
 
 
 def reopen_candidates(storage: Storage, prefix: str) -> None:
-    """Make the present candidates the pending ones, unless some are pending, so that more can be added to them.
+    """Make the present candidates the pending ones, unless some are pending, so that parts can be added to them.
 
-    An attempt of a run that died after its commit leaves none.
+    An attempt that died after its commit leaves no pending candidates.
     """
     if not storage.exists(f"{prefix}/{PENDING}") and storage.exists(f"{prefix}/{MANIFEST}"):
         storage.write_checked(f"{prefix}/{PENDING}", storage.read_bytes(f"{prefix}/{MANIFEST}"))
@@ -41,13 +41,13 @@ def commit_candidates(
     prefix: str,
     lock: AbstractContextManager[PublishingLock],
 ) -> None:
-    """Replace the manifest of candidates by the pending one; without a pending one nothing is left to do.
+    """Replace the manifest of candidates by the pending one; do nothing without a pending one.
 
     prefix: key of the candidates of the version or of an increment. lock: entered when readers may have candidates of
     this version already.
 
     Raises:
-        DataError: a part of the new candidates is missing; the manifest before stays.
+        DataError: a part of the new candidates is missing; the previous manifest stays.
         LockedError: another run publishes, or took the lock over.
     """
     key = f"{prefix}/{PENDING}"
@@ -63,7 +63,7 @@ def commit_candidates(
         if held is not None:
             held.check()
         if is_base:
-            # Increments are older than the new candidates; their ids were noted.
+            # Existing increments are older than the new candidates, and their ids are noted already.
             storage.delete_prefix(increments_folder(version))
         database.record_candidates(version, candidates_name(version, prefix), hashlib.sha256(data).hexdigest())
         storage.write_checked(f"{prefix}/{MANIFEST}", data)
@@ -76,12 +76,12 @@ def candidates_name(version: str, prefix: str) -> str:
 
 
 def require_recorded(storage: Storage, database: VersionDatabase, version: str, prefix: str, sha256: str) -> None:
-    """Check that this program wrote a manifest of candidates: its sum is in the version database.
+    """Check that this program wrote a manifest of candidates, by its sum in the version database.
 
     Versions of an earlier program have no sum there and are accepted with a log line.
 
     Raises:
-        DataError: the sum is another.
+        DataError: the sum differs from every recorded one.
     """
     recorded = database.recorded_candidates(version)
     if not recorded:

@@ -1,7 +1,7 @@
-"""Users and items forgotten: deleted from candidates, from data of unfinished runs, reports and the online store.
+"""Deletion of users and items from candidates, data of unfinished runs, reports and the online store.
 
-A `Publisher` and ids come in; afterwards no later run reads them, no stored list names them, and the online store has
-no row of them. What lies outside, such as offline sources and backups, is named and left to its owner.
+Input: a `Publisher` and ids. Afterwards no later run reads them, no stored list contains them, and the online store has
+no row of them. Offline sources, backups and other outside places are reported and left to their owner.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NOT_TOUCHED = (
     "vocabularies of stored models, which hold ids of items",
     "logs of the cluster",
 )
-"""Places that only their owner can clear; those of the program log no ids."""
+"""Places that only their owner can clear. The log of this program contains no ids."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Forgotten:
 
 
 def forget(publisher: Publisher, users: Sequence[str], items: Sequence[str]) -> Forgotten:
-    """Forget users and items; it may be done again after a failure.
+    """Forget users and items; may be repeated after a failure.
 
-    `republish` of the result is the live version when its stored lists changed and have to be pushed once more.
+    `republish` of the result is the live version if its stored lists changed and must be pushed again.
 
     Raises:
         LockedError: another run publishes.
@@ -79,7 +79,7 @@ def forget(publisher: Publisher, users: Sequence[str], items: Sequence[str]) -> 
     storage, database = publisher.storage, publisher.database
     erased = Erased.of(users, items)
     with publisher.lock() as lock:
-        # First, so that whatever is written from now on is without them, also when this process dies.
+        # First, so that later writes leave them out even if this process dies.
         database.erase(users, items)
         rewritten, changed_lists = [], False
         live = database.live()
@@ -99,7 +99,7 @@ def forget(publisher: Publisher, users: Sequence[str], items: Sequence[str]) -> 
 
 
 def _prefixes(storage: Storage, version: str) -> list[str]:
-    """Return the keys of everything in the form of candidates below a version."""
+    """Return the keys of all folders in the format of candidates below a version."""
     below = [increments_folder(version), replaced_folder(version)]
     return [candidates_folder(version), *(f"{key}/{name}" for key in below for name in storage.folders(key))]
 
@@ -107,9 +107,9 @@ def _prefixes(storage: Storage, version: str) -> list[str]:
 def rewrite_candidates(
     storage: Storage, database: VersionDatabase, version: str, prefix: str, name: str, erased: Erased
 ) -> bool | None:
-    """Write the parts of candidates anew that hold forgotten ids; return whether lists of others changed.
+    """Rewrite the parts of candidates that contain forgotten ids; return whether lists of other users changed.
 
-    None: nothing was there to rewrite. Parts that no manifest lists any more are deleted, as they hold the ids.
+    None: there was nothing to rewrite. Parts that no manifest lists any more are deleted, because they contain the ids.
     """
     if not storage.exists(f"{prefix}/{name}"):
         return None
@@ -154,7 +154,7 @@ def _is_part(key: str) -> bool:
 
 
 def _lists_changed(before: pa.Table, after: pa.Table) -> bool:
-    """Return whether rows that stayed are other than they were."""
+    """Return whether the remaining rows changed."""
     return before.num_rows == after.num_rows
 
 
@@ -201,7 +201,7 @@ def _rewrite_files(storage: Storage, erased: Erased, ids: Sequence[str]) -> list
             if key.endswith("report.json") and _drop_examples(storage, key, ids):
                 done.append(storage.uri(key))
                 page = key.removesuffix("json") + "html"
-                # Made again by `rec-ray report` from the facts.
+                # `rec-ray report` renders it again from the facts.
                 storage.delete_prefix(page)
                 done.append(storage.uri(page))
     return done

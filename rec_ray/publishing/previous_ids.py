@@ -1,7 +1,7 @@
 """Ids already pushed from candidates that are about to be replaced.
 
-Stored candidates come in; their ids are written beside the version, as candidates of ids alone, so that the next push
-empties the rows of ids that the new candidates lack. The module uses neither Feast nor the database.
+Input: stored candidates. Their ids are written beside the version, as candidates that contain ids alone, so that the
+next push empties the rows of ids that the new candidates lack. The module uses neither Feast nor the database.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rec_ray.storage.object_store import Storage
 
 
 def replaced_folder(version: str) -> str:
-    """Return the key below which the ids of replaced candidates of a version lie."""
+    """Return the key of the folder with the ids of replaced candidates of a version."""
     return f"{model_folder(version)}/replaced"
 
 
 def pushed_candidates(storage: Storage, version: str) -> list[StoredCandidates]:
-    """Return the candidates of a version of which the feature store may hold rows; damaged ones are logged."""
+    """Return the candidates of a version that may have rows in the feature store; damaged ones are logged."""
     increments, replaced = increments_folder(version), replaced_folder(version)
     prefixes = [
         candidates_folder(version),
@@ -46,7 +46,7 @@ def pushed_candidates(storage: Storage, version: str) -> list[StoredCandidates]:
 def note_replaced(storage: Storage, version: str) -> None:
     """Write the ids of the candidates and the published increments of a version, which are about to be replaced.
 
-    Parts that cannot be read are left out with a warning: candidates that are computed anew are the way out of damage.
+    Unreadable parts are left out with a warning, because recomputing the candidates is how damage is repaired.
 
     Raises:
         StorageError: the store cannot be read or written.
@@ -60,7 +60,7 @@ def note_replaced(storage: Storage, version: str) -> None:
 
 
 def _write_ids(storage: Storage, candidates: StoredCandidates, prefix: str) -> None:
-    """Copy the ids of all parts that can be read, a part at a time; the manifest comes last."""
+    """Copy the ids of all readable parts, one part at a time; write the manifest last."""
     parts: dict[str, tuple[Part, ...]] = {}
     for folder in candidates.manifest.parts:
         paths, _ = readable_paths(storage, candidates, folder)

@@ -1,7 +1,7 @@
-"""Files of old versions and of replaced candidates removed, never those that a reader, a run or a rollback needs.
+"""Removal of the files of old versions and of replaced candidates, except those that a reader, run or rollback needs.
 
-A store, the version database and the publishing lock come in; what was removed and what was kept, with reasons, goes
-out. Rows of the database stay.
+Input: a store, the version database and the publishing lock. Output: removed and kept versions, with reasons. Rows of
+the database stay.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Pruned:
 def prune_versions(storage: Storage, database: VersionDatabase, lock: PublishingLock, keep: int) -> Pruned:
     """Remove the files of all versions but the newest `keep`, and the parts that no manifest lists any more.
 
-    Always kept: the live version and its parent, every version of a run that has not ended, and what was pushed to the
-    feature store since the live version was (a push that failed). lock: held by the caller.
+    Always kept: the live version and its parent, every version of a run that has not ended, and versions pushed since
+    the live version was published (a failed push). lock: the caller holds it.
 
     Raises:
         LockedError: the lock was lost.
-        StorageError: the store cannot be written; what was removed by then is gone.
+        StorageError: the store cannot be written; files removed before the error stay removed.
     """
     versions = stored_versions(storage)
     kept = _reasons_to_keep(storage, database, versions, keep)
@@ -57,7 +57,7 @@ def prune_versions(storage: Storage, database: VersionDatabase, lock: Publishing
 
 
 def _reasons_to_keep(storage: Storage, database: VersionDatabase, versions: list[str], keep: int) -> dict[str, str]:
-    """Return why a version is kept; the last reason that applies is the strongest."""
+    """Return the reason to keep each version; if several apply, the last one wins, as it is the strongest."""
     rows = database.list_versions()
     kept = dict.fromkeys(versions[:keep], "among the newest")
     kept |= {
@@ -65,13 +65,13 @@ def _reasons_to_keep(storage: Storage, database: VersionDatabase, versions: list
         for version in versions
         if storage.is_link(model_folder(version))
     }
-    kept |= dict.fromkeys(database.running(), "its run may go on")
+    kept |= dict.fromkeys(database.running(), "its run may continue")
     kept |= dict.fromkeys(database.pushed_since_live(), "pushed, in part at least, since the live one")
     if rows:
         if rows[0].parent is not None:
             kept[rows[0].parent] = "parent of the live one"
         kept[rows[0].version] = "live"
-    # Last: a ledger is one object to read for each version that would go.
+    # Last, because it reads one ledger per version that would be removed.
     going = set(versions) - set(kept)
     for each in database.reservations():
         if each.version in going and each.state != "refused" and is_unfinished(storage, each.run_id):
@@ -80,9 +80,9 @@ def _reasons_to_keep(storage: Storage, database: VersionDatabase, versions: list
 
 
 def _remove_replaced_parts(storage: Storage, version: str, lock: PublishingLock) -> int:
-    """Remove the parts of earlier generations of candidates; return how many.
+    """Remove the parts of earlier generations of candidates; return their number.
 
-    Parts of a later generation than the manifest's are of candidates that are being computed.
+    Parts of a later generation than that of the manifest belong to candidates that are being computed.
     """
     prefix = candidates_folder(version)
     if not storage.exists(f"{prefix}/{MANIFEST}"):
@@ -108,6 +108,6 @@ def _remove_replaced_parts(storage: Storage, version: str, lock: PublishingLock)
 
 
 def _generation_of(key: str) -> str:
-    """Return the generation that a part belongs to; empty for parts of format 1, which is before all others."""
+    """Return the generation of a part; empty for parts of format 1, which sorts before all others."""
     folder = key.split("/")[-2]
     return folder if GENERATION.fullmatch(folder) else ""

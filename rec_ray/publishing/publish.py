@@ -1,8 +1,8 @@
-"""A stored version made live: checked whole, pushed to Feast, then committed; also rolled back to, and increments.
+"""Publication of a stored version: check it completely, push it to Feast, then commit; also rollback and increments.
 
-A `Publisher`, with all that is needed of the outside world, and a version come in; afterwards the feature store holds
-the candidates of that version and the newest row of `model_version` names it, or neither has changed for a reader. It
-reads files and candidates only: no model is loaded.
+Input: a `Publisher` with the opened stores, and a version. Afterwards the feature store has the candidates of that
+version and the newest row of `model_version` names it, or readers still see the previous version. The module reads
+files and candidates only and loads no model.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ from rec_ray.versions.lock import PublishingLock
 from rec_ray.versions.registry import VersionDatabase, VersionRow
 
 FindWithdrawn = Callable[[str, str | None], Sequence[str]]
-"""Keys of the candidates to publish and of the live ones -> items that are left out."""
+"""Maps keys of the candidates to publish and of the live ones to the items to leave out."""
 
 
 @dataclass(frozen=True)
 class Publisher:
-    """All that a publication needs. owner: holder of the lock, in words for those who wait. run_id: of its run."""
+    """Opened stores and settings of a publication.
+
+    owner: description of the lock holder for waiting publishers. run_id: id of the publishing run.
+    """
 
     store: FeatureStore
     storage: Storage
@@ -50,7 +53,7 @@ class Publisher:
     run_id: str
 
     def lock(self) -> AbstractContextManager[PublishingLock]:
-        """Return the publishing lock, to be entered."""
+        """Return the publishing lock as a context manager."""
         seconds, wait = self.settings.lock_seconds, self.settings.wait_seconds
         return self.database.publishing_lock(self.owner, seconds, wait, self.run_id)
 
@@ -58,11 +61,11 @@ class Publisher:
 def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[str] = ()) -> UpdateReport:
     """Push the stored candidates of a version and make it live; return the rows by push source.
 
-    withdrawn: items that are left out like forgotten ones.
+    withdrawn: items to leave out, like forgotten ones.
 
     Raises:
-        LockedError: another run publishes, still after `publish.wait_seconds`.
-        PartlyPublishedError: not everything reached the feature store; the live version is as before.
+        LockedError: another run still publishes after `publish.wait_seconds`.
+        PartlyPublishedError: not all rows reached the feature store; the live version is unchanged.
         GateError: too few lists, compared with the live version; nothing was pushed.
         BundleError, DataError: the version is not stored, incomplete or damaged; nothing was pushed.
     """
@@ -103,7 +106,7 @@ def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[s
 
 
 def _retain(publisher: Publisher, lock: PublishingLock) -> int:
-    """Remove the files of versions beyond `publish.keep_versions`; return how many versions.
+    """Remove the files of versions beyond `publish.keep_versions`; return the number of versions.
 
     The version is live already, so a failure is logged and left to the next publication.
     """
@@ -113,7 +116,7 @@ def _retain(publisher: Publisher, lock: PublishingLock) -> int:
     try:
         pruned = prune_versions(publisher.storage, publisher.database, lock, keep)
     except (UnavailableError, LockedError) as error:
-        LOGGER.warning("old versions are not removed, which publish.keep_versions %d asks for: %s", keep, error)
+        LOGGER.warning("publish.keep_versions %d: old versions cannot be removed: %s", keep, error)
         return 0
     if pruned.removed:
         LOGGER.info("publish.keep_versions %d: removed the files of the versions %s", keep, list_names(pruned.removed))
@@ -121,7 +124,7 @@ def _retain(publisher: Publisher, lock: PublishingLock) -> int:
 
 
 def publish_increment(publisher: Publisher, version: str, name: str) -> UpdateReport:
-    """Push an increment of the live version, which stays the live one; `model_version` is only read. name: or `newest`.
+    """Push an increment of the live version, which stays live; `model_version` is only read. name: or `newest`.
 
     Raises:
         DataError: there is no such increment, a newer one was published, or another version is live.
@@ -150,9 +153,9 @@ def publish_increment(publisher: Publisher, version: str, name: str) -> UpdateRe
 
 
 def roll_back(publisher: Publisher, version: str, find_withdrawn: FindWithdrawn | None = None) -> UpdateReport:
-    """Publish a version once more that was live before; the row that makes it live again is a new one.
+    """Publish a previously live version again, as a new row of `model_version`.
 
-    find_withdrawn: returns the items that Feast knows no more, of the candidates of `version` and of the live version.
+    find_withdrawn: returns the items of the candidates of `version` that Feast no longer has.
 
     Raises:
         ConfigError: it was never live.
@@ -161,7 +164,7 @@ def roll_back(publisher: Publisher, version: str, find_withdrawn: FindWithdrawn 
     known = list(dict.fromkeys(row.version for row in publisher.database.list_versions()))
     if version not in known:
         raise ConfigError(
-            f"version {version} was never live, so there is nothing to go back to; live were {list_names(known)}. "
+            f"version {version} was never live, so a rollback to it is impossible; live were {list_names(known)}. "
             f"To make it live for the first time: rec-ray publish {version}"
         )
     live = publisher.database.live()
@@ -172,13 +175,13 @@ def roll_back(publisher: Publisher, version: str, find_withdrawn: FindWithdrawn 
 
 
 def require_lists(new: CandidatesManifest, live: CandidatesManifest | None, floor: float) -> None:
-    """Refuse candidates that would take the lists of many users away.
+    """Refuse candidates that would remove the lists of many users.
 
-    new, live: those to publish and those of the live version; None when there is none to compare with. floor: least
-    share of the live version's non-empty lists, and of the items in them.
+    new, live: the candidates to publish and those of the live version; None if there is no live version to compare.
+    floor: minimum share of the live version's non-empty lists, and of the items in them.
 
     Raises:
-        GateError: there are fewer; names the setting that allows it.
+        GateError: the share is lower; the message names the setting that allows it.
     """
     if live is None or floor == 0:
         return
@@ -189,12 +192,12 @@ def require_lists(new: CandidatesManifest, live: CandidatesManifest | None, floo
         if now < floor * before:
             raise GateError(
                 f"version {new.version} has {now:,} {what}, the live version {live.version} has {before:,}: below "
-                f"publish.list_floor {floor}, nothing was pushed; if that is meant: --set publish.list_floor=0"
+                f"publish.list_floor {floor}, nothing was pushed; to publish it anyway: --set publish.list_floor=0"
             )
 
 
 def _live_manifest(database: VersionDatabase, storage: Storage, version: str) -> CandidatesManifest | None:
-    """Return the manifest of the version that is live beside `version`, or None when there is none to compare with."""
+    """Return the manifest of the live version if it is not `version` and can be read, else None."""
     live = database.live()
     if live is None or live == version:
         return None
@@ -206,11 +209,11 @@ def _live_manifest(database: VersionDatabase, storage: Storage, version: str) ->
 
 
 def _verified_model(publisher: Publisher, version: str) -> StoredModel:
-    """Return the record of a model after comparing all its files with their sums, and these with the database."""
+    """Return the record of a model after comparing its files with their sums and its manifest with the database."""
     stored = verify_model(version, publisher.storage)
     state = next((each.state for each in publisher.database.reservations() if each.version == version), None)
     if state == "pruned":
-        raise DataError(f"version {version} was pruned: its files may be gone at any time; publish another version")
+        raise DataError(f"version {version} was pruned: its files may be removed at any time; publish another version")
     row = publisher.database.get(version)
     if row is not None and None not in (row.sha256, stored.sha256) and row.sha256 != stored.sha256:
         raise DataError(
@@ -221,7 +224,7 @@ def _verified_model(publisher: Publisher, version: str) -> StoredModel:
 
 
 def _recorded_candidates(publisher: Publisher, version: str, prefix: str) -> tuple[StoredCandidates, str]:
-    """Return candidates whose manifest is the one that was recorded, and its sum."""
+    """Return candidates and the sum of their manifest, after checking that this sum was recorded."""
     manifest, sha256 = read_with_sum(publisher.storage, prefix)
     where = publisher.storage.uri(prefix)
     if manifest.version != version:
@@ -235,7 +238,7 @@ def _recorded_candidates(publisher: Publisher, version: str, prefix: str) -> tup
 
 
 def _known_before(database: VersionDatabase, storage: Storage) -> Sequence[StoredCandidates]:
-    """Return the candidates of which the feature store may hold rows."""
+    """Return the candidates that may have rows in the feature store."""
     versions = database.pushed_since_live()
     return [candidates for version in versions for candidates in pushed_candidates(storage, version)]
 

@@ -1,8 +1,8 @@
-"""Stored candidates into Feast: item vectors, then user vectors, then recommendations, through push sources.
+"""Push of stored candidates to Feast: item vectors, then user vectors, then recommendations, through push sources.
 
-Slices of the Parquet parts that a manifest lists go to Ray tasks that push them in small batches, side by side where
-the online store can take it; departed users and items get an empty row; every row is counted and a sample is read back.
-It does not use the model, and pushes only fields that a view has.
+Ray tasks push slices of the Parquet parts of a manifest in small batches, concurrently if the online store supports it.
+Departed users and items get an empty row, every row is counted, and a sample is read back. The module does not use the
+model, and pushes only fields that a view has.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from rec_ray.storage.object_store import Storage
 from rec_ray.versions.push_fence import Fence
 
 SINGLE_WRITERS = ("sqlite", "faiss")
-"""Online stores that one process at a time may write."""
+"""Online stores that only one process at a time may write."""
 SAMPLE = 20
-"""Rows of a folder that are read back."""
+"""Rows per folder that are read back as a check."""
 SLICE_ROWS = 20_000
-"""Rows of one task; a few times the batches that it pushes, so that starting it costs little."""
+"""Rows per task: several batches, so that the cost of starting a task is small."""
 IDS_AT_A_TIME = 1_000_000
-"""Ids that one process holds while it looks for those that left."""
+"""Ids that one process keeps in memory while it searches for departed ones."""
 
 
 def find_push_targets(store: FeatureStore, settings: PublishSettings) -> dict[str, PushTarget]:
@@ -74,10 +74,10 @@ def find_push_targets(store: FeatureStore, settings: PublishSettings) -> dict[st
 def check_push_targets(
     store: FeatureStore, settings: PublishSettings, similarity: str, embedding_size: int
 ) -> dict[str, PushTarget]:
-    """Find the targets and check that vectors of a model belong there.
+    """Find the targets and check that they accept the vectors of a model.
 
     Raises:
-        ConfigError, SchemaError: as `find_push_targets`, or the view searches by another metric or length.
+        ConfigError, SchemaError: as `find_push_targets`, or the view has another metric or vector length.
     """
     targets = find_push_targets(store, settings)
     for target in targets.values():
@@ -99,24 +99,23 @@ def update_feature_store(
     fence: Fence | None = None,
     erased: Erased | None = None,
 ) -> UpdateReport:
-    """Push candidates: order items, similar items, search vectors, users, lists; those that left get an empty row.
+    """Push candidates in the order items, similar items, search vectors, users, lists; departed ids get an empty row.
 
-    Of an increment, whose manifest lists no items, only users and their lists are pushed.
+    An increment, whose manifest lists no items, pushes only users and their lists.
 
-    begin_push: returns the event timestamp of all rows, later than that of any push before; called when everything is
-        checked, just before the first row.
-    before: candidates of which the online store may hold rows; ids that are in them and not in `candidates` departed.
-        Parts of them that cannot be read are counted in a warning: a damaged version must not keep others from being
-        published.
-    search: which search views must be there.
-    check: called between pieces of work; raises when this process may not go on.
-    fence: the lock, as the processes that push check it; None in a push without a lock.
+    begin_push: returns the event timestamp of all rows, later than that of every earlier push; called after all checks,
+        just before the first row.
+    before: candidates that may have rows in the online store; ids in them that `candidates` lacks have departed.
+        Unreadable parts are counted in a warning, because a damaged version must not block the publication of others.
+    search: search views that must exist.
+    check: called between pieces of work; raises if this process may not continue.
+    fence: the lock as the pushing processes check it; None in a push without a lock.
     erased: forgotten users and items; their rows are left out and counted.
 
     Raises:
         PartlyPublishedError: a push failed, fewer rows arrived than were sent, or a sample reads back differently.
-        ConfigError, SchemaError: a push source or its view does not fit; nothing was pushed then.
-        DataError: a part is missing or was changed; nothing was pushed then.
+        ConfigError, SchemaError: a push source or its view does not fit; nothing was pushed.
+        DataError: a part is missing or was changed; nothing was pushed.
         LockedError: another publisher took the lock over.
     """
     manifest, version = candidates.manifest, candidates.version
@@ -157,7 +156,7 @@ def update_feature_store(
 
 
 def _wanted(targets: Mapping[str, PushTarget], candidates: StoredCandidates) -> dict[str, PushTarget]:
-    """Leave out what the candidates need not have: the items of an increment, and lists of similar items."""
+    """Leave out targets of optional folders: the items of an increment, and lists of similar items."""
     optional = {"item_embeddings", "similar_items"} if candidates.manifest.is_increment else {"similar_items"}
     missing = optional - set(candidates.manifest.parts)
     if "similar_items" in missing & set(targets) and not candidates.manifest.is_increment:
@@ -172,7 +171,7 @@ def _wanted(targets: Mapping[str, PushTarget], candidates: StoredCandidates) -> 
 def _check_parts(
     storage: Storage, candidates: StoredCandidates, folders: Sequence[str], check: Callable[[], None]
 ) -> None:
-    """Compare all parts with their sums and rows, before anything is pushed."""
+    """Compare all parts with their sums and row counts before the first push."""
     parts = [
         (f"{candidates.prefix}/{folder}/{part.name}", part) for folder in folders for part in candidates.parts(folder)
     ]
@@ -198,7 +197,7 @@ def _check_lengths(storage: Storage, candidates: StoredCandidates, folder: str) 
 
 
 class _Writer:
-    """Pushes the rows of one source, in this process or in tasks of Ray, and counts them."""
+    """Pushes and counts the rows of one source, in this process or in Ray tasks."""
 
     def __init__(
         self,
@@ -213,19 +212,19 @@ class _Writer:
         self.fence = fence
 
     def push_slices(self, slices: Sequence[PartSlice], expected: int) -> int:
-        """Push all rows and return how many arrived.
+        """Push all rows and return the number that arrived.
 
         Raises:
-            PartlyPublishedError: not all of them.
+            PartlyPublishedError: not all of them arrived.
         """
-        # No more than what keeps all writers busy to the end: small tasks where there are few rows.
+        # With few rows use smaller tasks, so that all writers stay busy to the end.
         work = [{"path": piece.path, "start": piece.start, "stop": piece.stop} for piece in slices]
         if self.writers > 1 and len(work) < 4 * self.writers and expected:
             work = _cut(work, _piece_rows(expected, self.writers, self.push.batch_rows))
         return self._run(work, slice_frames, expected)
 
     def push_departed(self, after: StoredCandidates, before: Sequence[StoredCandidates], folder: str) -> int:
-        """Push an empty row for every id that only earlier candidates have; return how many there are."""
+        """Push an empty row for every id that only earlier candidates have; return the number of rows."""
         others = [
             each
             for each in before
@@ -247,7 +246,7 @@ class _Writer:
         source = self.push.target.source
         sent = pushed = 0
         left_out, failure, lost, unreadable = 0, "", False, set[str]()
-        # Closing: what is not done yet is given up when one piece failed.
+        # Closing the iterator cancels the remaining pieces after a failure.
         with contextlib.closing(self._answers(work, frames)) as answers:
             for answer in answers:
                 sent, pushed, failure = sent + answer["sent"], pushed + answer["pushed"], failure or answer["failure"]
@@ -275,7 +274,7 @@ class _Writer:
     def _answers(
         self, work: list[dict[str, Any]], frames: Callable[..., Iterable[pd.DataFrame]]
     ) -> Generator[dict[str, Any]]:
-        """Give what became of each piece of work; a store for one writer is written by this process."""
+        """Yield the outcome of each piece of work; this process itself writes to a store that allows one writer."""
         if self.writers == 1 or not work:
             for piece in work:
                 yield push_piece(self.store, self.storage, self.push, self.fence, frames, piece)
@@ -297,9 +296,9 @@ class _Writer:
 
 
 def _piece_rows(rows: int, writers: int, batch_rows: int) -> int:
-    """Return the rows of a piece: as many whole batches for every writer, and no more than about four pieces each.
+    """Return the rows of a piece: complete batches, evenly divided among writers, at most about four pieces each.
 
-    A push takes as long for a part of a batch as for all of it where the store is far away.
+    With a remote store, pushing a part of a batch takes as long as pushing all of it.
     """
     batches = math.ceil(rows / (writers * batch_rows))
     return math.ceil(rows / (writers * batches)) if batches <= 4 else math.ceil(batches / 4) * batch_rows
@@ -321,7 +320,7 @@ def _read_back(
     version: str,
     erased: Erased | None = None,
 ) -> None:
-    """Compare a sample of what was pushed with what the online store answers: the first rows of some parts."""
+    """Compare a sample of the pushed rows, the first rows of some parts, with those in the online store."""
     some = [paths[place] for place in sorted({0, len(paths) // 2, len(paths) - 1})] if paths else []
     for path in some:
         batches = read_slice(storage, PartSlice(path, 0, SAMPLE), SAMPLE)
@@ -340,7 +339,7 @@ def _compare(store: FeatureStore, sample: pa.Table, target: PushTarget, version:
         for expected, answer, stamp in zip(pushed, found[target.fields[column]], stamps, strict=True):
             if stamp != version or not _same(expected, answer, as_ids=column in (ITEM_IDS, SIMILAR_IDS)):
                 raise PartlyPublishedError(
-                    f"view {target.view!r} answers otherwise than was pushed for version {version}; is another "
+                    f"view {target.view!r} returns other values than were pushed for version {version}; is another "
                     "publisher writing to the same online store, or one whose clock is ahead? Run `rec-ray publish` "
                     "again"
                 )

@@ -1,7 +1,7 @@
-"""The rows of one piece of work into Feast, in the process that does it: frames, the lock, counts, stamps.
+"""Push of one piece of work to Feast in its own process: frames, lock checks, row counts and version stamps.
 
-A slice of a part, or ids that departed, comes in; the number of rows that reached the push source goes out, with the
-failure if there was one. It does not know how work is cut or spread.
+Input: a slice of a part, or departed ids. Output: the number of rows that reached the push source, and the failure if
+there was one. `push` cuts and distributes the work.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from rec_ray.storage.object_store import Storage
 from rec_ray.versions.push_fence import CHECK_SECONDS, Fence, OpenFence
 
 KEEPS_NEWER = ("redis",)
-"""Online stores that leave a row as it is, without a word, when its event timestamp is not before that of the push."""
+"""Online stores that silently keep a row whose event timestamp is not before that of the push."""
 CHECKED = 16
-"""With those, one in so many rows is read back at once: all of them would take a third of the time of a push."""
+"""With such stores, one row in `CHECKED` is read back after each batch; reading all of them would be slow."""
 MODES = {"online": PushMode.ONLINE, "online_and_offline": PushMode.ONLINE_AND_OFFLINE}
 
 
 @dataclass
 class Notes:
-    """Facts of a piece of work beside its rows. unreadable: paths of parts. left_out: rows of forgotten ids."""
+    """Notes on a piece of work. unreadable: paths of parts. left_out: number of rows of forgotten ids."""
 
     unreadable: list[str] = field(default_factory=list)
     left_out: int = 0
@@ -77,10 +77,10 @@ def push_piece(
     frames: Callable[..., Iterable[pd.DataFrame]],
     piece: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Push the frames of a piece and count the rows; a failure is an answer too, with the rows before it counted.
+    """Push the frames of a piece and count the rows; a failure is returned together with the count of rows before it.
 
-    The lock is checked around each batch. When it is lost, the rows that were written since it was last known to be
-    held are overwritten with those of the publisher that has it.
+    The lock is checked around each batch. After its loss, rows written since the last successful check are overwritten
+    with those of the publisher that owns it.
     """
     written = _Written(store, storage, push, None if fence is None else get_or_create(fence.token, fence.open))
     notes = Notes()
@@ -103,7 +103,7 @@ def push_piece(
 
 
 class _Written:
-    """Pushes frames while the lock is held, and keeps the ids of rows until the lock is known to have been held."""
+    """Pushes frames while the lock is held, and keeps the ids of rows until the next successful check of the lock."""
 
     def __init__(self, store: FeatureStore, storage: Storage, push: Push, fence: OpenFence | None) -> None:
         self.store, self.storage, self.push, self.fence = store, storage, push, fence
@@ -116,14 +116,14 @@ class _Written:
 
         Raises:
             LockedError: another publisher has the lock.
-            DataError: the view cannot hold the rows, or kept others.
+            DataError: the view cannot store the rows, or kept older ones.
         """
         push = self.push
         self.sent += len(frame)
         if frame[list(push.target.fields.values())].isna().all(axis=None):
             raise DataError(
-                f"view {push.target.view!r} can hold no empty list, and Feast leaves rows without any value out; "
-                f"give the view a field {MODEL_VERSION!r}"
+                f"view {push.target.view!r} cannot store an empty list, and Feast drops rows without any value; "
+                f"add a field {MODEL_VERSION!r} to the view"
             )
         self.confirm(CHECK_SECONDS)
         self._unconfirmed += frame[push.target.key].astype(str).tolist()
@@ -133,7 +133,7 @@ class _Written:
         self.pushed += len(frame)
 
     def confirm(self, seconds: float = 0.0) -> None:
-        """Check the lock in the database, unless that was done less than some seconds ago and it cannot have run out.
+        """Check the lock in the database, unless a check is recent enough and the lock cannot have expired since.
 
         Raises:
             LockedError: another publisher has the lock.
@@ -142,7 +142,7 @@ class _Written:
             self._unconfirmed.clear()
 
     def repair_if_lost(self, error: Exception) -> None:
-        """After an error, overwrite rows that were written since the lock was last known to be held, if it was lost."""
+        """After an error, if the lock was lost, overwrite the rows written since the last successful check."""
         self.lost = isinstance(error, LockedError)
         if self.fence is None or not self._unconfirmed:
             return
@@ -152,7 +152,7 @@ class _Written:
         except LockedError:
             self.lost = True
         except RecRayError as unknown:
-            LOGGER.warning("whether the publishing lock is still held is unknown: %s", unknown)
+            LOGGER.warning("the publishing lock cannot be checked: %s", unknown)
         if self.lost:
             mode = MODES[self.push.mode]
             repair_rows(
@@ -165,10 +165,10 @@ class _Written:
 
 
 def _check_stamps(store: FeatureStore, frame: pd.DataFrame, push: Push) -> None:
-    """Find out whether the online store took the rows, where it may silently keep others: one in `CHECKED`.
+    """Check one row in `CHECKED` of an online store that may silently keep older rows.
 
     Raises:
-        DataError: it did not.
+        DataError: the store kept older rows.
     """
     target = push.target
     if str(store.config.online_store.type) not in KEEPS_NEWER or MODEL_VERSION not in target.fields:
@@ -179,8 +179,8 @@ def _check_stamps(store: FeatureStore, frame: pd.DataFrame, push: Push) -> None:
     kept = sum(stamp != push.version for stamp in found)
     if kept:
         raise DataError(
-            f"view {target.view!r} answers otherwise than was pushed: it kept {kept:,} of {len(ids):,} rows "
-            "that say they are of a later time; a publisher whose clock is ahead wrote them: wait, or remove them"
+            f"view {target.view!r} returns other values than were pushed: it kept {kept:,} of {len(ids):,} rows "
+            "with a later event timestamp; a publisher whose clock is ahead wrote them: wait, or remove them"
         )
 
 
@@ -192,7 +192,7 @@ def push_in_task(
     frames: Callable[..., Iterable[pd.DataFrame]],
     fence: Fence | None,
 ) -> dict[str, Any]:
-    """Do one piece of work in a task of Ray, as `push_piece`."""
+    """Run `push_piece` in a Ray task."""
     (piece,) = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     answer = push_piece(store_in_task(config), storage, push, fence, frames, piece)
     get_or_create("modules for pushing", _keep_out_of_collections)
@@ -200,6 +200,6 @@ def push_in_task(
 
 
 def _keep_out_of_collections() -> None:
-    """Leave what a process has loaded out of Python's collections, which took a twentieth of its time."""
+    """Exclude the objects loaded so far from garbage collection, which would scan them again and again."""
     gc.collect()
     gc.freeze()

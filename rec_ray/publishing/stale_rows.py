@@ -1,7 +1,7 @@
-"""Rows that a publisher wrote after it lost the lock, overwritten with those of the push that began last.
+"""Repair of rows that a publisher wrote after it lost the lock: overwrite them with those of the newest push.
 
-The ids of such rows come in; what the newest push has for them is pushed with its version and its event timestamp, and
-an empty row for those that it does not have. Only the process that wrote the rows can do this: nobody else knows when.
+Input: the ids of such rows. The rows of the newest push are pushed again with its version and event timestamp, and an
+empty row for ids that it lacks. Only the process that wrote the stale rows has their ids and times.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from rec_ray.versions.push_fence import OpenFence, PushRecord
 def repair_rows(
     storage: Storage, fence: OpenFence, push: Push, ids: Sequence[str], write: Callable[[pd.DataFrame], None]
 ) -> int:
-    """Overwrite rows with those of the newest push; return how many. push: the one that lost the lock.
+    """Overwrite rows with those of the newest push; return their number. push: the push that lost the lock.
 
-    It is done again when another push began meanwhile. A push that is older than this one changes nothing: the next one
-    overwrites these rows.
+    The repair is repeated if another push began meanwhile. If no later push than `push` exists, nothing is changed:
+    the next push overwrites these rows.
 
     Raises:
         DataError, StorageError: the candidates of the newest push cannot be read.
@@ -53,7 +53,7 @@ def repair_rows(
 
 
 def _frames(storage: Storage, pushes: Sequence[PushRecord], push: Push, ids: pa.Array) -> list[pd.DataFrame]:
-    """Return the frames that the newest push has for some ids. pushes: as in `OpenFence.newest_pushes`."""
+    """Return the frames of the newest push for some ids. pushes: as from `OpenFence.newest_pushes`."""
     now = dataclasses.replace(push, version=pushes[0].version, published_at=pushes[0].pushed_at)
     left, frames, known = ids, [], False
     for each in pushes:

@@ -1,6 +1,6 @@
-"""The steps that change what readers get: publish, roll back, forget; each gets its part of the world and is logged.
+"""Pipeline steps that change published data: publish, roll back, forget; each runs as a logged step.
 
-A `RunContext` and a version come in, the report of the step goes out. It knows no order of steps.
+Input: a `RunContext` and a version. Output: the report of the step. `pipeline` decides the order of steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rec_ray.step_events import step
 
 
 def publish_once(context: RunContext, version: str) -> UpdateReport:
-    """Publish unless an earlier attempt of this run has: meanwhile another version may have gone live after it."""
+    """Publish unless an earlier attempt of this run did; a newer version may have become live since."""
     row = context.database.get(version)
     if row is not None and row.run_id == context.run_id:
         LOGGER.info("version %s was made live by an earlier attempt of run %s", version, context.run_id)
@@ -28,7 +28,7 @@ def publish_once(context: RunContext, version: str) -> UpdateReport:
 
 
 def publish_version(context: RunContext, version: str) -> UpdateReport:
-    """Push the stored candidates of a version and make it live; raises as `publication.publish_version`."""
+    """Push the stored candidates of a version and make it live; raises as `publish.publish_version`."""
     with step("update_features", context.seconds, publishes=True, version=version) as running:
         report = publication.publish_version(_publisher(context), version)
         running.result = report
@@ -37,7 +37,7 @@ def publish_version(context: RunContext, version: str) -> UpdateReport:
 
 
 def publish_increment(context: RunContext, version: str, name: str) -> UpdateReport:
-    """Push an increment of the live version; raises as `publication.publish_increment`."""
+    """Push an increment of the live version; raises as `publish.publish_increment`."""
     with step("update_features", context.seconds, publishes=True, version=version, increment=name) as running:
         report = publication.publish_increment(_publisher(context), version, name)
         running.result = report
@@ -46,7 +46,7 @@ def publish_increment(context: RunContext, version: str, name: str) -> UpdateRep
 
 
 def roll_back(context: RunContext, version: str) -> UpdateReport:
-    """Publish a version once more that was live before; raises as `publication.roll_back`."""
+    """Publish a previously live version again; raises as `publish.roll_back`."""
     with step("update_features", context.seconds, publishes=True, version=version) as running:
         find_withdrawn = functools.partial(find_withdrawn_items, context.store, context.storage, context.settings.feast)
         report = publication.roll_back(_publisher(context), version, find_withdrawn)
@@ -56,7 +56,7 @@ def roll_back(context: RunContext, version: str) -> UpdateReport:
 
 
 def forget_ids(context: RunContext, users: Sequence[str], items: Sequence[str]) -> Forgotten:
-    """Forget users and items, and push the live version once more where its lists named a forgotten item."""
+    """Forget users and items, and push the live version again if its lists contained a forgotten item."""
     with step("forget", context.seconds) as running:
         done = forget(_publisher(context), users, items)
         running.add(users=done.users, items=done.items, candidates=len(done.candidates), files=len(done.files))

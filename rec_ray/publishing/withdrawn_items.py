@@ -1,7 +1,7 @@
 """Items that an older version recommends and Feast no longer has.
 
-Candidates of the older and of the live version come in, with an open feature store; the ids that only the older one has
-and that have no features as of now go out.
+Input: candidates of the older and of the live version, and an open feature store. Output: the ids that only the older
+version has and that have no features as of now.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rec_ray.storage.object_store import Storage
 def find_withdrawn_items(
     store: FeatureStore, storage: Storage, feast: FeastSettings, older: str, live: str | None
 ) -> list[str]:
-    """Return the items of older candidates that Feast knows no more. older, live: keys of candidates.
+    """Return the items of older candidates that Feast no longer has. older, live: keys of candidates.
 
-    Only items that the live version lacks are looked up. Without an item view nothing can be, which is logged.
+    Only items that the live version lacks are looked up; without an item view none are, which is logged.
 
     Raises:
         DataError: the older candidates are missing or damaged.
-        FeatureStoreError: the offline store does not answer.
+        FeatureStoreError: the offline store does not respond.
     """
     ids = _item_ids(storage, older)
     if live is not None:

@@ -1,7 +1,7 @@
-"""The context of a run, opened once: object store, version database, Feast and Ray.
+"""Context of a run: object store, version database, Feast and Ray, opened once.
 
-Settings come in, a `RunContext` goes out whose parts `pipeline` hands to the steps; Ray is stopped afterwards. Errors
-name the part that cannot be opened. It does not know the steps.
+Input: settings. Output: a `RunContext`, whose parts `pipeline` passes to the steps; Ray is stopped afterwards. Errors
+name the part that cannot be opened.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from rec_ray.storage.object_store import Storage
 from rec_ray.versions.registry import VersionDatabase
 
 SLOW_IMPORTS = ("torch", "rec_ray.feature_store.api")
-"""Modules whose import takes seconds and that workers need first."""
+"""Slow modules that workers import at their start."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """The outside world of a run, opened once."""
+    """Opened stores and services of a run."""
 
     settings: Settings
     storage: Storage
@@ -47,12 +47,12 @@ class RunContext:
 
     @property
     def owner(self) -> str:
-        """Owner of a lock, as text for those who wait."""
+        """Description of this process as lock owner, for waiting processes."""
         return f"run {self.run_id} on {platform.node()}, process {os.getpid()}"
 
     @property
     def prefix(self) -> str:
-        """Key below which this run keeps what it needs only while it runs."""
+        """Key of the work folder of this run."""
         return work_folder(self.run_id)
 
 
@@ -60,11 +60,11 @@ class RunContext:
 def open_context(settings: Settings, run: RunLedger | None = None) -> Iterator[RunContext]:
     """Open everything a run needs, cheapest first.
 
-    run: gives the run id and the instant up to which is read; without it both are new, and nobody goes on with what
-        was left behind, so it is deleted.
+    run: supplies the run id and the instant up to which events are read; without it both are new, and the work folder
+        is deleted at the end, because such a run cannot be resumed.
 
     Raises:
-        ConfigError: the feature repository is not there, or GPUs are wanted where there are none.
+        ConfigError: the feature repository does not exist, or GPUs are requested and there are none.
         UnavailableError: the store, the database, Feast or Ray cannot be reached.
     """
     seconds: dict[str, float] = {}
@@ -80,7 +80,7 @@ def open_context(settings: Settings, run: RunLedger | None = None) -> Iterator[R
         check_gpus(settings, can_come=not stop_ray or not is_local(settings.ray))
         with log_context(run_id=run_id), explained_kills(settings.ray), exported_metrics():
             with step("feast", seconds):
-                # A run that goes on has read Feast already, and its steps differ in what they need.
+                # A resumed run may have read Feast already, and its remaining steps import other modules.
                 workers = 0 if run is not None and run.done else int(ray.cluster_resources().get("CPU", 1))
                 warming = [import_in_worker.remote(SLOW_IMPORTS) for _ in range(workers)]
                 store = open_feature_store(settings)
@@ -101,12 +101,12 @@ def open_feature_store(settings: Settings) -> FeatureStore:
     """Open the feature repository of the settings.
 
     Raises:
-        ConfigError: the folder or its feature_store.yaml is not there or cannot be read.
+        ConfigError: the folder or its feature_store.yaml does not exist or cannot be read.
         FeatureStoreError: the registry cannot be reached.
     """
     return open_store(settings.feast.repo)
 
 
 def describe_owner(run_id: str) -> str:
-    """Return who publishes, in words for the one who has to wait."""
+    """Return a description of this process as lock owner, for waiting processes."""
     return f"run {run_id} on {platform.node()}, process {os.getpid()}"

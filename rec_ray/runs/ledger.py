@@ -1,8 +1,8 @@
-"""The ledger of a run: which steps are finished and what they gave, kept in the object store under the id of the run.
+"""Ledger of a run: finished steps and their results, stored in the object store under the run id.
 
-A run id and settings come in, and each step is done `once`: a run that starts again under its id takes what was
-finished from here and goes on behind it; its work folder is deleted when it ends well. The module names no step, and
-uses neither versions nor Feast nor Ray.
+Input: a run id and settings. `once` runs each step once: a run that starts again under its id loads the results of
+finished steps and continues after them. The work folder is deleted after a successful run. The module names no step,
+and uses neither versions nor Feast nor Ray.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from rec_ray.step_events import subscribe, unsubscribe
 from rec_ray.storage.object_store import Storage
 
 RUNS, TRAININGS = "runs", "training"
-"""Folders of the ledgers and of what Ray Train keeps, each by run id."""
+"""Folders of the ledgers and of the checkpoints of Ray Train, each by run id."""
 LEDGER = "ledger.json"
 FORMAT_VERSION = 1
 
 
 def new_run_id() -> str:
-    """Return a name for a run that no other run has."""
+    """Return a new, unique run id."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
@@ -42,17 +42,17 @@ def run_folder(run_id: str) -> str:
     """Return the key of the folder of a run.
 
     Raises:
-        ConfigError: the text cannot be a run id.
+        ConfigError: the text is no valid run id.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run_id):
         raise ConfigError(
-            f"{run_id!r} is no run id: 1 to 200 letters, digits, dots, dashes and underscores, the first one no mark"
+            f"{run_id!r} is no run id: 1 to 200 letters, digits, dots, dashes and underscores, first a letter or digit"
         )
     return f"{RUNS}/{run_id}"
 
 
 def work_folder(run_id: str) -> str:
-    """Return the key below which a run keeps what only it needs: deleted when it ends well."""
+    """Return the key of the work folder of a run, which is deleted after a successful run."""
     return f"{run_folder(run_id)}/work"
 
 
@@ -62,11 +62,11 @@ def delete_work(storage: Storage, run_id: str) -> None:
         try:
             storage.delete_prefix(key)
         except StorageError as error:
-            LOGGER.warning("what only run %s needed is left behind: %s", run_id, error)
+            LOGGER.warning("the work folder of run %s cannot be deleted: %s", run_id, error)
 
 
 def is_unfinished(storage: Storage, run_id: str) -> bool:
-    """Return whether a run has a ledger and did not end well; a damaged ledger counts as unfinished.
+    """Return whether a run has a ledger and did not succeed; a damaged ledger counts as unfinished.
 
     Raises:
         StorageError: the store cannot be read.
@@ -81,10 +81,10 @@ def is_unfinished(storage: Storage, run_id: str) -> bool:
 
 
 class RunLedger:
-    """A run and how far it is.
+    """A run and its finished steps.
 
-    as_of: the instant up to which the run reads, and that of its first attempt: every retry reads the same.
-    report: the report of a run that ended well, or None.
+    as_of: instant up to which events are read, set by the first attempt, so that every retry reads the same events.
+    report: report of a successful run, or None.
     """
 
     def __init__(self, storage: Storage, run_id: str, entries: dict[str, Any]) -> None:
@@ -94,27 +94,27 @@ class RunLedger:
 
     @property
     def as_of(self) -> datetime:
-        """The instant up to which the run reads."""
+        """Instant up to which the run reads events."""
         return datetime.fromisoformat(self._entries["as_of"])
 
     @property
     def report(self) -> dict[str, Any] | None:
-        """The report of the finished run."""
+        """Report of the finished run."""
         return self._entries["report"]
 
     @property
     def done(self) -> list[str]:
-        """The finished steps, in the order in which they ended."""
+        """Finished steps, in the order of their ends."""
         return list(self._entries["steps"])
 
     def once(self, step: str, kind: type[Result], do: Callable[[], Result]) -> Result:
-        """Return what a step gives, doing it only when no earlier attempt of this run has finished it.
+        """Return the result of a step, and run it only if no earlier attempt of this run has finished it.
 
-        What is returned always went through the record, so that a retry works with exactly the same.
+        The result is always read back from its record, so that a retry uses exactly the same result.
 
         Raises:
             LockedError: another process has taken this run over.
-            DataError: the record was damaged.
+            DataError: the record is damaged.
         """
         folder = f"{work_folder(self.run_id)}/steps/{step}"
         if step in self._entries["steps"]:
@@ -131,7 +131,7 @@ class RunLedger:
         return from_files(kind, files)
 
     def _read_files(self, step: str, folder: str) -> dict[str, bytes]:
-        """Return the files of a finished step after comparing them with their sums; an earlier program kept none."""
+        """Return the files of a finished step after comparing them with their sums; earlier programs stored no sums."""
         sums, files = self._entries.get("sums", {}).get(step, {}), {}
         for name in self._entries["steps"][step]:
             key = f"{folder}/{name}"
@@ -139,22 +139,22 @@ class RunLedger:
             if found is None or (name in sums and hashlib.sha256(found).hexdigest() != sums[name]):
                 how = "is missing" if found is None else "does not have the SHA-256 sum of the ledger"
                 raise DataError(
-                    f"{self.storage.uri(key)} {how}: run {self.run_id} cannot go on; start again with a new run id"
+                    f"{self.storage.uri(key)} {how}: run {self.run_id} cannot continue; start again with a new run id"
                 )
             files[name] = found
         return files
 
     def finish(self, report: Any) -> None:
-        """Record what the run reports, a dataclass; from now on the run id is a no-op."""
+        """Record the report of the run, a dataclass; later runs under this id do nothing."""
         self.require_mine()
         self._entries["report"] = dataclasses.asdict(report)
         self._write()
 
     def require_mine(self) -> None:
-        """Find out whether this process still is the one that works under the run id.
+        """Check that this process still owns the run.
 
         Raises:
-            LockedError: another one has taken it over.
+            LockedError: another process has taken it over.
         """
         owner = self.other_owner()
         if owner is not None:
@@ -164,14 +164,14 @@ class RunLedger:
             )
 
     def other_owner(self) -> str | None:
-        """Return the process that has taken the run over from this one, or None."""
+        """Return a description of the process that took the run over from this one, or None."""
         found = _read(self.storage, self.run_id)
         if found is None:
             return "a process that deleted its ledger"
         return None if found["attempt"] == self._entries["attempt"] else str(found["owner"])
 
     def take_over(self) -> None:
-        """Become the one process that writes to this ledger; the one before stops at its next step."""
+        """Become the only writer of this ledger; the previous process stops at its next step."""
         self._entries |= {
             "attempt": uuid.uuid4().hex,
             "owner": f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
@@ -184,13 +184,13 @@ class RunLedger:
 
 
 def can_continue(storage: Storage, settings: Settings, command: str, run_id: str) -> bool:
-    """Return True if a command has something to do under a run id: it is unused, or its run has not ended well.
+    """Return True if a command can start or resume a run under a run id: the id is unused, or its run did not succeed.
 
     False also for an id that belongs to another command or to other settings, which `open_run` refuses.
 
     Raises:
         ConfigError: the text is no run id.
-        DataError: the ledger was damaged.
+        DataError: the ledger is damaged.
     """
     run_folder(run_id)
     entries = _read(storage, run_id)
@@ -205,18 +205,18 @@ def can_continue(storage: Storage, settings: Settings, command: str, run_id: str
 
 @contextlib.contextmanager
 def open_run(storage: Storage, settings: Settings, command: str, run_id: str | None) -> Iterator[RunLedger]:
-    """Begin a run, or go on with it; its status and log are in the object store whatever becomes of it.
+    """Start or resume a run; its status and log are written to the object store even if it fails.
 
-    A run that has ended well is given back with its `report`; nothing is left to do for it.
+    A successful run is returned with its `report`, and nothing remains to be done.
 
     Raises:
-        ConfigError: the run id belongs to another command or to other settings, or is none.
-        DataError: the ledger was damaged.
+        ConfigError: the run id belongs to another command or to other settings, or is invalid.
+        DataError: the ledger is damaged.
         StorageError: the store cannot be read or written.
     """
     run_id = run_id or new_run_id()
     run_folder(run_id)
-    # Fails in seconds and clearly; reading from a store that is away would be tried again for half a minute.
+    # Fails within seconds with a clear error; reads from an unreachable store are retried for half a minute.
     storage.check_writable()
     deciding = deciding_settings(settings)
     entries = _read(storage, run_id) or {
@@ -243,17 +243,17 @@ def open_run(storage: Storage, settings: Settings, command: str, run_id: str | N
 
 @contextlib.contextmanager
 def _told(run: RunLedger, command: str) -> Iterator[None]:
-    """Let status and log of the run follow what happens, to its end, good or bad."""
+    """Write status and log of the run until its end, successful or not."""
     status = RunStatus(run.storage, run_folder(run.run_id), run_id=run.run_id, command=command)
     LOGGER.addHandler(status)
     subscribe(status.record_step)
     try:
         if run.done:
-            LOGGER.info("run %s goes on after %s, with what was as of %s", run.run_id, run.done[-1], run.as_of)
+            LOGGER.info("run %s continues after %s, with the data as of %s", run.run_id, run.done[-1], run.as_of)
         yield
         status.end(DONE)
     except LockedError as error:
-        # Status and log belong to the process that has taken the run over.
+        # Status and log now belong to the process that took the run over.
         if run.other_owner() is None:
             status.end(FAILED, error)
         raise
@@ -262,7 +262,7 @@ def _told(run: RunLedger, command: str) -> Iterator[None]:
         raise
     except BaseException as stop:
         status.end(STOPPED, stop)
-        LOGGER.warning("run %s was stopped; with `--run-id %s` it goes on there", run.run_id, run.run_id)
+        LOGGER.warning("run %s was stopped; resume it with `--run-id %s`", run.run_id, run.run_id)
         raise
     finally:
         unsubscribe(status.record_step)
@@ -278,21 +278,21 @@ def _read(storage: Storage, run_id: str) -> dict[str, Any] | None:
         if entries["format_version"] != FORMAT_VERSION:
             raise DataError(
                 f"{storage.uri(key)} is of format version {entries['format_version']!r}, this program reads "
-                f"{FORMAT_VERSION}; take a new run id"
+                f"{FORMAT_VERSION}; use a new run id"
             )
         datetime.fromisoformat(entries["as_of"])
         for name in ("command", "settings", "steps", "report", "attempt", "owner"):
             entries[name]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{storage.uri(key)} is damaged; take a new run id") from None
+        raise DataError(f"{storage.uri(key)} is damaged; use a new run id") from None
     return entries
 
 
 def _check_same(run_id: str, entries: dict[str, Any], command: str, deciding: dict[str, Any]) -> None:
-    """Refuse to go on with something else than was begun."""
+    """Refuse to resume a run with another command or other settings."""
     if entries["command"] != command:
         raise ConfigError(
-            f"run id {run_id!r} belongs to `rec-ray {entries['command']}`; take another one for `rec-ray {command}`"
+            f"run id {run_id!r} belongs to `rec-ray {entries['command']}`; use another id for `rec-ray {command}`"
         )
     before, now = _flat(entries["settings"]), _flat(json.loads(json.dumps(deciding)))
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -300,7 +300,7 @@ def _check_same(run_id: str, entries: dict[str, Any], command: str, deciding: di
         first = names[0]
         raise ConfigError(
             f"run id {run_id!r} was begun with other settings: {list_names(names)} differ ({first} was "
-            f"{before.get(first)!r}, is {now.get(first)!r}); take another run id, or the settings of then"
+            f"{before.get(first)!r}, is {now.get(first)!r}); use another run id, or the earlier settings"
         )
 
 

@@ -1,7 +1,7 @@
-"""Metrics of a run, exported through Ray, which Prometheus collects from the metrics port of each node.
+"""Metrics of a run, exported through Ray; Prometheus collects them from the metrics port of each node.
 
-Step events set gauges and counters, and so do the reports of Ray Train after each epoch; all are called
-`ray_rec_ray_...`. The type of a step's result decides which counters it moves, so step names may change freely.
+Step events and the reports of Ray Train after each epoch set gauges and counters, named `ray_rec_ray_...`. The type of
+a step's result selects its counters, so step names may change freely.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PREFIX = "rec_ray_"
 
 
 class RunMetrics:
-    """Subscriber to step events that turns them into metrics."""
+    """Subscriber to step events that exports them as metrics."""
 
     def __init__(self) -> None:
         self._step_seconds = Gauge(f"{PREFIX}step_seconds", "Seconds of the last run of a step.", ("step",))
@@ -35,7 +35,7 @@ class RunMetrics:
         self._push_errors = Counter(f"{PREFIX}push_errors", "Failed publications.")
 
     def record(self, event: StepEvent) -> None:
-        """Set the metrics that follow from an event."""
+        """Set the metrics of an event."""
         self._step_running.set(float(isinstance(event, StepStarted)), {"step": event.name})
         if isinstance(event, StepFailed):
             self._steps_failed.inc(1, {"step": event.name})

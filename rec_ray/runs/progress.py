@@ -1,7 +1,7 @@
-"""Progress of a step of many tasks: rows done, rows a second and the time left.
+"""Progress of a step with many tasks: finished rows, rows per second and the remaining time.
 
-Tasks report rows done; the driver adds them up and shows a bar on a terminal, or logs one line a minute. The figures go
-through the key-value store of the cluster's head, so no process is started for them. A task that is run again starts
+Tasks report finished rows; the driver adds them up and shows a bar on a terminal, or logs one line per minute. The
+counts go through the key-value store of the cluster's head, so no process is started for them. A repeated task starts
 from zero.
 """
 
@@ -31,13 +31,13 @@ _LOOK_SECONDS = 1.0
 _NAMESPACE = b"rec_ray_progress"
 _REPORT_SECONDS = 0.5
 _DONE: dict[str, tuple[int, float]] = {}
-"""Task key -> rows done and the time of the last report, of the newest task of this process only."""
+"""Task key -> finished rows and time of the last report, for the newest task of this process only."""
 
 
 def report_rows(name: str, rows: int, *, more: bool = False) -> None:
-    """Report, in a task, rows done since the last call.
+    """Report, in a task, the rows finished since the last call.
 
-    name: of the progress, from `show_progress`. more: the task continues, so frequent reports are put together.
+    name: name of the progress, from `show_progress`. more: the task continues, so frequent reports are combined.
     """
     key = f"{name}/{ray.get_runtime_context().get_task_id()}"
     done, said = _DONE.get(key, (0, -math.inf))
@@ -58,9 +58,9 @@ def show_progress(
     line_seconds: float = LINE_SECONDS,
     look_seconds: float = _LOOK_SECONDS,
 ) -> Iterator[str]:
-    """Show how many of `total` rows are done while the context lasts; gives the name that the tasks report to.
+    """Show how many of `total` rows are finished while the context lasts; yield the name to which the tasks report.
 
-    what: name of the step and of its rows, such as `candidates: users`.
+    what: label of the step and its rows, such as `candidates: users`.
     """
     name = f"{what}/{uuid.uuid4().hex}"
     console = console or Console(file=sys.stderr)
@@ -78,7 +78,7 @@ def show_progress(
     finally:
         stopped.set()
         showing.join()
-        # Where the cluster is gone, so are the figures, and the step's own error is the one to be told.
+        # Without the cluster there are no counts, and the error of the step itself is the one to report.
         with contextlib.suppress(RayError):
             internal_kv._internal_kv_del(name.encode(), del_by_prefix=True, namespace=_NAMESPACE)
 
@@ -122,7 +122,7 @@ def _lines(
 
 
 def progress_line(what: str, done: int, total: int, seconds: float) -> str:
-    """Return one line on rows done, rows a second and the time that is left."""
+    """Return one line with finished rows, rows per second and the remaining time."""
     speed = done / seconds if seconds else 0.0
     left = f"{timedelta(seconds=round(max(0, total - done) / speed))} left" if speed else "no estimate yet"
     return f"{what}: {done:,} of {total:,}, {speed:,.0f} a second, {left}"

@@ -1,7 +1,7 @@
-"""The id under which a command with a fixed run id begins again after that run has ended well.
+"""Run ids for `--again`: the id under which a command with a fixed run id starts after an earlier successful run.
 
-A store, settings and a run id come in; out comes the id, or the first of `<id>-2`, `<id>-3`, ... under which there is
-something left to do. It reads ledgers and writes nothing.
+Input: a store, settings and a run id. Output: the id, or the first of `<id>-2`, `<id>-3`, ... that is unused or
+unfinished. The module reads ledgers and writes nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The status and the log of a run in the object store, for runs that are not on a terminal.
+"""Status and log of a run in the object store, for runs without a terminal.
 
-Log lines become `log.jsonl` (it is a logging handler) and step events become `status.json`, both in the folder of the
-run and both written when a step starts or ends. A store that cannot be written is logged once and stops no run.
+A logging handler collects log lines for `log.jsonl`, and step events update `status.json`. Both are in the folder of
+the run and are written when a step starts or ends. A failed write is logged once and does not stop the run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUNNING, FAILED, STOPPED, DONE = "running", "failed", "stopped", "done"
 class RunStatus(logging.Handler):
     """Keeps `status.json` and `log.jsonl` of a run up to date, at the start and the end of each step.
 
-    What earlier attempts of the run have written there is kept: the log goes on behind it.
+    The log lines of earlier attempts of the run are kept, and new lines follow them.
     """
 
     def __init__(self, storage: Storage, folder: str, *, run_id: str, command: str) -> None:
@@ -58,7 +58,7 @@ class RunStatus(logging.Handler):
     def record_step(self, event: StepEvent) -> None:
         """Update the status after a step event and write it together with the log."""
         if isinstance(event, StepFailed):
-            return  # `end` writes the status of a failed run, with the error and the exit code.
+            return  # `end` writes the status of a failed run with its error and exit code.
         if "version" in event.facts:
             self._values["version"] = str(event.facts["version"])
         if isinstance(event, StepStarted):
@@ -71,7 +71,7 @@ class RunStatus(logging.Handler):
         self._write()
 
     def end(self, state: str, error: BaseException | None = None) -> None:
-        """Record how the attempt ended; the step that it ended in stays named."""
+        """Record the outcome of the attempt; the status keeps the name of its last step."""
         self._values["state"] = state
         if error is not None:
             cause = find_known_cause(error)
@@ -91,7 +91,7 @@ class RunStatus(logging.Handler):
             status = json.dumps(self._values, indent=1, default=str, ensure_ascii=False) + "\n"
             self._storage.write_bytes(f"{self._folder}/{STATUS}", mask_secrets(status).encode())
         except RecRayError as error:
-            # Once, and not again before the end: each try on a store that is away takes as long as its retries.
+            # Do not write again before the end: each attempt on an unreachable store takes all its retries.
             self._reachable = False
             LOGGER.warning("status and log of the run are not stored: %s", error)
 
@@ -100,7 +100,7 @@ class RunStatus(logging.Handler):
         return self._storage.read_bytes(key).decode(errors="replace") if self._storage.exists(key) else ""
 
     def _read_status(self) -> dict[str, Any]:
-        """Return the status of the attempt before; a damaged one is replaced, as nothing depends on it."""
+        """Return the status of the previous attempt; a damaged one is replaced, because nothing depends on it."""
         text = self._read(STATUS)
         try:
             found = json.loads(text) if text else {}
@@ -109,7 +109,7 @@ class RunStatus(logging.Handler):
                 return {"version": found.get("version"), "attempts": found.get("attempts", 0), **maps}
         except (ValueError, RecursionError):
             pass
-        LOGGER.warning("%s is damaged; it is written anew", self._storage.uri(f"{self._folder}/{STATUS}"))
+        LOGGER.warning("%s is damaged; it is replaced", self._storage.uri(f"{self._folder}/{STATUS}"))
         return {}
 
 

@@ -1,7 +1,7 @@
-"""Results of steps as files, so that a run that starts again need not repeat a finished step.
+"""Results of steps as files, so that a resumed run does not repeat a finished step.
 
-A hand-over comes in and named files go out as bytes, and the other way round; it is safetensors and JSON, nothing is
-pickled. It does not store the files.
+Converts between a result and named files as bytes, in safetensors and JSON, without pickle. The ledger stores the
+files.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from rec_ray.retrieval.model.bundle import WEIGHTS, TwoTowerBundle
 Result = TypeVar("Result")
 RECORD = "record.json"
 CHECKED = "checked.safetensors"
-"""Weights of the check of a refit, beside the files of the bundle to publish."""
+"""Weights for the refit check, stored beside the files of the bundle to publish."""
 
 
 def to_files(result: Any) -> dict[str, bytes]:
-    """Return the files of a trained model, of the training data, or of a hand-over that is plain values."""
+    """Return the files of a trained model, of training data, or of a result of plain values."""
     values: dict[str, Any]
     if isinstance(result, TrainedModel):
         files = result.published.to_files()
@@ -46,10 +46,10 @@ def to_files(result: Any) -> dict[str, bytes]:
 
 
 def from_files(kind: type[Result], files: Mapping[str, bytes]) -> Result:
-    """Make a hand-over of its files.
+    """Rebuild a result from its files.
 
     Raises:
-        DataError: the files are not those of such a hand-over.
+        DataError: the files are not those of such a result.
     """
     try:
         values = json.loads(files[RECORD])
@@ -80,5 +80,5 @@ def _trained_model(values: Mapping[str, Any], files: Mapping[str, bytes]) -> Tra
 
 
 def _as_text(value: Any) -> str:
-    """Return an instant as text; everything else that JSON has no word for is a fault of ours."""
+    """Return an instant as text; any other type without a JSON form is a programming error."""
     return str(value.isoformat())

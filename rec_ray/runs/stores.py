@@ -1,7 +1,7 @@
-"""The two places that hold versions, opened as the settings say: the object store and the version database.
+"""Object store and version database, opened from the settings.
 
-Settings come in, an open `Storage` or `VersionDatabase` comes out. It knows neither Feast nor Ray, whose import takes
-seconds, so that commands which only read versions answer at once.
+Input: settings. Output: a `Storage` or a `VersionDatabase`. The module imports neither Feast nor Ray, whose import
+takes seconds, so that commands that only read versions start quickly.
 """
 
 from __future__ import annotations

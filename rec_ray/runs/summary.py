@@ -81,7 +81,7 @@ def restore_report(run: RunLedger) -> RunReport:
 
 
 def say_unpublished(report: RunReport) -> RunReport:
-    """Return the report of a run that had no view to publish to; its last line has the way to publish."""
+    """Return the report of a run without a view to publish to; its last line has the command for publishing."""
     todo = f"no view takes the lists yet; rec-ray feast-views --apply adds some, then: rec-ray publish {report.version}"
     return dataclasses.replace(report, where={**report.where, "not published": todo})
 

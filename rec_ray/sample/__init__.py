@@ -1,6 +1,7 @@
-"""The embedded default: a shop with a known structure, and a project folder with a Feast repository around any data.
+"""Creates projects for `rec-ray init`: around a sample shop, the user's own tables, or an existing Feast repository.
 
-`init_project` is the one entry. `shop` generates data; `own_files`, `roles` and `own_tables` read the user's own and
-`tables` writes them; `declarations` declares features, `row_dates` dates rows, and `feature_repo` writes and applies
-the Feast repository. A run needs none of it: a project may bring its own repository.
+`init_project` and `init_from_feast` are the entry points. `shop` generates data; `own_files`, `roles` and `own_tables`
+read the user's own tables and `tables` writes them; `declarations` declares features, `row_dates` dates rows, and
+`feature_repo` writes and applies the Feast repository. The `feast_*` modules read an existing repository. A run uses
+nothing of this package.
 """

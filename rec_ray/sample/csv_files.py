@@ -1,7 +1,7 @@
-"""Reads CSV files of one table: every value as text into Parquet, and the types that all values have.
+"""Copies the CSV files of a table to Parquet with every value as text, and infers column types from all values.
 
-In go files with a header, out come one Parquet file and a schema. A line that does not fit is an error, never passed
-over; ids such as `0007` keep their zeros, because text is what is stored.
+Input: files with a header. Output: one Parquet file and a schema. A malformed line is an error and is never skipped;
+ids such as `0007` keep their zeros, because values are stored as text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rec_ray.sample.survey import fetch_one, query_files, quoted
 from rec_ray.schema import TIMESTAMP
 
 WORDS_FOR_NULL = ("", "null", "none", "nan", "nat", "na", "n/a")
-"""Texts of a CSV file, in any case, that stand for no value in a column of numbers or times."""
+"""Texts in a CSV file, in any case, that mean null in a column of numbers or times."""
 DELIMITERS = ",;\t|"
 BLOCK_BYTES = 16 << 20
 
@@ -30,11 +30,11 @@ def copy_csv(files: Sequence[Path], target: Path, shown: str) -> None:
     """Copy CSV files into one Parquet file, every value as text; an empty value is null.
 
     Raises:
-        SchemaError: a file is no CSV with a header in UTF-8, or a line has other columns than the header.
+        SchemaError: a file is not CSV in UTF-8 with a header, or a line has other columns than the header.
     """
     try:
         written = [_open(file, {}).schema.names for file in files]
-        # pandas writes the index of a frame under no name.
+        # pandas writes the index of a frame with an empty name.
         headers = [[name or f"Unnamed: {place}" for place, name in enumerate(names)] for names in written]
         names = list(dict.fromkeys(name for header in headers for name in header))
         twice = sorted({name for header in headers for name in header if header.count(name) > 1})
@@ -54,7 +54,7 @@ def copy_csv(files: Sequence[Path], target: Path, shown: str) -> None:
 
 
 def _open(file: Path, types: dict[str, pa.DataType]) -> pyarrow.csv.CSVStreamingReader:
-    """Open a file as a stream of batches. types: of the columns; others are inferred."""
+    """Open a file as a stream of batches. types: of some columns; the others are inferred."""
     return pyarrow.csv.open_csv(
         pa.input_stream(str(file), compression="detect"),
         read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
@@ -64,16 +64,16 @@ def _open(file: Path, types: dict[str, pa.DataType]) -> pyarrow.csv.CSVStreaming
 
 
 def _delimiter(file: Path) -> str:
-    """Return the delimiter that the first line of a file has most often."""
+    """Return the most frequent delimiter in the first line of a file."""
     with gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb") as handle:
         line = handle.readline(BLOCK_BYTES)
     return max(DELIMITERS, key=lambda delimiter: line.count(delimiter.encode()))
 
 
 def infer_types(schema: pa.Schema, paths: Sequence[str]) -> pa.Schema:
-    """Return the types that all values of each column have: whole numbers, numbers, true or false, times, or text.
+    """Return the common type of all values of each column: whole number, number, true or false, time, or text.
 
-    A number with a zero in front, such as a postal code, is text.
+    A number with a leading zero, such as a postal code, is text.
     """
     with query_files(paths) as connection:
         return pa.schema([pa.field(name, _type_of(connection, name)) for name in schema.names])

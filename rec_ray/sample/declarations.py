@@ -1,8 +1,7 @@
 """Declares the features of a new project from the types and values of its tables, with a reason for each column.
 
-In goes a table as it lies in the project, out come the feature declarations and notes that are written into
-`rec_ray.yaml`, where a person corrects them; a run reads only that file and never guesses. It knows column types and
-values, but nothing of Feast.
+Input: a written table of the project. Output: feature declarations and notes for `rec_ray.yaml`, which the user can
+correct; a run reads only that file and infers nothing.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID, FeatureDeclaration
 
 SEPARATOR = "|"
 SEPARATED_SHARE = 0.1
-"""From this share of values with a separator on a string is taken for several values."""
+"""Minimum share of values with a separator from which a string column has several values per row."""
 FEW = 0.2
-"""A string with fewer distinct values than this share of its rows is categorical, spaces or not."""
+"""A string column with a smaller share of distinct values is categorical, with or without spaces."""
 UNIQUE = 0.9
 VALUES = 100_000
-"""Distinct values of events that are looked at, the most frequent."""
+"""Number of most frequent distinct event values that are examined."""
 SMALL = 20
-"""Below so many values nothing is said to be unique."""
+"""Minimum number of values from which a column can be called unique."""
 SENTENCE = 60
-"""Mean characters from which a string with spaces is a text even if it holds separators."""
+"""Mean length from which a string column with spaces is text even if it contains separators."""
 PATH_NAMES = ("categor", "path", "taxonom", "breadcrumb", "hierarch", "department")
 ITEM_NAMES = ("product_name", "item_name", "name", "title")
 CODE = re.compile(r"(^|_)(id|code|ean|gtin|isbn|upc|barcode|zip|zipcode|postcode|plz|sku|phone)$")
-"""Ends of names of whole numbers that count nothing."""
+"""Name endings of whole numbers that are codes instead of quantities."""
 LINK = r"^((https?:)?//|www\.|/)\S*$|^\S+\.(png|jpe?g|gif|webp|svg)$"
 _IGNORED = {USER_ID, ITEM_ID, EVENT_TIMESTAMP, PLACEHOLDER}
 
 
 @dataclass(frozen=True)
 class Declared:
-    """The features of a table by name, and the decision on each of its columns, also as lines."""
+    """Features of a table by name, and the decision on each of its columns, also as lines."""
 
     features: dict[str, FeatureDeclaration] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -80,8 +79,8 @@ def _decide(connection: duckdb.DuckDBPyConnection, column: pa.Field) -> tuple[Fe
     if pa.types.is_integer(kind) and CODE.search(column.name.lower()):
         distinct = fetch_one(connection, f"SELECT count(DISTINCT {name}) FROM t")[0]
         if distinct > UNIQUE * present and present >= SMALL:
-            return None, "a number that is an id, another one in nearly every row"
-        return FeatureDeclaration("categorical"), "a number that is an id by its name"
+            return None, "a number that is an id, distinct in nearly every row"
+        return FeatureDeclaration("categorical"), "a number whose name is that of an id"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return FeatureDeclaration("numeric"), "a number"
     if pa.types.is_list(kind):
@@ -119,36 +118,36 @@ def _decide_string(
     if spaced > 0.5:
         return FeatureDeclaration("text"), "words with spaces between them"
     if distinct > UNIQUE * present and present >= SMALL:
-        return None, "another value in nearly every row, as an id has"
+        return None, "a distinct value in nearly every row, like an id"
     return FeatureDeclaration("categorical"), f"{distinct:,} values in {present:,} rows"
 
 
 def _decide_separated(
     connection: duckdb.DuckDBPyConnection, column: str, separated: float
 ) -> tuple[FeatureDeclaration | None, str]:
-    """A path begins with one of few words and goes on with many; a set may begin with any of its values."""
+    """Distinguish paths from sets: a path begins with one of few words, a set with any of its values."""
     name = quoted(column)
     first, parts, total = fetch_one(
         connection,
         f"SELECT count(DISTINCT p[1]), count(DISTINCT e), count(e) FROM "
         f"(SELECT p, unnest(p) AS e FROM (SELECT string_split({name}, '{SEPARATOR}') AS p FROM t))",
     )
-    why = f"{separated:.0%} of the values hold {SEPARATOR!r}"
+    why = f"{separated:.0%} of the values contain {SEPARATOR!r}"
     if parts > UNIQUE * total and total >= SMALL:
-        return None, f"{why}, and nearly every part is another one"
+        return None, f"{why}, and nearly every part is distinct"
     if any(hint in column.lower() for hint in PATH_NAMES):
         return FeatureDeclaration("category_path", separator=SEPARATOR), f"{why}, and the name suggests a path"
     if first <= 0.5 * parts:
-        return FeatureDeclaration("category_path", separator=SEPARATOR), f"{why}, and the first parts are few"
-    return FeatureDeclaration("categories", separator=SEPARATOR), f"{why}, in no order from general to special"
+        return FeatureDeclaration("category_path", separator=SEPARATOR), f"{why}, with few distinct first parts"
+    return FeatureDeclaration("categories", separator=SEPARATOR), f"{why}, not ordered from general to special"
 
 
 def declare_interactions(
     table: WrittenTable, type_column: str | None = TYPE, value_column: str | None = VALUE, *, use_value: bool = False
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the settings of `features.interaction` and notes by their keys; columns that are not there are ignored.
+    """Return the settings of `features.interaction` and notes by their keys; missing columns are ignored.
 
-    use_value: a person named the column with the values, so it is used whatever they look like.
+    use_value: True if the user named the value column, which is then used in any case.
     """
     settings: dict[str, Any] = {"type_field": None, "value_field": None, "negative_types": []}
     notes: dict[str, str] = {}
@@ -167,14 +166,14 @@ def declare_interactions(
         if proposal.use or use_value:
             settings["value_field"] = value_column
             settings["min_positive_value"] = proposal.min_positive_value
-        notes["value_field"] = f"{proposal.said}." + (" It is used all the same." if use_value > proposal.use else "")
+        notes["value_field"] = f"{proposal.said}." + (" It is used anyway." if use_value > proposal.use else "")
     if table.notes:
         notes["type_field"] = "\n".join([*table.notes, *([notes["type_field"]] if "type_field" in notes else [])])
     return settings, notes
 
 
 def _most_frequent(table: WrittenTable, column: str, limit: int) -> list[tuple[Any, int]]:
-    """Return the values of a column with their counts, the most frequent first; null and NaN are none."""
+    """Return the values of a column with their counts, the most frequent first, without null and NaN."""
     name = quoted(column)
     with query_table(table.path) as connection:
         rows = connection.execute(
@@ -185,6 +184,6 @@ def _most_frequent(table: WrittenTable, column: str, limit: int) -> list[tuple[A
 
 
 def name_of_items(table: WrittenTable) -> str | None:
-    """Return the field of an item that people read, if one has a usual name."""
+    """Return the display name field of items, if a column has a common name for it."""
     strings = [column.name for column in table.schema if pa.types.is_string(column.type)]
     return next((name for name in ITEM_NAMES if name in strings), None)

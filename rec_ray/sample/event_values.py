@@ -1,7 +1,7 @@
-"""From the values of events, such as ratings, to a proposal for the settings: use them or not, and which are negative.
+"""Proposes settings for the values of events, such as ratings: use them or not, and which values are negative.
 
-The distinct values of a column with their counts come in, `ValueProposal` goes out with one sentence that names the
-decision, so that `init` can print it. It is a proposal for a person: no run decides anything by it.
+Input: the distinct values of a column with their counts. Output: a `ValueProposal` with a sentence that `init` prints.
+Only `init` uses it; a run follows the settings.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 RATING_NAMES = ("rating", "rate", "star", "score", "grade", "review")
-"""Parts of column names that mean a rating; a quantity has small whole numbers, too."""
+"""Parts of column names that indicate a rating; values alone do not, because quantities are small whole numbers too."""
 NO_RATING_NAMES = ("quantity", "qty", "count", "amount", "price", "number", "second", "duration")
 RATING_TOPS = (5.0, 10.0)
-"""Best values of the usual rating scales, which begin at 1."""
+"""Best values of the common rating scales, which begin at 1."""
 MANY_TIMES = 20.0
-"""A largest value so many times the median gives most events the least weight."""
+"""Maximum ratio of the largest value to the median; a greater one would give most events a tiny weight."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ValueProposal:
 
 
 def propose_values(column: str, counts: Mapping[float, int]) -> ValueProposal:
-    """Propose how the values of events are read.
+    """Propose settings for the values of events.
 
-    column: its name in the data. counts: finite value -> events that have it.
+    column: name of the column in the data. counts: finite value -> number of events.
     """
     values = sorted(value for value, count in counts.items() if count and math.isfinite(value))
     if not values:
@@ -45,7 +45,7 @@ def propose_values(column: str, counts: Mapping[float, int]) -> ValueProposal:
     if high <= 0:
         return ValueProposal(False, None, f"{column}: every value is 0, so it is not used")
     if zeros * 2 > total:
-        said = f"{span}: {_share(zeros, total)} are 0, taken as no value, so the column is not used"
+        said = f"{span}: {_share(zeros, total)} are 0, which probably means no value, so the column is not used"
         return ValueProposal(False, None, said)
     if _is_rating(column, values):
         least = (1 + high) / 2
@@ -53,7 +53,7 @@ def propose_values(column: str, counts: Mapping[float, int]) -> ValueProposal:
         said = f"{span}, a rating of 1 to {high:g}: weight = value / {high:g}"
         return ValueProposal(True, least, f"{said}; below {least:g} counts as negative ({_share(below, total)})")
     if high > MANY_TIMES * _median(values, counts, total):
-        said = f"{span}: a few values are far above the others, which would all weigh the least; not used"
+        said = f"{span}: a few values are far above the others, which would all get a tiny weight; not used"
         return ValueProposal(False, None, said)
     negative = f"; 0 counts as negative ({_share(zeros, total)})" if zeros else ""
     return ValueProposal(True, None, f"{span}: weight = value / {high:g}{negative}")

@@ -1,6 +1,6 @@
-"""Decides what the fields of somebody's views are: features with their kinds, and what the events mean.
+"""Decides the roles of the fields of an existing Feast repository: features with their kinds, and event columns.
 
-Samples of rows come in; declarations, settings of the events and a decision with its reason for each field go out.
+Input: samples of rows. Output: feature declarations, event settings, and a decision with its reason for each field.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ REFUSED_NAME = re.compile(r"return|refund|cancel|void|removed|deleted")
 RATING_NAME = re.compile(r"rating|stars?$|score|grade|vote")
 AMOUNT_NAME = re.compile(r"quantity|qty|units|count|pieces|amount")
 MOST_TYPES = 50
-"""A field with more values names no types of events."""
+"""Maximum number of values of a field with event types."""
 LARGEST_SCALE = 10
-"""A rating goes up to so much; larger numbers measure something else."""
+"""Maximum value of a rating; larger numbers measure something else."""
 
 
 def decide_features(
     store: FeatureStore, side: Side, reserved: set[str], folder: Path
 ) -> tuple[dict[str, dict[str, Any]], str | None, list[Choice]]:
-    """Return the features of a side, the field that people read, and a decision on each field.
+    """Return the features of a side, its display name field, and a decision on each field.
 
     reserved: names that rec_ray uses itself.
     """
@@ -52,7 +52,7 @@ def decide_features(
             kind = rows.schema.field(name).type
             used = f"{view.name}__{name}" if name in reserved else name
             if not _is_usable(kind):
-                choices.append(Choice(what, "left out", f"{kind} is no kind of feature"))
+                choices.append(Choice(what, "left out", f"{kind} is not a feature type"))
                 continue
             table = WrittenTable(side.side, path, rows.num_rows, pa.schema([rows.schema.field(name)]))
             declared = declare_features(table)
@@ -77,7 +77,7 @@ def decide_events(events: pa.Table, wishes: LayoutOptions) -> tuple[dict[str, An
     """Return the settings of `features.interaction` and a decision on each field of the events.
 
     Raises:
-        ConfigError: a wish names a field that the events have not.
+        ConfigError: an option names a field that the events lack.
     """
     fields = [name for name in events.column_names if name not in (USER_ID, ITEM_ID, EVENT_TIMESTAMP)]
     for name, option in ((wishes.type_field, "--type-column"), (wishes.value_field, "--value-column")):
@@ -109,15 +109,15 @@ def decide_events(events: pa.Table, wishes: LayoutOptions) -> tuple[dict[str, An
 
 def _why_unused(events: pa.Table, name: str) -> str:
     if REFUSED_NAME.search(name.lower()):
-        return "there is a type already: rows that it marks are learned like all others"
+        return "another column is the type: rows marked by this one are learned like all others"
     if AMOUNT_NAME.search(name.lower()) and _is_number(events, name):
         return "an amount: each row counts once, whatever its amount"
-    return "a number that is no rating" if _is_number(events, name) else "it names no types of events"
+    return "a number that is not a rating" if _is_number(events, name) else "not a column of event types"
 
 
 def _find_type(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> tuple[str | None, str]:
     if wishes.type_field is not None:
-        return wishes.type_field, "as asked for"
+        return wishes.type_field, "set by the option"
     for pattern, tests in (
         (TYPE_NAME, (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)),
         (REFUSED_NAME, (pa.types.is_boolean, pa.types.is_integer)),
@@ -133,7 +133,7 @@ def _find_type(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> tu
 
 
 def _find_value(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> tuple[str | None, str, float | None]:
-    """Return the field, the reason, and the lowest value of a positive where that is not just above 0."""
+    """Return the field, the reason, and the lowest value of a positive; None for any value above 0."""
     named = wishes.value_field
     for name in [named] if named is not None else fields:
         if not _is_number(events, name):
@@ -155,7 +155,7 @@ def _find_value(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> t
         if AMOUNT_NAME.search(name.lower()) and low <= 0:
             return (
                 name,
-                f"amounts from {low:g} to {high:g}: 0 and below are returned goods, which are no positives",
+                f"amounts from {low:g} to {high:g}: 0 and below are returned goods, which are not positives",
                 None,
             )
     return None, "", None

@@ -1,8 +1,8 @@
-"""Finds users, items and events in somebody's Feast repository.
+"""Finds users, items and events in an existing Feast repository.
 
-The definitions of a registry and what a person typed come in; a `Layout` goes out: the view of the events, its two ids,
-the views of users and of items, and a decision with its reason for each view. It reads no row: callers hand in a
-function that counts them.
+Input: the definitions of a registry and command-line options. Output: a `Layout`: the events view, its two ids, the
+user and item views, and a decision with its reason for each view. It reads no rows: the caller passes functions that
+count them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SERVICES = ("user_service", "item_service", "interaction_service")
 
 @dataclass(frozen=True)
 class LayoutOptions:
-    """Decisions that a person takes out of the program's hands; None leaves them to it."""
+    """Decisions made by the user; None lets the program decide."""
 
     events_view: str | None = None
     user_column: str | None = None
@@ -42,7 +42,7 @@ class LayoutOptions:
 
 @dataclass(frozen=True)
 class Choice:
-    """A decision: what about, what was decided, why, and the option that overrules it."""
+    """A decision: its subject, the result, the reason, and the option that overrides it."""
 
     what: str
     decision: str
@@ -52,7 +52,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Layout:
-    """Views and ids by their role. settings: section `feast`, as far as it differs from the defaults."""
+    """Views and ids by their role. settings: values of section `feast` that differ from the defaults."""
 
     settings: Mapping[str, Any]
     events_view: str
@@ -65,12 +65,12 @@ def find_layout(
     count_rows: Callable[[Any], int | None],
     count_ids: Callable[[Any, str], int],
 ) -> Layout:
-    """Decide which view holds the events and which entity is the user.
+    """Decide which view contains the events and which entity is the user.
 
-    count_rows: rows of a view, None where only reading tells. count_ids: different ids in a column of a view.
+    count_rows: rows of a view, None if unknown before reading. count_ids: distinct ids in a column of a view.
 
     Raises:
-        ConfigError: no view can be the events, or a wish names something that is not there.
+        ConfigError: no view can contain the events, or an option names a missing view or column.
     """
     views = {name: view for name, view in registry.views.items() if not is_result(view)}
     results = sorted(set(registry.views) - set(views))
@@ -86,7 +86,7 @@ def find_layout(
     if item != item_key:
         settings["events_item_field"] = item
     if _services_fit(registry, settings, events.name):
-        choices.append(Choice("views", "those of " + ", ".join(SERVICES), "the feature services have the usual names"))
+        choices.append(Choice("views", "those of " + ", ".join(SERVICES), "the services have the default names"))
     else:
         settings["events_view"] = events.name
         for side, key in (("user", user_key), ("item", item_key)):
@@ -102,7 +102,7 @@ def find_layout(
             )
     used = {events.name, *settings.get("user_views", ()), *settings.get("item_views", ())}
     for name in results:
-        choices.append(Choice(name, "left out", "results of a recommender, no features"))
+        choices.append(Choice(name, "left out", "results of a recommender, not features"))
     if "events_view" in settings:
         for name, view in {**views, **registry.computed}.items():
             if name not in used:
@@ -111,7 +111,7 @@ def find_layout(
 
 
 def is_result(view: Any) -> bool:
-    """Return whether a view holds what a recommender publishes."""
+    """Return whether a view contains published results of a recommender."""
     names = {each.name for each in view.features}
     searched = any(getattr(each, "vector_index", False) for each in view.features)
     pushed = getattr(view, "stream_source", None) is not None
@@ -130,7 +130,7 @@ def _why_unused(view: Any, registry: Registry, user_key: str) -> str:
 
 
 def _ids_of(view: Any, views: Mapping[str, Any], registry: Registry) -> list[str]:
-    """Return the columns of a view that name entities: its join keys, or fields called like keys of other views."""
+    """Return the id columns of a view: its join keys, or fields with the names of other views' keys."""
     if len(view.join_keys) > 1:
         return list(view.join_keys)
     keys = {each.join_keys[0] for each in views.values() if len(each.join_keys) == 1 and each is not view}
@@ -143,7 +143,7 @@ def _ids_of(view: Any, views: Mapping[str, Any], registry: Registry) -> list[str
 
 
 def _side_of(name: str, registry: Registry) -> str | None:
-    """Return the side that the name of an id, of its entity or of a view keyed by it alone speaks for."""
+    """Return the side indicated by the name of an id, of its entity or of a view keyed by it alone."""
     keyed = [view for view, each in registry.views.items() if list(each.join_keys) == [name] and not is_result(each)]
     for each in (name, registry.entities.get(name, ""), " ".join(keyed)):
         user, item = USER_WORDS.search(each.lower()), ITEM_WORDS.search(each.lower())
@@ -163,7 +163,7 @@ def _find_events(
     if wishes.events_view is not None:
         if wishes.events_view not in registry.views:
             raise ConfigError(f"--events-view {wishes.events_view}: {hint(wishes.events_view, registry.views)}")
-        choices.append(Choice("events", wishes.events_view, "as asked for", option))
+        choices.append(Choice("events", wishes.events_view, "set by the option", option))
         return registry.views[wishes.events_view]
     wanted = {wishes.user_column, wishes.item_column} - {None}
     found = {
@@ -209,19 +209,19 @@ def _user_and_item(
             )
     user, item = wishes.user_column, wishes.item_column
     ids = ids or columns
-    why = {"user": "as asked for", "item": "as asked for"}
+    why = {"user": "set by the option", "item": "set by the option"}
     for side in ("user", "item"):
         named = [name for name in ids if _side_of(name, registry) == side and name not in (user, item)]
         if side == "user" and user is None and named:
-            user, why["user"] = named[0], "it is named after people"
+            user, why["user"] = named[0], "the name suggests people"
         if side == "item" and item is None and named:
-            item, why["item"] = named[0], "it is named after things"
+            item, why["item"] = named[0], "the name suggests things"
     left = [name for name in ids if name not in (user, item)]
     if user is None and item is None and len(left) > 1:
         counts = {name: count_ids(events, name) for name in left}
         left.sort(key=lambda name: -counts[name])
         user, item = left[0], left[1]
-        why["user"] = why["item"] = "more users than items is the rule: " + ", ".join(
+        why["user"] = why["item"] = "usually there are more users than items: " + ", ".join(
             f"{n} {c:,}" for n, c in counts.items()
         )
     elif user is None and left:
@@ -239,7 +239,7 @@ def _user_and_item(
 
 
 def _key_of(column: str, side: str, registry: Registry, views: Mapping[str, Any], other: str) -> str:
-    """Return the join key of the views of an entity: the column itself, or else the key with such a name."""
+    """Return the join key of an entity's views: the column itself, or else the key with a matching name."""
     keys = list(dict.fromkeys(view.join_keys[0] for view in views.values() if len(view.join_keys) == 1))
     if column in keys:
         return column
@@ -248,7 +248,7 @@ def _key_of(column: str, side: str, registry: Registry, views: Mapping[str, Any]
 
 
 def _services_fit(registry: Registry, settings: Mapping[str, Any], events: str) -> bool:
-    """Return whether the services with the usual names give the same events and have features."""
+    """Return whether the services with the default names yield the same events and have features."""
     if not set(SERVICES) <= set(registry.services):
         return False
     feast = FeastSettings.model_validate({name: value for name, value in settings.items() if value})

@@ -1,7 +1,7 @@
-"""Makes a project for somebody's own Feast repository: reads it, decides once, and writes short settings.
+"""Creates a project for an existing Feast repository: reads it, decides once, and writes short settings.
 
-In go a folder, the repository and a person's wishes; out comes a summary with each decision and its reason. Nothing in
-the repository changes.
+Input: a folder, the repository and command-line options. Output: a settings file, and a summary with each decision and
+its reason. The repository is only read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIMILAR_ITEMS = 20
 
 @dataclass(frozen=True)
 class FeastProject:
-    """A project made by `init_from_feast`. users, items, events: in the sample that decisions were made from."""
+    """Result of `init_from_feast`. users, items, events: numbers in the sample from which the decisions were made."""
 
     folder: Path
     settings: Path
@@ -54,19 +54,19 @@ def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions 
     """Write the settings file of a project that reads an existing Feast repository.
 
     Args:
-        folder: gets `rec_ray.yaml`; it may be the one that the repository lies in.
+        folder: receives `rec_ray.yaml`; it may be the one that contains the repository.
         repo: folder with feature_store.yaml, or that file.
-        wishes: decisions that a person takes.
+        wishes: decisions made by the user.
 
     Raises:
-        ConfigError: there is a settings file already, the repository cannot be read, or has nothing to learn from.
+        ConfigError: the settings file exists already, or the repository is unreadable or has no events or items.
         EmptyDataError: the events have no usable row.
-        FeatureStoreError: the registry or a source does not answer.
+        FeatureStoreError: the registry or a source does not respond.
     """
     folder, wishes = Path(folder).resolve(), wishes or LayoutOptions()
     file = folder / SETTINGS_FILE
     if file.exists():
-        raise ConfigError(f"{file} is there already; name another folder, or remove it to decide anew")
+        raise ConfigError(f"{file} exists already; name another folder, or remove the file to decide again")
     store = open_store(repo)
     registry = read_registry(store)
     layout = find_layout(
@@ -92,7 +92,7 @@ def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions 
             warnings += _late_views(store, side.views, events)
         values: dict[str, Any] = {"feast": {"repo": _place(Path(repo), folder), **layout.settings}}
         if not is_published(store, PublishSettings()):
-            # The views that `rec-ray feast-views` offers have one for similar items, too.
+            # The views of `rec-ray feast-views` include one for similar items.
             values["publish"] = {"similar_push_source": SIMILAR_SOURCE}
             values["candidates"] = {"similar_items": SIMILAR_ITEMS}
         values["features"] = {**features, "interaction": interaction}
@@ -117,36 +117,36 @@ def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions 
 
 
 def _late_views(store: Any, views: Any, events: pa.Table) -> list[str]:
-    """Name the views whose rows begin after half of the events: features are null before."""
+    """Return a warning for each view whose rows begin after half of the events: its features are null before."""
     middle = pc.quantile(pc.cast(events[EVENT_TIMESTAMP], pa.int64()), 0.5, interpolation="lower")[0].as_py()
     said = []
     for each in views:
         earliest = earliest_time(store, each.view)
         if earliest is not None and int(earliest.timestamp() * 1_000_000) > middle:
             said.append(
-                f"the rows of view {each.name!r} begin on {earliest:%Y-%m-%d}, after half of the events: for those its "
-                "features are unknown; give its rows the time from which on they were true"
+                f"the rows of view {each.name!r} begin on {earliest:%Y-%m-%d}, after half of the events, for which its "
+                "features are unknown; date its rows when they became true"
             )
     return said
 
 
 def _protocol(path: Path, interaction: Mapping[str, Any], choices: list[Choice]) -> dict[str, Any]:
-    """Return how to evaluate and recommend, where the events ask for something other than the defaults."""
+    """Return settings of evaluation and candidates for events that do not suit the defaults."""
     values: dict[str, Any] = {}
     newcomers, repeats = share_of_newcomers(path), share_of_repeats(path)
     if newcomers >= NEWCOMERS:
         values["evaluation"] = {"split": "leave_one_out"}
-        why = f"{newcomers:.0%} of the users in the last 10 % of the events are new: a split by time tests nobody"
+        why = f"{newcomers:.0%} of the users in the last 10 % of the events are new, so a split by time tests few users"
         choices.append(Choice("held out", "last event of each user", why, "evaluation.split"))
     if repeats >= REPEATS and interaction["type_field"] is None:
         values["candidates"] = {"exclude_seen": False}
-        why = f"{repeats:.0%} of the users end with an item that they had before"
+        why = f"the last item of {repeats:.0%} of the users is one that they had before"
         choices.append(Choice("items already seen", "recommended too", why, "candidates.exclude_seen"))
     return values
 
 
 def _place(repo: Path, folder: Path) -> str:
-    """Return the repository as the settings file names it: relative where the two lie together."""
+    """Return the repository path for the settings file: relative if both are in the same folder tree."""
     repo = repo.resolve()
     relative = os.path.relpath(repo, folder)
     return str(repo) if Path(relative).parts[:2] == (os.pardir, os.pardir) else relative

@@ -1,6 +1,6 @@
-"""Rows of the views of a Feast repository, enough of them to decide what their fields are.
+"""Samples the rows of views in a Feast repository, to decide the roles of their fields.
 
-An open store and definitions come in; Parquet files in a scratch folder go out, with the newest row of each entity, or
+Input: an open store and definitions. Output: Parquet files in a scratch folder with the newest row of each entity, or
 the events with ids and times under the program's own names.
 """
 
@@ -21,26 +21,26 @@ from rec_ray.feature_store.point_in_time import point_in_time, portable_config
 from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, TIMESTAMP, USER_ID
 
 SAMPLE_ROWS = 200_000
-"""Rows of a view that decisions are made from."""
+"""Sampled rows of a view."""
 EVENT_ROWS = 1_000_000
 _ENTITY = "entity_id"
 
 
 def count_rows(store: FeatureStore, view: Any) -> int | None:
-    """Return the rows of a view, None where only reading tells."""
+    """Return the number of rows of a view, None if unknown before reading."""
     source = FeatureSource.of(view.batch_source, {}, what=f"view {view.name!r}")
     counts = [part.rows for part in slice_source(store, source, SAMPLE_ROWS)]
     return None if None in counts else sum(count or 0 for count in counts)
 
 
 def count_ids(store: FeatureStore, view: Any, column: str) -> int:
-    """Return how many different ids a column of a view has, in a sample."""
+    """Return the number of distinct ids of a view's column in a sample."""
     source = FeatureSource.of(view.batch_source, {_ENTITY: column}, what=f"view {view.name!r}")
     return pc.count_distinct(_sample(store, source, SAMPLE_ROWS)[_ENTITY]).as_py()
 
 
 def sample_events(store: FeatureStore, events: EventsView, path: Path) -> pa.Table:
-    """Write events, the newest ones of a large source, with all fields; return them without rows that lack an id."""
+    """Write events with all fields, of a large source the newest; return them without rows that lack an id."""
     columns = {USER_ID: events.user, ITEM_ID: events.item}
     fields = [name for name in events.field_names if name not in (USER_ID, ITEM_ID, EVENT_TIMESTAMP)]
     source = FeatureSource.of(
@@ -55,7 +55,7 @@ def sample_events(store: FeatureStore, events: EventsView, path: Path) -> pa.Tab
 
 
 def sample_features(store: FeatureStore, side: Side, view: SideView, path: Path) -> pa.Table:
-    """Write the newest row of each entity in a sample of a view, by the names that the settings may use."""
+    """Write the newest row of each entity in a sample of a view, with the column names that settings use."""
     names = {
         name: side.find(name, "features")[1].name for name in side.field_names if side.find(name, "features")[0] is view
     }
@@ -94,7 +94,7 @@ def _entities(store: FeatureStore, side: Side) -> tuple[pa.Array, pa.Array]:
 
 
 def _sample(store: FeatureStore, source: FeatureSource, rows: int) -> pa.Table:
-    """Return the newest rows of a source: its last files, or its last stretches of time with rows."""
+    """Return the newest rows of a source: its last files, or its last time intervals with rows."""
     config = portable_config(store)
     parts: list[pa.Table] = []
     held = 0
@@ -115,7 +115,7 @@ def _empty(source: FeatureSource) -> pa.Table:
 
 
 def _numbered(fields: list[str]) -> dict[str, str]:
-    """Return names that `read_slice` takes for no ids."""
+    """Return column names that `read_slice` does not treat as ids."""
     return {f"field {number}": field for number, field in enumerate(fields)}
 
 
@@ -125,7 +125,7 @@ def _named(rows: pa.Table, names: list[str]) -> pa.Table:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as a type that decisions know."""
+    """Return a column converted to a type that the decisions support."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _plain(pc.cast(column, kind.value_type))

@@ -1,8 +1,7 @@
 """Writes a Feast repository around tables and registers it.
 
-In go a folder, a project name and the Arrow schemas of the tables in its `data` folder; out come
-`feature_store.yaml`, a readable `definitions.py` that a person may edit and `feast apply` again, and a filled registry.
-It knows neither what the features mean nor how a model uses them.
+Input: a folder, a project name and the Arrow schemas of the tables in its `data` folder. Output: `feature_store.yaml`,
+a readable `definitions.py` that the user may edit and apply again with `feast apply`, and a filled registry.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from rec_ray.schema import (
 KEYS = {"users": ["user"], "items": ["item"], "interactions": ["user", "item"]}
 SERVICES = {"users": "user_service", "items": "item_service", "interactions": "interaction_service"}
 DESCRIPTIONS = {
-    "users": "What is known of a user, as of event_timestamp.",
-    "items": "What is known of an item, as of event_timestamp.",
-    "interactions": "What users did with items; one row an event.",
+    "users": "Features of a user, as of event_timestamp.",
+    "items": "Features of an item, as of event_timestamp.",
+    "interactions": "Events of users and items, one per row.",
 }
 VECTOR = pa.list_(pa.float32())
 PUSHED = {
@@ -70,7 +69,7 @@ PUSHED = {
 
 _HEADER = '''"""Feature definitions of the project {project}, written by `rec-ray init`.
 
-Edit them and run `feast apply` in this folder; run it too after moving the folder, because the registry holds the
+Edit them and run `feast apply` in this folder. Run it also after moving the folder, because the registry contains the
 absolute paths of the files (Feast's DuckDB store resolves relative ones against the working directory of the process).
 """
 
@@ -83,8 +82,8 @@ from feast.types import {types}
 DATA = Path(__file__).resolve().parent / "data"
 NEVER = timedelta(0)  # features do not expire
 
-user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING, description="Who interacts.")
-item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING, description="What is recommended.")
+user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING, description="User of the shop.")
+item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING, description="Item to recommend.")
 '''
 
 _VIEW = """
@@ -103,7 +102,7 @@ _VIEW = """
 """
 
 _PUSHED = """
-# What a run publishes. The files behind the push sources stay empty: the rows go to the online store.
+# Published results of a run. The files behind the push sources stay empty: the rows go to the online store.
 item_embed_push_source = PushSource(
     name="item_embed_push_source",
     batch_source=FileSource(
@@ -129,7 +128,7 @@ item_items_push_source = PushSource(
     ),
 )
 
-# vector_length is left open, so that model.embedding_size alone decides.
+# vector_length is not set, so that model.embedding_size alone decides.
 item_embedding = FeatureView(
     name="item_embedding",
     description="Vector of an item in the space of the two towers.",
@@ -187,12 +186,12 @@ def write_feature_repo(repo: Path, project: str, tables: Mapping[str, pa.Schema]
     """Write `feature_store.yaml`, `definitions.py` and the empty files behind the push sources.
 
     Args:
-        repo: folder; its `data` holds `users.parquet`, `items.parquet` and `interactions.parquet`.
-        project: any text; `project_name` makes a valid name of it.
+        repo: folder; its `data` contains `users.parquet`, `items.parquet` and `interactions.parquet`.
+        project: any text; `project_name` converts it to a valid name.
         tables: the schemas of those three files.
 
     Raises:
-        SchemaError: a column has a type that Feast has no field for.
+        SchemaError: Feast has no field type for a column.
     """
     project = project_name(project)
     settings = {
@@ -211,7 +210,7 @@ def write_feature_repo(repo: Path, project: str, tables: Mapping[str, pa.Schema]
 
 
 def project_name(text: str) -> str:
-    """Return a name that Feast takes and SQL table names can hold: letters, digits and underscores."""
+    """Return a name that is valid in Feast and in SQL table names: letters, digits and underscores."""
     name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")
     return name if name and not name[0].isdigit() else f"shop_{name}".rstrip("_")
 
@@ -242,10 +241,10 @@ def render_definitions(project: str, tables: Mapping[str, pa.Schema]) -> str:
 
 
 def feast_type(column: pa.Field, table: str) -> str:
-    """Return the Feast type of a column as it is written in Python.
+    """Return the Feast type of a column as Python source.
 
     Raises:
-        SchemaError: there is none.
+        SchemaError: Feast has no such type.
     """
     kind = column.type
     if pa.types.is_list(kind):
@@ -259,7 +258,7 @@ def feast_type(column: pa.Field, table: str) -> str:
         TIMESTAMP: "UnixTimestamp",
     }
     if kind not in names:
-        raise SchemaError(f"column {column.name!r} of {table} is {kind}, which no Feast field holds; leave it out")
+        raise SchemaError(f"column {column.name!r} of {table} is {kind}, a type that Feast lacks; leave it out")
     return names[kind]
 
 
@@ -267,7 +266,7 @@ def apply_feature_repo(repo: Path) -> None:
     """Register the definitions, as `feast apply` does, without its output.
 
     Raises:
-        FeatureStoreError: the definitions are wrong or Feast refuses them; the cause is attached.
+        FeatureStoreError: the definitions are wrong or Feast rejects them; the cause is attached.
     """
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

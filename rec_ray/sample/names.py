@@ -1,6 +1,6 @@
-"""Names under which columns are written into a project: such that Feast, YAML and rec_ray take them.
+"""Column names of a project that are valid in Feast, YAML and rec_ray.
 
-The names in a user's file come in, the written names and what was changed or left out go out. It reads no rows.
+Input: the names in a user's file. Output: the name under which each column is written.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rec_ray.schema import (
 )
 
 RESERVED = {USER_ID, ITEM_ID, EVENT_TIMESTAMP, EVENT_ORDER, EVENT_TYPE, EVENT_VALUE, FIRST_SEEN, AS_OF, SIGN_UP}
-"""Names that rec_ray gives columns of its own (in small letters, as DuckDB does not tell cases apart)."""
+"""Names of rec_ray's own columns (in lower case, because DuckDB ignores case)."""
 OF_DUCKDB = {"file_row_number", "filename"}
-"""Names of columns that DuckDB adds to those of a file."""
+"""Names of columns that DuckDB adds to a file."""
 INDEX = re.compile(r"^(__index_level_\d+__|unnamed: ?\d+|level_0|)$", re.IGNORECASE)
-"""Names that pandas gives the index of a frame, in Parquet and in CSV."""
+"""Names of a pandas index in Parquet and in CSV."""
 
 
 def is_index(name: str) -> bool:
@@ -35,13 +35,13 @@ def is_index(name: str) -> bool:
 
 
 def written_names(table: str, names: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
-    """Return the name under which each column is written: letters, digits and underscores, none twice, none reserved.
+    """Return the name under which each column is written: letters, digits and underscores, unique, not reserved.
 
-    table: users, items or interactions. taken: names that are given away already.
+    table: users, items or interactions. taken: names that are in use already.
     """
     names = list(names)
     fine = {name for name in names if re.fullmatch(r"\w+", name) and not _is_reserved(name)}
-    # A name that can stay does; others make way for it.
+    # Valid names stay; others are changed so that they differ from them.
     used = {name.lower() for name in (*taken, *fine)}
     written: dict[str, str] = {}
     for name in names:

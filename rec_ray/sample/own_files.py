@@ -1,8 +1,8 @@
-"""Finds the tables of a user in a folder and opens them: Parquet files, folders of Parquet, CSV, here or behind a URL.
+"""Finds and opens the tables of a user: Parquet files, folders of Parquet, CSV, in a local folder or behind a URL.
 
-In goes a folder or an address that fsspec reads, out comes one `OwnFiles` a table with one schema and rows in the order
-of the files. CSV is copied into Parquet with every value as text, so that `0007` stays `0007`; its types are inferred
-from all rows. What a column means is not known here.
+Input: a folder or an address that fsspec reads. Output: one `OwnFiles` per table with one schema and rows in the order
+of the files. CSV is copied to Parquet with every value as text, so that `0007` stays `0007`; its types are inferred
+from all rows. `own_tables` assigns roles to columns.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from rec_ray.sample.csv_files import copy_csv, infer_types
 TABLES = ("users", "items", "interactions")
 CSV_SUFFIXES = (".csv", ".csv.gz")
 FORMAT = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(coerce_int96_timestamp_unit="us"))
-"""Spark writes INT96 times; read as nanoseconds, the year 9999 would become 1816."""
+"""Unit of INT96 times, which Spark writes; in nanoseconds the year 9999 would overflow to 1816."""
 
 
 @dataclass(frozen=True)
 class OwnFiles:
-    """The rows of a table as they lie with the user.
+    """Rows of a table in the user's files.
 
-    shown: the file or folder, as errors name it. schema: names and types; those of CSV are inferred and its stored
-    values are text. paths: local Parquet files, in order.
+    shown: the file or folder in error messages. schema: names and types; those of CSV are inferred, its stored values
+    are text. paths: local Parquet files, in order.
     """
 
     name: str
@@ -42,7 +42,7 @@ class OwnFiles:
     is_text: bool = False
 
     def batches(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in order, with the wanted columns as they are stored.
+        """Yield the rows in order, with the requested columns in their stored types.
 
         Raises:
             SchemaError: a file is damaged.
@@ -55,23 +55,23 @@ class OwnFiles:
 
 @dataclass
 class Problems:
-    """Faults of all files, so that one error names them all."""
+    """Collected faults of all files, so that one error lists them all."""
 
     found: list[RecRayError] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
-    """Options that would mend them, with their values."""
+    """Options that would fix them, with their values."""
 
     def add(self, error: RecRayError, flag: str | None = None) -> None:
-        """Keep a fault and, where there is one, the option that mends it."""
+        """Add a fault and, if there is one, the option that fixes it."""
         self.found.append(error)
         if flag is not None and flag not in self.flags:
             self.flags.append(flag)
 
     def raise_all(self) -> None:
-        """Raise one error with all faults, if there is any; its kind is that of the first.
+        """Raise one error with all faults, if there are any.
 
         Raises:
-            RecRayError: see above.
+            RecRayError: of the type of the first fault.
         """
         if not self.found:
             return
@@ -80,11 +80,11 @@ class Problems:
 
 
 def find_tables(source: str | Path, scratch: Path, problems: Problems) -> dict[str, OwnFiles]:
-    """Open the tables of a folder. scratch: an empty folder for copies, which has to stay until the rows are read.
+    """Open the tables of a folder. scratch: an empty folder for copies, which must exist until the rows are read.
 
     Raises:
         ConfigError: the folder or its interactions are missing.
-        UnavailableError: the address does not answer.
+        UnavailableError: the address does not respond.
     """
     text = str(source)
     folder = _fetch(text, scratch) if "://" in text else Path(text)
@@ -93,7 +93,7 @@ def find_tables(source: str | Path, scratch: Path, problems: Problems) -> dict[s
     for name in TABLES:
         names = [entry for entry in entries if _table_of(entry) == name]
         if len(names) > 1:
-            problems.add(ConfigError(f"{text} holds {list_names(names)}, which are the same table; keep one of them"))
+            problems.add(ConfigError(f"{text} contains {list_names(names)}, which are the same table; keep one"))
         elif names:
             shown = f"{text.rstrip('/')}/{names[0]}"
             try:
@@ -110,7 +110,7 @@ def find_tables(source: str | Path, scratch: Path, problems: Problems) -> dict[s
 
 
 def _table_of(entry: str) -> str | None:
-    """Return the table that a file or folder of this name holds."""
+    """Return the table name of a file or folder name."""
     stem = next(
         (entry.removesuffix(end) for end in (".parquet", *reversed(CSV_SUFFIXES)) if entry.endswith(end)), entry
     )
@@ -171,7 +171,7 @@ def _open(name: str, path: Path, shown: str, scratch: Path) -> OwnFiles:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Return the data files below a folder; Spark's `_SUCCESS`, checksums and hidden files are none."""
+    """Return the data files below a folder, without Spark's `_SUCCESS`, checksums and hidden files."""
     return [
         path
         for path in sorted(folder.rglob("*"))
@@ -182,7 +182,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _is_parquet(path: Path) -> bool:
-    """Return True for a Parquet file, by its name or its first bytes: Hive writes names such as `000000_0`."""
+    """Return True for a Parquet file, by its name or its first bytes, because Hive writes names such as `000000_0`."""
     if path.suffix == ".parquet":
         return True
     with path.open("rb") as handle:
@@ -194,7 +194,7 @@ def _is_csv(path: Path) -> bool:
 
 
 def _open_parquet(files: Sequence[Path], folder: Path | None, shown: str) -> ds.Dataset:
-    """Open Parquet files as one table; folders called `day=2024-01-01` are a column."""
+    """Open Parquet files as one table; folder names such as `day=2024-01-01` become a column."""
     _require_one_schema(files, shown)
     options = ds.FileSystemFactoryOptions(
         partition_base_dir=None if folder is None else str(folder.resolve()),
@@ -209,7 +209,7 @@ def _open_parquet(files: Sequence[Path], folder: Path | None, shown: str) -> ds.
 
 
 def _require_one_schema(files: Sequence[Path], shown: str) -> None:
-    """Name the column that two files of a folder have with types that do not go together."""
+    """Check that the files of a folder have compatible column types; the error names the column and both files."""
     seen: dict[str, tuple[pa.DataType, Path]] = {}
     for file in files:
         try:

@@ -1,7 +1,7 @@
-"""Plans which columns of a user's own tables are written into a project, under which name and type, and says why.
+"""Plans the columns of a user's own tables to write into a project: name, type, and the reason of each decision.
 
-In go the files of a folder (see `own_files`) and names of columns; out comes an `OwnTable` each with a decision for
-every column that has no other. No row is written here (`tables` does), and features are judged in `declarations`.
+Input: the files of a folder (see `own_files`) and column names from the options. Output: an `OwnTable` for each, with a
+decision for every column that is not a feature. `tables` writes the rows, `declarations` decides on features.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from rec_ray.sample.times import is_time
 from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, TIMESTAMP, USER_ID
 
 PLACEHOLDER = "is_known"
-"""The one field of a table without features; Feast has no view without fields."""
+"""Only field of a table without features, because Feast requires a field in every view."""
 KEYS = {"users": (USER_ID,), "items": (ITEM_ID,), "interactions": (USER_ID, ITEM_ID)}
 TYPE, VALUE = "interaction_type", "rating"
-"""Columns of events that are their type and their value if nothing else is said."""
+"""Default names of the columns with the type and the value of an event."""
 LEFT_OUT, ROW_TIME = "left out", "time of a row"
 NO_ROLE = "events have ids, a time, a type and a value"
 LIKE_TYPE = re.compile(r"(^|_)(type|event|action|behaviou?r|kind|verb|interaction)(_|$)")
@@ -60,9 +60,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class OwnColumn:
-    """A column to write: its name and type there, and the column of the file it is made from.
+    """A column to write: its name and type, and the source column of the file.
 
-    unit: of numbers that are times.
+    unit: time unit of numbers that are times.
     """
 
     name: str
@@ -75,8 +75,8 @@ class OwnColumn:
 class OwnTable:
     """A checked table of the user.
 
-    columns: what is written, keys first; without `event_timestamp` when the file has no time.
-    time: the column that is the time of a row, or None. arrival: a time that may be it, if the events agree.
+    columns: the columns to write, keys first; without `event_timestamp` if the file has no time.
+    time: the column with the time of a row, or None. arrival: a candidate for it, if the events are later.
     type, value: written names of the columns with the type and the value of an event.
     """
 
@@ -99,14 +99,14 @@ class OwnTable:
         return self.files.rows
 
     def dated_by(self, column: str) -> OwnTable:
-        """Return the table with a time as the time from which a row counts; it stays a feature too."""
+        """Return the table with a time column as the time from which a row counts; it remains a feature too."""
         time = TimeColumn(column, None, "")
         keys = len(KEYS[self.name])
         stamp = OwnColumn(EVENT_TIMESTAMP, TIMESTAMP, column)
         return replace(self, time=time, columns=(*self.columns[:keys], stamp, *self.columns[keys:]))
 
     def undated(self, why: str) -> OwnTable:
-        """Return the table without the time of a row. why: of the decision on the column that was it."""
+        """Return the table without a row time. why: reason for the decision on its former time column."""
         columns = tuple(column for column in self.columns if column.name != EVENT_TIMESTAMP)
         decisions = tuple(
             Decision(made.table, made.column, LEFT_OUT, why) if made.role == ROW_TIME else made
@@ -127,19 +127,20 @@ class OwnTables:
 def read_own_tables(
     source: str | Path, scratch: Path, names: ColumnNames | None = None, ask: Ask | None = None
 ) -> OwnTables:
-    """Look at the tables of a folder or an address and plan their columns.
+    """Read the tables of a folder or an address and plan their columns.
 
     Args:
-        source: holds interactions and, optionally, users and items.
-        scratch: an empty folder for copies of what is not local Parquet; it has to stay until the tables are written.
+        source: folder with interactions and, optionally, users and items.
+        scratch: an empty folder for copies of files that are not local Parquet; it must exist until the tables are
+            written.
         names: columns that the user names.
-        ask: called with a question where only a person knows; None makes it a fault.
+        ask: called with a question that only the user can answer; with None it becomes a fault.
 
     Raises:
         ConfigError: the folder or its interactions are missing, or a table has several possible event times.
         SchemaError: a file cannot be read, or lacks its ids or times, or has them with a wrong type.
         EmptyDataError: a table has no rows.
-        UnavailableError: the address does not answer.
+        UnavailableError: the address does not respond.
         All faults of all files are in one error, of the kind of the first.
     """
     names, problems = names or ColumnNames(), Problems()
@@ -158,7 +159,7 @@ def read_own_tables(
         if pa.types.is_timestamp(column.type) and column.type.tz is None
     ]
     if naive:
-        LOGGER.info("timestamps without a zone are taken as UTC: %s", ", ".join(naive))
+        LOGGER.info("timestamps without a zone are read as UTC: %s", ", ".join(naive))
     interactions = tables["interactions"]
     if interactions is None:
         raise EmptyDataError("the interactions could not be planned")
@@ -202,7 +203,7 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
         if is_index(name):
             decide(name, LEFT_OUT, "the index of a data frame")
         elif kind is None:
-            decide(name, LEFT_OUT, f"Feast has no field for its type {files.schema.field(name).type}")
+            decide(name, LEFT_OUT, f"Feast has no field type for {files.schema.field(name).type}")
         else:
             if written[name] != name:
                 decide(
@@ -222,7 +223,7 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
 
 @dataclass(frozen=True)
 class _Special:
-    """A column of events that is their type or their value, with the type it is written with."""
+    """A column with the type or the value of events, and the Arrow type to write."""
 
     role: str
     type: pa.DataType
@@ -231,9 +232,9 @@ class _Special:
 def _special_columns(
     files: OwnFiles, names: ColumnNames, problems: Problems, decide: Callable[[str, str, str], None]
 ) -> tuple[dict[str, _Special], dict[str, str]]:
-    """Find the type and the value of events: the columns that are named, or `interaction_type` and `rating`.
+    """Find the type and the value of events: the columns named by options, or `interaction_type` and `rating`.
 
-    Also returns why a column of those names is not used.
+    Also returns the reason why a column of those names is not used.
     """
     found: dict[str, _Special] = {}
     unused: dict[str, str] = {}
@@ -262,7 +263,7 @@ def _special_columns(
                 problems.add(SchemaError(f"{files.shown}: column {fault}"))
             else:
                 LOGGER.warning("%s: column %s; it is not used", files.shown, fault)
-                # It gets its decision as any other column without a role.
+                # Its decision is made with those of the other columns without a role.
                 unused[column] = f"{kind}{example}; expected {expected} for the {role} of an event"
             continue
         decide(column, f"{role} of an event", why)
@@ -270,7 +271,7 @@ def _special_columns(
 
 
 def _first_odd(files: OwnFiles, column: str) -> str | None:
-    """Return a text that is no number, or None."""
+    """Return a text that is not a number, or None."""
     name = quoted(column)
     with query_files(files.paths) as connection:
         return fetch_one(
@@ -290,7 +291,7 @@ def _why_unused(name: str) -> str:
 
 
 def _is_time_only(name: str, time: TimeColumn | None, is_event: bool) -> bool:
-    """Return True for a column that is the time of a row and no feature besides."""
+    """Return True for a column that is the time of a row and not also a feature."""
     return time is not None and name == time.column and (is_event or is_called(name, *TIME_NAMES))
 
 
@@ -321,7 +322,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _written_type(kind: pa.DataType) -> pa.DataType | None:
-    """Return the type a column is written with, or None for one that Feast has no field for."""
+    """Return the type in which a column is written, or None if Feast has no field type for it."""
     kind = _decoded(kind)
     if _is_text(kind):
         return pa.string()

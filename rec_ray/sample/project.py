@@ -1,7 +1,7 @@
-"""Makes a project folder: settings, data and an applied Feast repository.
+"""Creates a project folder: settings, data and an applied Feast repository.
 
-In go a folder and, optionally, a folder with the user's own tables; out comes a summary of what lies where. Without
-own tables the data is the sample shop. It opens no Ray and no object store, and a run never comes back here.
+Input: a folder and, optionally, a folder with the user's own tables; the default is the sample shop. Output: the
+project and a summary of it.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from rec_ray.schema import ITEM_ID, USER_ID, FeatureDeclaration
 REPO = "feature_repo"
 SHOP_EPOCHS = 6
 NEWCOMERS = 0.9
-"""Share of new users in the last 10 % of the events from which on one event of each user is held out instead."""
+"""Minimum share of new users in the last 10 % of the events for holding out one event of each user instead."""
 REPEATS = 0.1
-"""Share of users whose last item is one that they had before, from which on seen items are recommended too."""
+"""Minimum share of users whose last item is one that they had before, for recommending seen items too."""
 
 
 @dataclass(frozen=True)
 class ProjectSummary:
     """Result of `init_project`.
 
-    source: of the data, in words. users, items: different ids. interactions: rows.
+    source: description of the data source. users, items: distinct ids. interactions: rows.
     features: names of the declared features. decisions: the role of each column of the user's files.
-    notes: further decisions and warnings, a sentence each.
+    notes: further decisions and warnings, one sentence each.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class ProjectSummary:
 
 @dataclass(frozen=True)
 class _Made:
-    """Tables, settings, comments by the key of a setting, and what a person is told."""
+    """Tables, settings, comments by the key of a setting, and notes to print."""
 
     tables: dict[str, WrittenTable]
     values: dict[str, Any]
@@ -81,26 +81,27 @@ def init_project(
     names: ColumnNames | None = None,
     ask: Ask | None = None,
 ) -> ProjectSummary:
-    """Write a project into a folder, which is made when missing.
+    """Write a project into a folder, which is created if missing.
 
     Args:
-        folder: gets `rec_ray.yaml` and `feature_repo/`.
+        folder: receives `rec_ray.yaml` and `feature_repo/`.
         source: folder or address with the user's own tables (see `read_own_tables`); without it a generated shop.
         seed: of the generated shop.
-        names: columns of the user's tables. ask: called where only a person knows a column; None makes it a fault.
+        names: columns of the user's tables. ask: called for a column that only the user can name; with None it becomes
+            a fault.
 
     Raises:
-        ConfigError: the folder holds a project already or cannot be written, or `source` is no such folder.
+        ConfigError: the folder already contains a project or is not writable, or `source` does not exist.
         DataError: the tables cannot be used.
-        UnavailableError: the address of `source` does not answer.
-        FeatureStoreError: Feast refuses the definitions.
+        UnavailableError: the address of `source` does not respond.
+        FeatureStoreError: Feast rejects the definitions.
     """
     folder = Path(folder).resolve()
     settings, repo = folder / SETTINGS_FILE, folder / REPO
     there = [path.name for path in (settings, repo) if path.exists()]
     if there:
         raise ConfigError(
-            f"{folder} already holds {list_names(there)}; name another folder, or remove them to make the project anew"
+            f"{folder} already contains {list_names(there)}; name another folder, or remove them to start again"
         )
     with tempfile.TemporaryDirectory(prefix="rec_ray_init_") as scratch:
         own = None if source is None else read_own_tables(source, Path(scratch), names, ask)
@@ -138,14 +139,14 @@ def _write_project(folder: Path, own: OwnTables | None, names: ColumnNames | Non
         shutil.rmtree(repo, ignore_errors=True)
         raise ConfigError(f"cannot write the project in {folder}: {error.strerror or error}") from error
     except BaseException:
-        # Half a project would refuse the next try.
+        # Remove the incomplete project, because it would block the next attempt.
         shutil.rmtree(repo, ignore_errors=True)
         settings.unlink(missing_ok=True)
         raise
 
 
 def _printable(text: str) -> str:
-    """Return a text without characters that a YAML comment cannot hold; type names and notes come from users' files."""
+    """Return a text without characters that are invalid in a YAML comment; notes quote values of users' files."""
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
@@ -165,14 +166,14 @@ def _make_shop(data: Path, seed: int) -> _Made:
             "negative_types": ["negative_view"],
         },
     }
-    note = f"The generated shop, seed {seed}; rec_ray/sample/shop.py says what is in it."
+    note = f"The generated shop, seed {seed}; rec_ray/sample/shop.py describes it."
     train = {"epochs": SHOP_EPOCHS, "refit_check": False}
     values = {"features": features, "model": {"history": "mean"}, "train": train}
     notes = {
         "features.user": note,
-        "model.history": "Not the default, transformer: tastes in the shop have no order, and this is quicker.",
+        "model.history": "mean, because the order of events in the shop carries no information, and mean is faster.",
         "train.epochs": "Fewer than the default of 8, for the same reason.",
-        "train.refit_check": "Not the default, true: one training less, so that the shop is quick.",
+        "train.refit_check": "false, because it saves one training; the default is true.",
     }
     return _Made(written, values, notes, tuple(notes.values()))
 
@@ -208,7 +209,7 @@ def _make_own(data: Path, own: OwnTables, names: ColumnNames) -> _Made:
     values: dict[str, Any] = {"features": features}
     decided = {f"features.interaction.{key}": note for key, note in said.items()}
     for key, name, declared in (("features.user", "users", users), ("features.item", "items", items)):
-        decided[key] = "\n".join(["Decided from the columns when the project was made:", *declared.notes])
+        decided[key] = "\n".join(["Decided from the columns when the project was created:", *declared.notes])
         if name in dates:
             decided[key] += f"\nevent_timestamp: {dates[name]}"
     share = share_of_newcomers(interactions.path)
@@ -216,14 +217,14 @@ def _make_own(data: Path, own: OwnTables, names: ColumnNames) -> _Made:
         values["evaluation"] = {"split": "leave_one_out"}
         decided["evaluation.split"] = (
             f"{share:.0%} of the users in the last 10 % of the events have no earlier event, so that a split by time "
-            "would\nleave almost nobody to test with a history: the last event of each user is held out instead."
+            "would\ntest few users with a history: the last event of each user is held out instead."
         )
     repeats = share_of_repeats(interactions.path)
     if repeats >= REPEATS and len(_event_types(interactions, interaction["type_field"])) <= 1:
         values["candidates"] = {"exclude_seen": False}
         decided["candidates.exclude_seen"] = (
-            f"{repeats:.0%} of the users end with an item that they had before, and all events are of one type: items "
-            "already\nseen are recommended and evaluated too."
+            f"The last item of {repeats:.0%} of the users is one that they had before, and all events are of one type: "
+            "items already\nseen are recommended and evaluated too."
         )
     split = [decided[key] for key in ("evaluation.split", "candidates.exclude_seen") if key in decided]
     # The decisions on columns are shown as a table.

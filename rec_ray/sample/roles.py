@@ -1,7 +1,7 @@
-"""Chooses which columns of a user's files are ids and times; where it cannot, it asks a person or names the remedy.
+"""Chooses the id and time columns of a user's files; if it cannot, it prompts the user or names the option to set.
 
-Opened files and the options of the command line come in, names of columns with the reason go out; faults are collected.
-A column of another name is never taken for an id or a time without a question or an option.
+Input: opened files and the command-line options. Output: column names with reasons; faults are collected. A column with
+another name is never used as an id or a time without a prompt or an option.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ GUESSES = {
     USER_ID: "user customer visitor member client account buyer shopper person profile reviewer uid cust session",
     ITEM_ID: "item product article sku asin movie song track book video content offer goods material listing isbn ean",
 }
-"""Words with which people call the two ids, the likeliest first; `id`, `number` or `code` may follow."""
+"""Common words in names of the two ids, the most likely first; `id`, `number` or `code` may follow."""
 LIKE_TIME = re.compile(
     r"(^|_)(time|timestamp|ts|date|datetime|at|when|day|epoch|created|occurred|happened|bought)(_|$)"
 )
 LIKE_LOAD = re.compile(r"(^|_)(ingest|load|insert|update|modif|export|import|process|etl|sync|extract|dump)[a-z]*(_|$)")
-"""Words in the name of a time at which a row was written, not at which something happened."""
+"""Words in the name of a time at which a row was written, as opposed to the time of an event."""
 LIKE_ARRIVAL = re.compile(r"creat|sign_?up|regist|joined|arriv|added|launch|introduc|first_seen|valid_from|listed_at")
-"""Words in the name of a time from which a user or an item is there."""
+"""Words in the name of a time from which a user or an item exists."""
 
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Columns that the user names; of several names for an id the first that a file has counts."""
+    """Columns that the user names; of several names for an id, the first that a file has is used."""
 
     user: tuple[str, ...] = ()
     item: tuple[str, ...] = ()
@@ -46,13 +46,13 @@ class ColumnNames:
     value: str | None = None
 
     def of_key(self, key: str) -> tuple[str, ...]:
-        """Return the names of the column with the ids of users or of items."""
+        """Return the possible names of the column with the ids of users or of items."""
         return self.user if key == USER_ID else self.item
 
 
 @dataclass(frozen=True)
 class Question:
-    """A column that only a person knows. guess: the likeliest, or None. choices: the columns of the file."""
+    """A prompt for a column that only the user can name. guess: the most likely, or None. choices: all columns."""
 
     text: str
     option: str
@@ -65,7 +65,7 @@ Ask = Callable[[Question], str]
 
 @dataclass(frozen=True)
 class TimeColumn:
-    """The column with the time of a row. unit: of an epoch, or None. why: in words."""
+    """The column with the time of a row. unit: of an epoch, or None. why: the reason."""
 
     column: str
     unit: str | None
@@ -73,13 +73,13 @@ class TimeColumn:
 
 
 def snake(name: str) -> str:
-    """Return a name in small letters with underscores between words: `CustomerID` -> `customer_id`."""
+    """Return a name in lower case with underscores between words: `CustomerID` -> `customer_id`."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     return re.sub(r"[^a-z0-9]+", "_", spaced.lower()).strip("_")
 
 
 def is_called(name: str, *known: str) -> bool:
-    """Return True if a column has one of the names in any spelling: `UserID`, `user id` and `user_id` are one name."""
+    """Return True if a column has one of the names in any spelling: `UserID`, `user id` and `user_id` are equal."""
     return snake(name).replace("_", "") in {each.replace("_", "") for each in known}
 
 
@@ -112,7 +112,7 @@ def _guess(key: str, have: Sequence[str], table: str) -> str | None:
         for end in ("id", "", "number", "no", "code", "key"):
             if word + end in plain:
                 return plain[word + end]
-    # In a table of one kind the id of a row is its id.
+    # In a users or items table a column `id` is the id of the entity.
     return plain.get("id") if table == {USER_ID: "users", ITEM_ID: "items"}[key] else None
 
 
@@ -127,7 +127,7 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
         )
         return None
     if (known := _named_time(files)) is not None:
-        return _read_as_time(files, known, names.time_unit, "the time of an event by its name", problems)
+        return _read_as_time(files, known, names.time_unit, "its name is that of an event time", problems)
     times = [column.name for column in files.schema if is_time(column.type)]
     readable = [
         column.name
@@ -156,20 +156,20 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
         several = f"{files.shown} has several timestamp columns: {list_names(candidates)}"
         fault = f"{several}; name the one that is the time of an event"
     else:
-        fault = f"the name of {list_names(candidates)} in {files.shown} is that of the time of a load, not of an event"
+        fault = f"{list_names(candidates)} in {files.shown} has the name of a load time, not of an event time"
     problems.add(ConfigError(fault), f"--time-column {_shell(guess)}")
     return None
 
 
 def choose_row_time(files: OwnFiles, names: ColumnNames, problems: Problems) -> TimeColumn | None:
-    """Return the column from which on a row of a user or an item counts: one that is called so, or none."""
+    """Return the column with the time from which a row of a user or an item counts, by its name, or None."""
     if (known := _named_time(files)) is not None:
-        return _read_as_time(files, known, names.time_unit, "the time from which a row counts by its name", problems)
+        return _read_as_time(files, known, names.time_unit, "its name is that of a row time", problems)
     return None
 
 
 def _named_time(files: OwnFiles) -> str | None:
-    """Return the column that is called as the time of a row, in any spelling."""
+    """Return the column with a name of a row time, in any spelling."""
     for known in TIME_NAMES:
         for name in files.schema.names:
             if is_called(name, known):
@@ -178,7 +178,7 @@ def _named_time(files: OwnFiles) -> str | None:
 
 
 def find_arrival(files: OwnFiles) -> str | None:
-    """Return the only time of a users or items table if its name says that they are there from then on."""
+    """Return the only time column of a users or items table if its name is that of an arrival time."""
     times = [column.name for column in files.schema if is_time(column.type)]
     return times[0] if len(times) == 1 and LIKE_ARRIVAL.search(snake(times[0])) else None
 
@@ -204,7 +204,7 @@ def _read_as_time(files: OwnFiles, column: str, unit: str | None, why: str, prob
 
 
 def _reading(files: OwnFiles, column: str) -> tuple[str | None, str] | None:
-    """Return how a column of numbers or texts is read as times: the unit of an epoch and words, or None."""
+    """Return how a column of numbers or texts is read as times: the unit of an epoch and a description, or None."""
     kind = files.schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
@@ -222,18 +222,18 @@ def _reading(files: OwnFiles, column: str) -> tuple[str | None, str] | None:
         return None
     if known == as_number:
         unit = unit_of(float(low), float(high))
-        return None if unit is None else (unit, f"read as {unit} since 1970, which its values are by their range")
+        return None if unit is None else (unit, f"read as {unit} since 1970 because of the range of its values")
     return (None, "ISO text") if iso == known and not number else None
 
 
 def unit_named(unit: str | None) -> str | None:
-    """Check a unit of the command line.
+    """Check the value of --time-unit.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a unit.
     """
     if unit is not None and unit not in UNITS:
-        raise ConfigError(f"--time-unit {unit!r} is no unit; expected {list_names(UNITS)}")
+        raise ConfigError(f"--time-unit {unit!r} is not a unit; expected {list_names(UNITS)}")
     return unit
 
 

@@ -1,7 +1,7 @@
-"""Decides from which time on the rows of users and items count, by comparing their dates with the events.
+"""Decides from which time the rows of users and items count, by comparing their dates with the events.
 
-A planned users or items table and the written events come in; the written table, settings and sentences for people go
-out. A table exported once has one row an entity, dated after the events: joined as of each event it would be unknown.
+Input: a planned users or items table and the written events. Output: the written table, settings and messages. In a
+table that was exported once each entity has one row dated after the events; an as-of join would find no features.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from rec_ray.sample.tables import WrittenTable, write_own_table
 from rec_ray.schema import EVENT_TIMESTAMP
 
 SEEN = 0.5
-"""Share of events below which the dates of rows are not taken as they are."""
+"""Minimum share of events with an earlier row of their entity for which row dates are used unchanged."""
 ARRIVED = 0.99
-"""Share of events that come after the arrival of their user or item, if a date is one."""
+"""Minimum share of events after the date of their user or item for which the date is an arrival time."""
 MATCHED = 0.5
 FEW = 20
-"""Rows up to which one time for all is no sign of a load."""
+"""Maximum number of rows for which one common time does not indicate a load time."""
 
 
 @dataclass(frozen=True)
 class DatedTable:
-    """A written table, settings that go with its dates, and why they are so."""
+    """A written table, settings that match its dates, and the reason for both."""
 
     table: WrittenTable
     why: str
@@ -39,7 +39,7 @@ class DatedTable:
 def write_dated(table: OwnTable, path: Path, interactions: WrittenTable, earliest: datetime) -> DatedTable:
     """Write a users or items table with dates that training can use.
 
-    earliest: the first event; the date of rows without another one.
+    earliest: time of the first event; the date of rows without another one.
     """
     key = KEYS[table.name][0]
     written = write_own_table(table, path, earliest)
@@ -55,13 +55,13 @@ def write_dated(table: OwnTable, path: Path, interactions: WrittenTable, earlies
     share = share_with_row(interactions.path, path, key)
     if share is None or share >= SEEN:
         less = (
-            "" if share is None or share == 1 else f"; {1 - share:.0%} of the events are older than all rows of theirs"
+            "" if share is None or share == 1 else f"; {1 - share:.0%} of the events precede all rows of their entity"
         )
         return DatedTable(written, f"the column {table.time.column}{less}")
     older = f"the column {table.time.column} dates them later than {1 - share:.0%} of their events"
     if count_distinct(path, key) == written.rows:
         stamped = write_own_table(table.undated(older), path, earliest)
-        why = f"the earliest event, {earliest:%Y-%m-%d %H:%M}: one row each, and {older}, as one export of all does"
+        why = f"the earliest event, {earliest:%Y-%m-%d %H:%M}: one row each, and {older}, which suggests one export"
         return DatedTable(stamped, f"{why}; values that changed since then leak into training")
     side = key.removesuffix("_id")
     why = f"{older}: features.{side}_history is as_of_now, so that the newest row counts for all events"
@@ -72,18 +72,18 @@ def write_dated(table: OwnTable, path: Path, interactions: WrittenTable, earlies
 
 def _undated(table: OwnTable) -> str:
     dates = [column.origin for column in table.columns if str(column.type).startswith("timestamp")]
-    known = f"the earliest event, as no column is called {' or '.join(TIME_NAMES)}: today's values count for all events"
+    known = f"the earliest event, as no column is named {' or '.join(TIME_NAMES)}: today's values count for all events"
     if not dates:
         return known
-    moved = "one that events move, such as a last login, tells training the future: take it out of the features"
-    return f"{known}; not taken for the time of a row: {', '.join(dates)} ({moved})"
+    moved = "one that events change, such as a last login, leaks the future into training: remove it from the features"
+    return f"{known}; not used as the time of a row: {', '.join(dates)} ({moved})"
 
 
 def check_event_times(table: OwnTable, written: WrittenTable, *, named: bool) -> list[str]:
-    """Log and return warnings about events without a time and about one time for all.
+    """Log and return warnings about events without a time and about a single time for all events.
 
     Raises:
-        SchemaError: and nobody said that this is the time of an event.
+        SchemaError: all events have one time, and neither an option nor its name makes the column the event time.
     """
     said: list[str] = []
     if table.time is None:
@@ -102,10 +102,10 @@ def check_event_times(table: OwnTable, written: WrittenTable, *, named: bool) ->
 def _one_time(table: OwnTable, column: str, *, named: bool) -> str:
     if not named and not is_called(column, *TIME_NAMES):
         raise SchemaError(
-            f"{table.files.shown}: every row has the same time in {column!r}, as the time of a load; name the column "
-            "with the time of an event, or this one, with --time-column"
+            f"{table.files.shown}: every row has the same time in {column!r}, which suggests a load time; name the "
+            "column with the time of an event, or this one, with --time-column"
         )
-    return f"every event has the same time in {column!r}: nothing can be held out by time, and no order is learned"
+    return f"every event has the same time in {column!r}: no events can be held out by time, and no order is learned"
 
 
 def describe_ids(interactions: WrittenTable, table: WrittenTable) -> list[str]:
@@ -118,7 +118,7 @@ def describe_ids(interactions: WrittenTable, table: WrittenTable) -> list[str]:
     remedy = f"; {match.remedy} more of them would match" if match.remedy else ""
     said = (
         f"only {match.matched:,} of {match.ids:,} ids of {table.name} in the interactions are in {table.name}: "
-        f"interactions have {match.in_events!r}{other}{remedy}; write the ids in one way in both files"
+        f"interactions have {match.in_events!r}{other}{remedy}; write the ids in the same way in both files"
     )
     LOGGER.warning("%s", said)
     return [said]

@@ -1,25 +1,25 @@
-"""Generates a shop whose structure is known: users with tastes, products that belong to them, and events between both.
+"""Generates a shop with a known structure: users with tastes, matching products, and events between both.
 
-In goes a seed and three sizes, out come Arrow tables as a Feast file source holds them, and the truth behind them; a
-bench takes the events as a stream of tables instead. It knows nothing of files, Feast or settings.
+Input: a seed and three sizes. Output: Arrow tables in the layout of a Feast file source, and the true distribution; a
+benchmark reads the events as a stream of tables instead.
 
 The structure, which a model is expected to find:
 
-* Products lie in `departments x categories`, about 40 in each category, and in big shops in numbered ranges below: the
-  leaves of the path `category`. `name` and `description` are made of words of the category. Each product has one of
-  three price levels, seen in `price` alone.
+* Products are in `departments x categories`, about 40 in each category, and in large shops in numbered ranges below:
+  the leaves of the path `category`. `name` and `description` consist of words of the category. Each product has one of
+  three price levels, visible in `price` alone.
 * A user has one to three leaves to buy from (`ShopTruth.taste_leaf`, weights `taste_weight`); the first is drawn by the
   popularity of leaves, the others near it in a latent space of 6 dimensions. 72 % of the events go there; 20 % go
   anywhere by popularity; 8 % are `negative_view`, shown at random and disliked. A user is three times as likely to take
   a product of the own price level.
 * Popularity falls with the rank of a product in its leaf (power 0.6) and of a leaf in the shop (power 0.4).
-* Season: within a year each department rises and falls by 60 %, each at another time.
-* Drift: 30 % of the users take up their last taste only at some day (`taste_start`); from that day there is a second
-  version of their features. `preferences` states the tastes of that day, each with probability 0.8.
-* Hardly any product occurs twice in the events of a user. Purchases and high ratings are commoner within the tastes.
+* Season: within a year each department rises and falls by 60 %, each at a different time.
+* Drift: 30 % of the users adopt their last taste only on some day (`taste_start`); from that day their features have a
+  second version. `preferences` lists the tastes of that day, each with probability 0.8.
+* Hardly any product occurs twice in the events of a user. Purchases and high ratings are more frequent within tastes.
 * 5 % of the products are new: they arrive in the last three days and have no event.
-* 8 % of the products are not `available`, 6 % have an `age_limit`, 10 % are sold in some `countries` only. That shows
-  in no event: events tell what people like, filters what may be recommended today.
+* 8 % of the products are not `available`, 6 % have an `age_limit`, 10 % are sold in some `countries` only. Events do
+  not reflect this: they express tastes, and filters apply when lists are computed.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ ITEM_FEATURES = {
     "arrival_date": FeatureDeclaration("timestamp"),
 }
 FILTER_FIELDS = ("available", "age_limit", "countries")
-"""Fields of products that say nothing about tastes: a model does not read them, filters may."""
+"""Fields of products that are independent of tastes: filters may read them, the model does not."""
 
 
 @dataclass(frozen=True)
 class ShopTables:
-    """The three tables as a Feast file source holds them, and the truth behind them."""
+    """The three tables in the layout of a Feast file source, and the true distribution."""
 
     users: pa.Table
     items: pa.Table
@@ -79,7 +79,7 @@ class ShopTables:
 
 
 def generate_shop(seed: int = 0, users: int = 2000, items: int = 1000, interactions: int = 60_000) -> ShopTables:
-    """Generate a whole shop in memory; the interactions are in the order of time.
+    """Generate a whole shop in memory; the interactions are sorted by time.
 
     The same arguments give the same tables. See the module's docstring for the structure.
     """
@@ -106,7 +106,7 @@ def generate_interactions(truth: ShopTruth, interactions: int, chunk: int = 250_
 
 
 def _draw_events(truth: ShopTruth, user: Ints, random: np.random.Generator) -> pa.Table:
-    """Draw one event for each entry of `user`; entries of one user stand together."""
+    """Draw one event for each entry of `user`; entries of the same user are adjacent."""
     rows = len(user)
     first = np.maximum(truth.signup[user], START)
     time = first + ((END - first) * random.random(rows)).astype(np.int64)
@@ -137,7 +137,7 @@ def _draw_events(truth: ShopTruth, user: Ints, random: np.random.Generator) -> p
 
 
 def _draw_items(truth: ShopTruth, user: Ints, time: Ints, origin: Ints, random: np.random.Generator) -> Ints:
-    """Draw an item a row, within a leaf of the user's taste (origin 0), by popularity (1) or at random (2)."""
+    """Draw an item per row, within a leaf of the user's taste (origin 0), by popularity (1) or at random (2)."""
     weights = np.cumsum(weights_at(truth, user, time), axis=1)
     slot = (random.random(len(user))[:, None] * weights[:, -1:] < weights).argmax(1)
     leaf = truth.taste_leaf[user, slot]
@@ -156,7 +156,7 @@ def _draw_items(truth: ShopTruth, user: Ints, time: Ints, origin: Ints, random: 
 
 
 def describe_users(truth: ShopTruth) -> pa.Table:
-    """Return the features of users, one row a version, with `USER_FEATURES` and user_id, event_timestamp."""
+    """Return the features of users, one row per version, with `USER_FEATURES` and user_id, event_timestamp."""
     random = np.random.default_rng([truth.seed, 4])
     users = len(truth.user_ids)
     country = random.choice(len(COUNTRIES), size=users, p=np.arange(len(COUNTRIES), 0, -1) / 36)
@@ -182,7 +182,7 @@ def describe_users(truth: ShopTruth) -> pa.Table:
 
 
 def describe_items(truth: ShopTruth) -> pa.Table:
-    """Return the features of items, one row an item: `ITEM_FEATURES`, `FILTER_FIELDS`, item_id, event_timestamp."""
+    """Return the features of items, one row per item: `ITEM_FEATURES`, `FILTER_FIELDS`, item_id, event_timestamp."""
     random = np.random.default_rng([truth.seed, 5])
     items = len(truth.item_ids)
     words = [DEPARTMENTS[path.split("|")[0]][path.split("|")[1]].split() for path in truth.leaf_paths]

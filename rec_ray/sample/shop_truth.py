@@ -1,7 +1,7 @@
-"""The truth behind the sample shop: who likes what, which products there are, and when tastes begin.
+"""True distribution of the sample shop: tastes of users, products, and the times at which tastes begin.
 
-In goes a seed and two sizes, out comes `ShopTruth`, from which `shop` draws events and describes users and items; a
-test compares a model with it. What the numbers mean is written in `shop`; this module knows no tables.
+Input: a seed and two sizes. Output: `ShopTruth`, from which `shop` draws events and describes users and items; tests
+compare a model with it. The docstring of `shop` describes the structure.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class ShopTruth:
     item_arrival: Ints
     """[I], microseconds"""
     taste_leaf: Ints
-    """[U, 3], -1 where a user has fewer tastes"""
+    """[U, 3], -1 if a user has fewer tastes"""
     taste_weight: Floats
     """[U, 3], sums to 1"""
     taste_start: Ints
-    """[U, 3], microseconds; 0 for tastes from the beginning"""
+    """[U, 3], microseconds; 0 for tastes from the start"""
     user_level: Ints
     """[U]"""
     signup: Ints
@@ -66,7 +66,7 @@ class ShopTruth:
         return list(self.item_ids.filter(pa.array(self.item_popularity == 0)).to_pylist())
 
     def department_tastes(self) -> Floats:
-        """Return how much of each user's taste lies in each department: [U, departments], rows sum to 1."""
+        """Return the share of each department in each user's taste: [U, departments], rows sum to 1."""
         tastes = np.zeros((len(self.user_ids), len(DEPARTMENTS)))
         for slot in range(self.taste_leaf.shape[1]):
             department = self.leaf_department[self.taste_leaf[:, slot]]
@@ -86,7 +86,7 @@ class ShopTruth:
 
 
 def draw_truth(seed: int = 0, users: int = 2000, items: int = 1000) -> ShopTruth:
-    """Draw the tastes of the users and the places of the items. 100,000 users and 20,000 items take about a second."""
+    """Draw the tastes of the users and the leaves of the items. 100,000 users and 20,000 items take about a second."""
     random = np.random.default_rng([seed, 1])
     if users < 1 or items < 10:
         raise ConfigError(f"a shop has at least 1 user and 10 items; got {users} and {items}")

@@ -1,7 +1,7 @@
-"""The words of the sample shop: departments, categories, what their products are called and described with.
+"""Words of the sample shop: departments, categories, and the words of product names and descriptions.
 
-Everything here is a constant; a product's words tell its category and nothing else, so a model that reads text can
-place a new product. The module knows no numbers and no random generator.
+All values are constants. A product's words indicate its category and nothing else, so a model that reads text can place
+a new product.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ DEPARTMENTS: dict[str, dict[str, str]] = {
         "Shaving": "razor beard foam trimmer aftershave cartridge stubble safety-razor oil whisker strop lather",
     },
 }
-"""Department -> category -> words; the first ones make the product's name."""
+"""Department -> category -> words; the first ones form the product's name."""
 
 ADJECTIVES = [
     "Classic",

@@ -1,6 +1,6 @@
 """Statistics of the Parquet tables of a project, of any size, computed with DuckDB.
 
-In go paths of tables, out come plain numbers: the first event, different ids, shares of newcomers and of matched ids.
+Input: paths of tables. Output: plain numbers: the first event, distinct ids, shares of newcomers and of matched ids.
 Memory is bounded, and larger work spills to disk.
 """
 
@@ -29,7 +29,7 @@ def query_table(path: Path) -> contextlib.AbstractContextManager[duckdb.DuckDBPy
 
 @contextlib.contextmanager
 def query_files(paths: Sequence[str], *, file_row_number: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open one over several files of one table; their columns are matched by name."""
+    """Open a DuckDB connection over several files of one table; their columns are matched by name."""
     with tempfile.TemporaryDirectory(prefix="rec_ray_") as folder:
         connection = duckdb.connect(config={"memory_limit": "1GB", "temp_directory": folder})
         try:
@@ -40,13 +40,13 @@ def query_files(paths: Sequence[str], *, file_row_number: bool = False) -> Itera
 
 
 def fetch_one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
-    """Return the one row of a query."""
+    """Return the only row of a query."""
     row = connection.execute(sql).fetchone()
     return tuple(row) if row else ()
 
 
 def quoted(name: str) -> str:
-    """Return a column name as SQL writes it."""
+    """Return a column name quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -64,17 +64,17 @@ def earliest_time(path: Path) -> datetime:
 
 
 def count_distinct(path: Path, key: str) -> int:
-    """Return the number of different ids in a table; an id has a row for each version of its features."""
+    """Return the number of distinct ids in a table; an id has a row for each version of its features."""
     with query_table(path) as connection:
         return int(fetch_one(connection, f"SELECT count(DISTINCT {quoted(key)}) FROM t")[0])
 
 
 @dataclass(frozen=True)
 class KeyMatch:
-    """How the ids of events match those of a table.
+    """Match of the ids of events with those of a table.
 
-    ids: different ids in the events. matched: those of them in the table. in_events: the smallest that is not.
-    in_table: the smallest id of the table that is in no event. remedy: a change by which more would match, in words.
+    ids: distinct ids in the events. matched: those of them in the table. in_events: the smallest that is not.
+    in_table: the smallest id of the table that no event has. remedy: description of a change that would match more.
     """
 
     ids: int
@@ -85,12 +85,12 @@ class KeyMatch:
 
 
 SPELLINGS = {
-    "without zeros in front": "ltrim({}, '0')",
+    "without leading zeros": "ltrim({}, '0')",
     "without '.0' at the end": "regexp_replace({}, '\\.0+$', '')",
-    "in small letters": "lower({})",
+    "in lower case": "lower({})",
     "without blanks around them": "trim({})",
 }
-"""Ways to write an id by which two tables often differ."""
+"""Common differences between the id spellings of two tables."""
 
 
 def match_keys(events: Path, table: Path, key: str) -> KeyMatch:
@@ -119,7 +119,7 @@ def match_keys(events: Path, table: Path, key: str) -> KeyMatch:
 
 
 def share_with_row(events: Path, table: Path, key: str, time: str = EVENT_TIMESTAMP) -> float | None:
-    """Return the share of events that see a row of their user or item: one dated at or before the event.
+    """Return the share of events with a row of their user or item dated at or before the event.
 
     Events of ids without any row do not count; None if there are no others. time: column with the date of a row.
     """
@@ -136,20 +136,20 @@ def share_with_row(events: Path, table: Path, key: str, time: str = EVENT_TIMEST
 
 
 def count_nulls(path: Path, column: str) -> int:
-    """Return how many rows have no value in a column."""
+    """Return the number of nulls in a column."""
     with query_table(path) as connection:
         return int(fetch_one(connection, f"SELECT count(*) FILTER ({quoted(column)} IS NULL) FROM t")[0])
 
 
 def count_times(path: Path) -> int:
-    """Return 0, 1 or 2: how many different event times there are, 2 standing for more."""
+    """Return the number of distinct event times: 0, 1 or 2, where 2 means at least two."""
     with query_table(path) as connection:
         low, high = fetch_one(connection, f"SELECT min({EVENT_TIMESTAMP}), max({EVENT_TIMESTAMP}) FROM t")
     return 0 if low is None else 1 if low == high else 2
 
 
 def share_of_newcomers(path: Path) -> float:
-    """Return the share of the users in the last 10 % of the events that have no earlier event."""
+    """Return the share of users without earlier events among the users in the last 10 % of the events."""
     with query_table(path) as connection:
         time = f"epoch_us({EVENT_TIMESTAMP})"
         new, active = fetch_one(
@@ -163,7 +163,7 @@ def share_of_newcomers(path: Path) -> float:
 
 
 def share_of_repeats(path: Path) -> float:
-    """Return the share of users, of those with two events or more, whose last item is one that they had before."""
+    """Return the share of users whose last item is one that they had before, of those with two events or more."""
     with query_table(path) as connection:
         repeats, users = fetch_one(
             connection,

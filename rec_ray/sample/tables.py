@@ -1,7 +1,7 @@
-"""Writes planned tables as a Feast file source reads them, streamed, whatever their size.
+"""Writes planned tables in the layout of a Feast file source, streamed, for tables of any size.
 
-In go tables of `own_tables`; out come Parquet files with string ids, `event_timestamp` in UTC and only column types
-that Feast knows, in the same row order. Every row is kept, odd ones too: a run judges them.
+Input: tables of `own_tables`. Output: Parquet files with string ids, `event_timestamp` in UTC and only column types
+that Feast supports, in the same row order. Every row is kept, because the run decides which rows are usable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROW_GROUP_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class WrittenTable:
-    """A table as it lies in the project, ready for Feast."""
+    """A table written into the project, ready for Feast."""
 
     name: str
     path: Path
@@ -37,7 +37,7 @@ class WrittenTable:
 
     @property
     def notes(self) -> list[str]:
-        """The decisions as lines, except those that nobody would question."""
+        """The decisions as lines, without the self-evident ones."""
         plain = ("id ", "time ")
         return [str(made) for made in self.decisions if not made.role.startswith(plain) and made.why != NO_ROLE]
 
@@ -48,10 +48,10 @@ def write_own_table(table: OwnTable, path: Path, earliest: datetime | None = Non
     Args:
         table: from `read_own_tables`.
         path: file to write.
-        earliest: time of the rows when the table has none.
+        earliest: time of the rows if the table has none.
 
     Raises:
-        SchemaError: a value does not fit the type that is written, such as a year 300,000.
+        SchemaError: a value does not fit the written type, such as a year 300,000.
     """
     return write_batches(table.name, _converted(table, earliest), path, table.decisions)
 
@@ -70,7 +70,7 @@ def write_ids(name: str, interactions: WrittenTable, path: Path, earliest: datet
                 times = pa.repeat(pa.scalar(earliest, TIMESTAMP), n)
                 yield pa.table([batch.column(0).cast(pa.string()), times, pa.repeat(True, n)], schema=schema)
 
-    why = f"made from the distinct ids of the interactions: there was no table {name}"
+    why = f"created from the distinct ids of the interactions, because there is no table {name}"
     return write_batches(name, batches(), path, (Decision(name, key, "made", why),))
 
 
@@ -80,7 +80,7 @@ def write_batches(
     """Write tables of one schema as one Parquet file with row groups of `ROW_GROUP_ROWS`, or fewer when rows are wide.
 
     Raises:
-        EmptyDataError: there is no row.
+        EmptyDataError: the tables have no rows.
     """
     held: list[pa.Table] = []
     rows = 0
@@ -141,7 +141,7 @@ def _convert(array: pa.Array, column: OwnColumn, table: OwnTable) -> pa.Array:
         if is_key and text and pa.types.is_floating(table.files.schema.field(column.origin).type):
             array = pc.replace_substring_regex(without_words_for_null(array), pattern=r"\.0*$", replacement="")
         if is_key and pa.types.is_floating(array.type):
-            # Whole numbers as pandas keeps them beside a null.
+            # pandas stores whole numbers as floats if the column has a null.
             array = pc.cast(pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array), pa.int64())
         return pc.cast(array, column.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -1,7 +1,7 @@
-"""Columns of times as people have them, into UTC microseconds: timestamps, dates, ISO text, seconds since 1970.
+"""Converts time columns to UTC microseconds: timestamps, dates, ISO text, seconds since 1970.
 
-Arrow arrays come in and arrays of `schema.TIMESTAMP` go out. A number is an epoch only when all values fall into the
-years 1990 to 2100 in one unit, or when the unit is named; a time without a zone is UTC.
+Input: Arrow arrays. Output: arrays of `schema.TIMESTAMP`. A number is an epoch only if all values are in the years 1990
+to 2100 in one unit, or if the unit is named; a time without a zone is UTC.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001}
 """Unit of an epoch -> microseconds."""
 EARLIEST, LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1e6 for year in (1990, 2100))
 NOT_A_TIME = -(2**63) // 1000
-"""Microseconds of numpy's NaT, a null that some programs write as the time 1677-09-21."""
+"""Microseconds of numpy's NaT, which some programs write as the time 1677-09-21."""
 SENTINELS = tuple(datetime(year, 1, 1) for year in (1, 1900, 1970))
-"""Times that stand for no time where something happened in a shop."""
+"""Times that mean null in a column of event times."""
 ZONE = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
-"""A zone ends a time; a date alone ends with `-02`, too."""
+"""A zone at the end of a time; a bare date may also end with `-02`."""
 ISO = r"^\d{4}-\d\d-\d\d"
 
 
@@ -40,7 +40,7 @@ def unit_of(lowest: float, highest: float) -> str | None:
 
 
 def without_words_for_null(texts: pa.Array) -> pa.Array:
-    """Return texts without blanks around them, and null for the words that stand for no value."""
+    """Return texts without surrounding blanks, and null for the words that mean null."""
     trimmed = pc.utf8_trim_whitespace(texts)
     absent = pc.is_in(pc.utf8_lower(trimmed), value_set=pa.array(WORDS_FOR_NULL))
     return pc.if_else(absent, pa.scalar(None, pa.string()), trimmed)
@@ -50,14 +50,14 @@ def as_utc(array: pa.Array, unit: str | None = None) -> pa.Array:
     """Return times in UTC microseconds. unit: of numbers and of texts with numbers.
 
     Raises:
-        ArrowInvalid: a value is no time, or out of range.
+        ArrowInvalid: a value is not a time, or out of range.
     """
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         texts = without_words_for_null(pc.cast(array, pa.string()))
         return as_utc(pc.cast(texts, pa.float64()), unit) if unit else _parse(texts)
     if pa.types.is_timestamp(kind):
-        # Nanoseconds are cut; anything coarser must fit.
+        # Nanoseconds are truncated; coarser units must fit.
         micros = pc.cast(array, pa.timestamp("us", kind.tz), safe=kind.unit != "ns")
         micros = pc.cast(micros, TIMESTAMP) if kind.tz else pc.assume_timezone(micros, "UTC")
         number = pc.cast(micros, pa.int64())
@@ -66,7 +66,7 @@ def as_utc(array: pa.Array, unit: str | None = None) -> pa.Array:
     if pa.types.is_date(kind):
         return pc.assume_timezone(pc.cast(array, pa.timestamp("us")), "UTC")
     if unit is None:
-        raise pa.ArrowInvalid(f"{kind} without a unit is no time")
+        raise pa.ArrowInvalid(f"{kind} without a unit is not a time")
     if pa.types.is_integer(kind):
         whole = pc.cast(array, pa.int64())
         micros = pc.divide(whole, 1000) if unit == "ns" else pc.multiply_checked(whole, int(UNITS[unit]))
@@ -78,7 +78,7 @@ def as_utc(array: pa.Array, unit: str | None = None) -> pa.Array:
 
 
 def without_sentinels(times: pa.Array) -> pa.Array:
-    """Return the times of events, and null for those that stand for none: a shop has no event of 1900 or 1970."""
+    """Return event times, with null for sentinels such as 1900 or 1970, at which a shop has no event."""
     absent = pc.is_in(times, value_set=pc.assume_timezone(pa.array(SENTINELS, pa.timestamp("us")), "UTC"))
     return pc.if_else(absent, pa.scalar(None, TIMESTAMP), times)
 
@@ -86,7 +86,7 @@ def without_sentinels(times: pa.Array) -> pa.Array:
 def _parse(texts: pa.Array) -> pa.Array:
     """Parse ISO 8601: a date, optionally a time after `T` or a blank, optionally a zone."""
     texts = pc.replace_substring_regex(texts, pattern=" ?UTC$", replacement="Z")
-    # Arrow reads six digits of a second.
+    # Arrow reads at most six decimals of a second.
     texts = pc.replace_substring_regex(texts, pattern=r"(\.\d{6})\d+", replacement=r"\1")
     wrong = pc.invert(pc.fill_null(pc.match_substring_regex(texts, ISO), True))
     if pc.any(wrong).as_py():
@@ -111,4 +111,4 @@ def _is_iso(text: pa.Scalar) -> bool:
 
 
 def _no_time(text: pa.Scalar) -> pa.ArrowInvalid:
-    return pa.ArrowInvalid(f"{text.as_py()!r} is no ISO time, such as 2024-05-31T12:00:00Z")
+    return pa.ArrowInvalid(f"{text.as_py()!r} is not an ISO time, such as 2024-05-31T12:00:00Z")

@@ -1,9 +1,7 @@
-"""A file of a local folder that is there whole or not at all, and on the disk when its writing returns.
+"""Atomic and durable writing of a local file: readers see the complete file or none, and it is flushed to the disk.
 
-A path and bytes come in; nothing goes out. It uses no store, keys or formats.
-
-Large files go past the page cache, straight to the disk: they are written once, and need no copy in memory. On a
-virtual machine whose host takes back idle memory, pages of the page cache are expensive.
+Large files bypass the page cache, because they are written once and need no copy in memory. On a virtual machine whose
+host reclaims idle memory, page-cache pages are expensive.
 """
 
 from __future__ import annotations
@@ -15,16 +13,16 @@ import uuid
 from pathlib import Path
 
 ALIGNMENT = 4096
-"""Addresses, offsets and lengths are multiples of it, past the page cache."""
+"""Alignment of addresses, offsets and lengths in writes that bypass the page cache."""
 FEWEST_BYTES = 2**20
-"""Bytes from which on a file goes past the page cache."""
+"""Minimum size in bytes of a file that bypasses the page cache."""
 BYTES_AT_ONCE = 2**20
 
 _PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file beside its place, bring it to the disk, then move it there in one step.
+    """Write a file to a temporary name, flush it to the disk, then rename it atomically.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -45,17 +43,17 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 def is_partial(name: str) -> bool:
-    """Return whether a file of this name, without its folder, is one that was not finished."""
+    """Return whether a file name, without its folder, is that of an unfinished write."""
     return name.startswith(".") and name.endswith(_PARTIAL)
 
 
 def _write_past_cache(path: Path, content: memoryview) -> int:
-    """Make a file of the beginning of the content and return its bytes; 0, where the file system does not let."""
+    """Write the aligned beginning of the content and return its bytes; 0 if the file system refuses `O_DIRECT`."""
     direct = getattr(os, "O_DIRECT", 0)
     if not direct:
         return 0
     written = 0
-    # Memory of its own, since it must begin at a multiple of the alignment.
+    # A separate buffer, because its address must be a multiple of the alignment.
     aligned = memoryview(mmap.mmap(-1, BYTES_AT_ONCE))
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | direct, 0o666)
@@ -67,7 +65,7 @@ def _write_past_cache(path: Path, content: memoryview) -> int:
         finally:
             os.close(file)
     except OSError as error:
-        # No way past the page cache here, or another alignment: the rest goes through it.
+        # The file system refuses or needs another alignment: the rest goes through the page cache.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     return written

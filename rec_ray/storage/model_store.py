@@ -1,8 +1,8 @@
-"""Keep trained models in the object store, one folder a version, and give back only what is whole and unchanged.
+"""Trained models in the object store, one folder per version; only complete and unchanged models are returned.
 
-A bundle and a version go in, a `StoredModel` comes out, and later the bundle again: `two-tower/<version>/` holds its
-files and, written last, `manifest.json` with the SHA-256 sum of each. It does not know what the files mean (the bundle
-checks that), which version is live, or what else lies in the folder of a version.
+Input: a bundle and a version. Output: a `StoredModel`, and later the bundle again. `two-tower/<version>/` contains the
+files of the bundle and, written last, `manifest.json` with their SHA-256 sums. The bundle itself checks the content of
+the files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def model_folder(version: str) -> str:
     """Return the key of the folder of a version.
 
     Raises:
-        BundleError: the text cannot be a version.
+        BundleError: the text is no valid version.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}", version):
         raise BundleError(f"{version!r} is no model version; versions are numbers, see `rec-ray versions`")
@@ -41,7 +41,7 @@ def candidates_folder(version: str) -> str:
     """Return the key of the candidates of a version.
 
     Raises:
-        BundleError: the text cannot be a version.
+        BundleError: the text is no valid version.
     """
     return f"{model_folder(version)}/{CANDIDATES}"
 
@@ -56,13 +56,13 @@ def stored_versions(storage: Storage) -> list[str]:
 
 
 def save_model(bundle: TwoTowerBundle, version: str, storage: Storage) -> StoredModel:
-    """Store a bundle under a version; the manifest comes last, so an interrupted upload is no model.
+    """Store a bundle under a version; the manifest is written last, so an interrupted upload is not a model.
 
-    The same bundle may be saved again under its version. What an interrupted upload left behind is overwritten.
+    The same bundle may be saved again under its version. Files of an interrupted upload are overwritten.
 
     Raises:
         BundleError: the version exists with other content, or the bundle cannot be written.
-        StorageError: the store cannot be written, or holds another size than was sent.
+        StorageError: the store cannot be written, or reports another size than was sent.
     """
     folder = model_folder(version)
     files = bundle.to_files()
@@ -81,7 +81,7 @@ def save_model(bundle: TwoTowerBundle, version: str, storage: Storage) -> Stored
 
 
 def find_model(version: str, storage: Storage) -> StoredModel:
-    """Return the record of a stored model after checking that all its files are there with their sizes.
+    """Return the record of a stored model after checking that all its files exist with their sizes.
 
     Raises:
         BundleError: there is no such version, or it is incomplete.
@@ -120,7 +120,7 @@ def newest_version(storage: Storage) -> str:
 
 
 def read_metadata(version: str, storage: Storage) -> dict[str, Any]:
-    """Return the metadata of a stored model, without its weights: all a rollback needs.
+    """Return the metadata of a stored model without its weights, as a rollback needs them.
 
     Raises:
         BundleError: there is no such version, it is incomplete, or the file was changed.
@@ -137,10 +137,10 @@ def read_metadata(version: str, storage: Storage) -> dict[str, Any]:
 
 
 def load_model(version: str, storage: Storage) -> TwoTowerBundle:
-    """Read a model back; every file is compared with its sum before anything in it is looked at.
+    """Load a model; every file is compared with its sum before it is parsed.
 
     Raises:
-        BundleError: there is no such version, a file is missing or was changed, or the format is another.
+        BundleError: there is no such version, a file is missing or was changed, or the format differs.
         StorageError: the store cannot be read.
     """
     # Importing torch takes seconds, and commands that only list versions need no model.
@@ -219,10 +219,10 @@ def _sha256(data: bytes) -> str:
 
 
 def remove_version(version: str, storage: Storage) -> None:
-    """Remove a version, its candidates included; first the manifests, so that what is left half done is no model.
+    """Remove a version with its candidates; manifests first, so that a partly removed version is not a model.
 
     Raises:
-        BundleError: the text cannot be a version.
+        BundleError: the text is no valid version.
         StorageError: the store cannot be written.
     """
     folder = model_folder(version)

@@ -1,8 +1,8 @@
-"""The one place that builds the object store: a local folder, or S3 (MinIO and others) through pyarrow.
+"""Object store: a local folder, or S3 (MinIO and others) through pyarrow. All storage is built here.
 
-A store address and its access data come in; a `Storage` goes out, which every step and every Ray task uses to read and
-write below one root: small objects by key here, large ones through `storage.filesystem` and `storage.path`. It does not
-use their content, and no access key is ever part of its messages.
+Input: a store address and its credentials. Output: a `Storage`, with which every step and every Ray task reads and
+writes below one root: small objects by key, large ones through `storage.filesystem` and `storage.path`. Messages never
+contain an access key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rec_ray.errors import ConfigError, StorageError
 from rec_ray.storage.atomic_write import is_partial, write_atomically
 
 RETRY_ATTEMPTS = 8
-"""Tries of one S3 request; with pyarrow's exponential back-off and jitter that bridges half a minute."""
+"""Attempts per S3 request; with pyarrow's exponential back-off and jitter they last half a minute."""
 
 PROBE_SECONDS = 5.0
 """Seconds that `check_writable` waits for the endpoint to accept a connection."""
@@ -32,13 +32,13 @@ Names = list[str]
 """Keys or names of folders, sorted. Alias: the method `list` shadows the builtin in annotations."""
 
 _REMEDIES = (
-    ("certificate", "name the authority's certificate in storage.ca_bundle, or say http:// where there is no TLS"),
+    ("certificate", "name the authority's certificate in storage.ca_bundle, or use http:// if the server has no TLS"),
     ("NETWORK_CONNECTION", "is the endpoint right and the server running?"),
-    ("NO_SUCH_BUCKET", "make the bucket first; it is never made by rec_ray"),
-    ("bucket does not exist", "make the bucket first; it is never made by rec_ray"),
+    ("NO_SUCH_BUCKET", "create the bucket first; rec_ray never creates it"),
+    ("bucket does not exist", "create the bucket first; rec_ray never creates it"),
     ("INVALID_ACCESS_KEY_ID", "check REC_RAY__STORAGE__ACCESS_KEY"),
     ("SIGNATURE", "check REC_RAY__STORAGE__SECRET_KEY and storage.region"),
-    ("ACCESS_DENIED", "check the access keys and what they are allowed to do with this bucket"),
+    ("ACCESS_DENIED", "check the access keys and their rights on this bucket"),
     ("errno 13", "give this user the right to write there or set storage.url to another folder"),
     ("errno 17", "a part of the path is a file; set storage.url to a folder"),
     ("errno 20", "a part of the path is a file; set storage.url to a folder"),
@@ -49,12 +49,12 @@ _REMEDIES = (
 
 @dataclass(frozen=True, repr=False)
 class Storage:
-    """A root in a file system; it travels into Ray tasks.
+    """Root in a file system; can be passed to Ray tasks.
 
     Keys are addresses below the root with `/` between the parts, such as `two-tower/3/manifest.json`.
 
-    filesystem: what pyarrow, Ray Data and Ray Train read and write with.
-    root: the folder, or `bucket/prefix`, in the words of `filesystem`.
+    filesystem: file system with which pyarrow, Ray Data and Ray Train read and write.
+    root: the folder, or `bucket/prefix`, as `filesystem` writes it.
     endpoint: address of the S3 server, for messages; None for a folder and for AWS.
     """
 
@@ -72,16 +72,16 @@ class Storage:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def path(self, *parts: str) -> str:
-        """Return the address of a key for `filesystem`; without parts the root.
+        """Return the path of a key for `filesystem`; without parts, the root.
 
         Raises:
-            StorageError: a part is absolute, empty or leads out of the root.
+            StorageError: a part is absolute or empty, or points outside the root.
         """
         key = "/".join(_checked(part) for part in parts)
         return f"{self.root.rstrip('/')}/{key}" if key else self.root
 
     def uri(self, *parts: str) -> str:
-        """Return the address of a key for people and records: `s3://bucket/prefix/key` or an absolute path.
+        """Return the address of a key for messages and records: `s3://bucket/prefix/key` or an absolute path.
 
         Raises:
             StorageError: as in `path`.
@@ -99,7 +99,7 @@ class Storage:
             return bytes(stream.read())
 
     def write_bytes(self, key: str, data: bytes | memoryview) -> None:
-        """Write an object; a reader sees the whole of it or what was there before.
+        """Write an object atomically: a reader sees the complete new object or the previous one.
 
         Raises:
             StorageError: it cannot be written; nothing is left behind.
@@ -118,7 +118,7 @@ class Storage:
         """Write an object and compare the size that the store reports.
 
         Raises:
-            StorageError: it cannot be written, or not all of it arrived.
+            StorageError: it cannot be written, or its stored size differs.
         """
         self.write_bytes(key, data)
         size = self.size(key)
@@ -126,10 +126,10 @@ class Storage:
             raise StorageError(f"{self.uri(key)} has {size} bytes after writing {len(data):,}; run again")
 
     def size(self, key: str) -> int | None:
-        """Return the bytes of an object, or None when there is no object of this key.
+        """Return the size of an object in bytes, or None if there is no object of this key.
 
         Raises:
-            StorageError: the store does not answer.
+            StorageError: the store does not respond.
         """
         info = self._info(key)
         return int(info.size) if info.type == pafs.FileType.File else None
@@ -138,23 +138,23 @@ class Storage:
         """Return whether there is an object or a folder of this key.
 
         Raises:
-            StorageError: the store does not answer.
+            StorageError: the store does not respond.
         """
         return bool(self._info(key).type != pafs.FileType.NotFound)
 
     def list(self, prefix: str = "") -> Names:
-        """Return the keys of all objects below a folder, sorted; none when there is no such folder.
+        """Return the keys of all objects below a folder, sorted; none if there is no such folder.
 
         Raises:
-            StorageError: the store does not answer.
+            StorageError: the store does not respond.
         """
         return [key for key, kind in self._below(prefix, recursive=True) if kind == pafs.FileType.File]
 
     def folders(self, prefix: str = "") -> Names:
-        """Return the names of the folders that lie directly in a folder, sorted.
+        """Return the names of the direct subfolders of a folder, sorted.
 
         Raises:
-            StorageError: the store does not answer.
+            StorageError: the store does not respond.
         """
         below = self._below(prefix, recursive=False)
         return [key.rpartition("/")[2] for key, kind in below if kind == pafs.FileType.Directory]
@@ -163,19 +163,19 @@ class Storage:
         """Return whether a key of a folder store is a symbolic link; object stores have none.
 
         Raises:
-            StorageError: the key leads out of the store.
+            StorageError: the key points outside the store.
         """
         return self.is_folder and Path(self.path(key)).is_symlink()
 
     def delete_prefix(self, prefix: str) -> None:
-        """Delete an object, or a folder with all below it; it is no error when there is none.
+        """Delete an object, or a folder with its content; a missing one is no error.
 
         Raises:
-            StorageError: the prefix is empty, which would be the whole store, or deleting fails.
+            StorageError: the prefix is empty, which would delete the complete store, or deleting fails.
         """
         path = self.path(prefix)
         if path == self.root:
-            raise StorageError(f"refused to delete the whole store {self.uri()}; name a folder in it")
+            raise StorageError(f"refused to delete the complete store {self.uri()}; name a folder in it")
         kind = self._info(prefix).type
         with self._trying("delete", prefix):
             if kind == pafs.FileType.Directory:
@@ -184,10 +184,10 @@ class Storage:
                 self.filesystem.delete_file(path)
 
     def check_writable(self) -> None:
-        """Write, read back and delete a small object, so that a run fails at its start and not at its end.
+        """Write, read back and delete a small object, so that a run fails at its start instead of its end.
 
         Raises:
-            StorageError: names the store, what failed and what to do.
+            StorageError: the message names the store, the failure and a remedy.
         """
         if self.endpoint:
             _connect(self.endpoint)
@@ -196,7 +196,7 @@ class Storage:
         self.write_bytes(key, data)
         try:
             if self.read_bytes(key) != data:
-                raise StorageError(f"{self!r} gives back other bytes than were written; is a cache in between?")
+                raise StorageError(f"{self!r} returns other bytes than were written; is a cache in between?")
         finally:
             self.delete_prefix(key)
 
@@ -207,9 +207,11 @@ class Storage:
         try:
             info = self.filesystem.get_file_info(bucket)
         except OSError:
-            return  # Not every access key may look up the bucket; the error of the write is clear enough then.
+            return  # Not every access key may query the bucket; the error of the write is clear enough then.
         if info.type == pafs.FileType.NotFound:
-            raise StorageError(f"there is no bucket {bucket!r} for {self!r}; make it first, rec_ray never makes one")
+            raise StorageError(
+                f"there is no bucket {bucket!r} for {self!r}; create it first, rec_ray creates no bucket"
+            )
 
     def _info(self, key: str) -> pafs.FileInfo:
         path = self.path(key)
@@ -225,7 +227,7 @@ class Storage:
 
     @contextlib.contextmanager
     def _trying(self, verb: str, key: str) -> Iterator[None]:
-        """Turn what pyarrow and the operating system raise into a StorageError without secrets."""
+        """Translate errors of pyarrow and the operating system into a StorageError without secrets."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -249,11 +251,11 @@ def open_storage(
     access_key: str | None = None,
     secret_key: str | None = None,
 ) -> Storage:
-    """Build the storage of an address; nothing is contacted yet (see `Storage.check_writable`).
+    """Build the storage of an address, without a connection yet (see `Storage.check_writable`).
 
     Args:
         url: a folder, `file:///folder` or `s3://bucket/prefix`.
-        endpoint: S3 server such as `https://minio:9000`; TLS is used unless it says http. Without it: AWS.
+        endpoint: S3 server such as `https://minio:9000`; TLS is used unless it begins with http://. Without it: AWS.
         region: region of the bucket.
         ca_bundle: PEM file with the certificates to trust.
         access_key: S3 access key; without keys the AWS ones of the environment are used.
@@ -295,10 +297,10 @@ def s3_filesystem(
     access_key: str | None = None,
     secret_key: str | None = None,
 ) -> tuple[pafs.S3FileSystem, str | None]:
-    """Return a file system of an S3 server, and the address of the server; arguments as in `open_storage`.
+    """Return a file system of an S3 server and the address of the server; arguments as in `open_storage`.
 
-    All file systems of S3 are built here, also for files that Feast names: requests are retried, TLS unless http is
-    given.
+    All S3 file systems are built here, also those of Feast's files: requests are retried, and TLS is used unless the
+    endpoint begins with http.
 
     Raises:
         ConfigError: the endpoint is no server address.
@@ -331,7 +333,7 @@ def _endpoint(endpoint: str | None) -> tuple[bool, str | None]:
 
 
 def _connect(endpoint: str) -> None:
-    """Raise in seconds, not after all retries, when no server listens."""
+    """Raise within seconds, not after all retries, if no server listens."""
     parts = urlsplit(endpoint)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -344,7 +346,7 @@ def _connect(endpoint: str) -> None:
 
 
 def _checked(part: str) -> str:
-    """Return a part of a key, or refuse it; one `/` at the end is cut."""
+    """Return a valid part of a key without its final `/`, or raise."""
     inner = part.removesuffix("/")
     if inner and any(name in ("", ".", "..") or not name.isprintable() or "\\" in name for name in inner.split("/")):
         raise StorageError(f"refused the key {part!r}: keys are relative, without '..', empty or unprintable parts")

@@ -1,6 +1,6 @@
-"""The cause of a failed SQL statement in one line, without passwords.
+"""Cause of a failed SQL statement in one line, without passwords.
 
-An error of SQLAlchemy comes in, text for a message of the program goes out. It opens nothing.
+Input: an error of SQLAlchemy. Output: text for an error message.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 
 def cause_of(error: SQLAlchemyError, secrets: Iterable[str | None] = ()) -> str:
-    """Return the first line of what the driver said, with each secret replaced by `***`."""
+    """Return the first line of the driver's error, with each secret replaced by `***`."""
     cause = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
     for secret in secrets:
         if secret:

@@ -22,7 +22,7 @@ from rec_ray.errors import DataError
 from rec_ray.storage.object_store import Storage
 
 HASH, VECTOR = "hash", "text_vector"
-"""Columns of the files; the second one keeps the name from when the cache held texts only."""
+"""Columns of the files; the second one keeps its name from an earlier cache of texts only."""
 VECTORS = pa.list_(pa.float32())
 
 

@@ -1,7 +1,7 @@
-"""Progress of a training, as files: attempts, curves, weights and moments, so that a stopped run goes on.
+"""Progress of a training as files: attempts, curves, weights and moments, so that a stopped run can resume.
 
-`Progress` goes into a checkpoint after each epoch and comes back from it. It does not know what the stages are, where
-batches come from or who decides to stop; how a checkpoint is reported is handed in.
+`Progress` is written to a checkpoint after each epoch and read back from it. The caller defines the stages and passes
+the function that reports a checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Send = Callable[[dict[str, Any], str | None], None]
 
 
 def send_to_ray_train(metrics: dict[str, Any], folder: str | None) -> None:
-    """Report an epoch to Ray Train, from within one of its workers."""
+    """Report an epoch to Ray Train from one of its workers."""
     if folder is None:
         ray.train.report(metrics)
     else:
@@ -41,7 +41,7 @@ def send_to_ray_train(metrics: dict[str, Any], folder: str | None) -> None:
 class AttemptRecord:
     """Results of one attempt at the watched stage.
 
-    best_epoch: its best one, 0 before the first. done: whether it ended.
+    best_epoch: number of its best epoch, 0 before the first. done: whether the attempt ended.
     """
 
     attempt: Attempt
@@ -56,21 +56,21 @@ class AttemptRecord:
 
     @property
     def begun(self) -> bool:
-        """True if the loss has left its value at chance."""
+        """True if the loss has fallen below its value at chance."""
         return any(has_begun(epoch.loss, epoch.chance) for epoch in self.epochs)
 
     def is_over(self, patience: int) -> bool:
-        """Return whether the best epoch is `patience` epochs ago; not before the loss left its value at chance."""
+        """Return whether the best epoch is `patience` epochs ago; False while the loss is at its value at chance."""
         begun = next((e.epoch for e in self.epochs if has_begun(e.loss, e.chance)), None)
         return begun is not None and len(self.epochs) - max(self.best_epoch, begun - 1) >= patience
 
     def has_collapsed(self, items: int) -> bool:
-        """Return whether the attempt learned nothing. items: of the catalogue."""
+        """Return whether the attempt learned nothing. items: size of the catalogue."""
         best = self.best
         return best is not None and is_collapsed(begun=self.begun, mean_cosine=best.mean_cosine, items=items)
 
     def describe_collapse(self) -> str:
-        """Return the figures of the best epoch by which the attempt counts as collapsed."""
+        """Return the figures of the best epoch that show the collapse."""
         best = self.best
         if best is None:
             return "no epoch"
@@ -84,11 +84,11 @@ class AttemptRecord:
 class Progress:
     """Progress of a training.
 
-    attempts: of the watched stage, in their order; reason: of the choice of histories. chosen: place of the attempt
-    with the best validation. models: by stage, the weights to use. finished: stages that are done. stage, attempt,
-    stage_epochs: the stage at work, its attempt, and how many of its epochs are done. average: running average of the
-    weights after each of these. steps: of the finished attempts and stages. seconds_to_first_step: from the request to
-    the first step, start of the workers and reading included.
+    attempts: attempts of the watched stage, in order. reason: reason for the choice of histories. chosen: index of the
+    attempt with the best validation. models: stage -> weights to use. finished: finished stages. stage, attempt,
+    stage_epochs: current stage, its attempt, and the number of its finished epochs. average: running average of the
+    weights after each of these epochs. steps: optimizer steps of the finished attempts and stages.
+    seconds_to_first_step: from the request to the first step, including the start of the workers and reading.
     """
 
     attempts: list[AttemptRecord] = field(default_factory=list)
@@ -115,14 +115,14 @@ class Progress:
         return self.attempts[self.chosen].best_epoch if self.attempts else 0
 
     def begin(self, stage: str, attempt: int = 0) -> None:
-        """Begin an attempt at a stage, unless it is the one at work already."""
+        """Begin an attempt at a stage, unless it is the current one already."""
         if (self.stage, self.attempt) != (stage, attempt):
             self.stage, self.attempt, self.stage_epochs, self.average = stage, attempt, 0, {}
 
     def average_in(self, weights: Tensors, share: float) -> None:
-        """Let the running average of the stage move to the weights after one more epoch. share: how far, up to 1.
+        """Move the running average of the stage towards the weights after another epoch. share: step size, up to 1.
 
-        The average stays in main memory, where a checkpoint brings it back to, whatever device the weights are on.
+        The average stays in main memory, to which a checkpoint restores it, even if the weights are on another device.
         """
         for name, value in weights.items():
             if name not in self.average:
@@ -133,9 +133,9 @@ class Progress:
                 self.average[name].copy_(value)
 
     def add(self, epoch: EpochResult, *, watched: bool) -> bool:
-        """Add a result to the attempt at work; return whether it is the best of all attempts.
+        """Add a result to the current attempt; return whether it is the best of all attempts.
 
-        Without users to watch, the last is the best.
+        Without validation users the last result is the best.
         """
         own = self.attempts[self.attempt]
         best_of_own = -1.0 if own.best is None else own.best.validation_ndcg
@@ -181,7 +181,7 @@ class Progress:
         with tempfile.TemporaryDirectory() as folder:
             for stage, weights in self.models.items():
                 save_file(weights, weights_file(folder, stage))
-            # An attempt that is done is not gone on with: its moments are not needed.
+            # A finished attempt is not resumed, so its moments are not needed.
             state = {} if ends else _state_of(learner) | {f"average.{name}": w for name, w in self.average.items()}
             save_file(state, Path(folder) / STATE)
             progress = {
@@ -199,9 +199,9 @@ class Progress:
             send(metrics, folder)
 
     def restore(self, learner: Learner) -> None:
-        """Give a fresh learner the weights, the moments and the number of steps of the checkpoint.
+        """Load the weights, the moments and the number of steps of the checkpoint into a fresh learner.
 
-        Other workers than before have more or fewer steps before them; the share that is done stays.
+        With another number of workers the total number of steps differs; the finished share stays the same.
         """
         learner.steps = round(int(self.state["steps"]) * learner.total_steps / int(self.state["total_steps"]))
         learner.model.load_state_dict(_below(self.state, "model."))
@@ -211,11 +211,11 @@ class Progress:
                 index, key = name.split(".", 1)
                 entries.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        LOGGER.info("training goes on after epoch %d of stage %s", self.stage_epochs, self.stage)
+        LOGGER.info("training resumes after epoch %d of stage %s", self.stage_epochs, self.stage)
 
     @classmethod
     def load(cls) -> Progress:
-        """Return the progress of this run's last checkpoint, or that of a beginning."""
+        """Return the progress of this run's last checkpoint, or a new one."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return cls()
@@ -224,7 +224,7 @@ class Progress:
 
     @classmethod
     def read(cls, folder: str | Path) -> Progress:
-        """Return the progress that a checkpoint's folder holds."""
+        """Return the progress stored in the folder of a checkpoint."""
         plain = json.loads((Path(folder) / PROGRESS).read_text(encoding="utf-8"))
         state = load_file(Path(folder) / STATE)
         models = {file.name.split(".")[1]: load_file(file) for file in Path(folder).glob("model.*.safetensors")}

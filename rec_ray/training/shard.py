@@ -1,7 +1,7 @@
 """Shard of the encoded timelines of one worker: its rows, their batches, and counts of their events.
 
-The folder that `training_data` wrote comes in with the place of the worker among all; batches come out, the same ones
-in the same order whenever the same epoch is asked for. It does not know towers, losses, or how workers find each other.
+Input: the folder that `training_data` wrote, and the rank of the worker. Output: batches, the same ones in the same
+order for the same epoch.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from rec_ray.retrieval.features.timelines import TimelineBatch, Timelines, train
 from rec_ray.retrieval.learning.learner import shuffled_batches
 
 STREAMED_TIMELINES = 20_000
-"""Timelines that are shuffled among each other when a shard does not fit into the cache."""
+"""Timelines that are shuffled together if a shard does not fit into the cache."""
 
 Array = npt.NDArray[Any]
 
 
 class Shard:
-    """Rows `rank / world` of the timelines: in memory when they fit, else streamed in each epoch.
+    """Rows `rank / world` of the timelines: in memory if they fit, else streamed in each epoch.
 
-    events: by the first label that is not learned from, how many events the stretches of this shard have.
-    positives: [3, items + 1], positives of each item by label. asked: users with a validation positive.
+    events: first label that is not used for training -> number of events in the stretches of this shard.
+    positives: [3, items + 1], positives of each item by label. asked: number of users with a validation positive.
     watched: users to validate on, or None.
     """
 
@@ -48,12 +48,12 @@ class Shard:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Read the shard once: count, keep `watched_users` of all workers to validate on, and all of it if it fits.
+        """Read the shard once: count, select validation users (`watched_users` over all workers), cache it if it fits.
 
-        Who is watched is a random sample, the same in every attempt: files may begin with the oldest users, who are not
-        like the others. Ten thousand first sessions of one data set had twice the NDCG@10 of all.
+        Validation users are a random sample, the same in every attempt, because files may begin with the oldest users,
+        who differ from the others: ten thousand first sessions of one data set had twice the NDCG@10 of all.
 
-        items: of the catalogue. cache_bytes: size up to which the shard stays in memory.
+        items: size of the catalogue. cache_bytes: size up to which the shard stays in memory.
         """
         self.filesystem, self.user_shape, self.history_length = filesystem, user_shape, history_length
         self.pieces = own_rows(folder, filesystem, rank, world)
@@ -82,9 +82,10 @@ class Shard:
             self.watched = Timelines.from_table(sample, user_shape)
 
     def batches(self, max_split: int, batch_size: int, seed: int, *, ahead: int = 1) -> Iterator[TimelineBatch]:
-        """Yield the batches of an epoch; `seed` decides their order and the drawn targets.
+        """Yield the batches of an epoch; `seed` determines their order and the drawn targets.
 
-        below: events labelled so or later are not learned from. batch_size: in events, to within a stretch.
+        max_split: events with this label or a later one are not used for training. batch_size: number of events, to
+        within a stretch.
         ahead: as in `training_batch`.
         """
         for number, timelines in enumerate(self._parts()):
@@ -95,7 +96,7 @@ class Shard:
                 yield training_batch(timelines, windows, chosen, ahead=ahead, generator=generator)
 
     def sample(self) -> Timelines | None:
-        """Return the first timelines of the shard, those of one block at most; None when it has none."""
+        """Return the first timelines of the shard, at most one block; None if it is empty."""
         return next(self._parts(), None)
 
     def _parts(self) -> Iterator[Timelines]:
@@ -119,7 +120,7 @@ class Shard:
 
 
 class _Sample:
-    """The rows whose users have the smallest hashes: a random sample, whatever the order in which the rows come."""
+    """Random sample of rows, independent of their order: the users with the smallest hashes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -128,7 +129,7 @@ class _Sample:
         self._hashes: Array = np.zeros(0, np.uint64)
 
     def add(self, table: pa.Table, rows: Array) -> None:
-        """Look at some rows of a table of timelines. rows: [r] places."""
+        """Add candidates for the sample from a table of timelines. rows: [r] row indices."""
         user_ids = table["user_id"].take(pa.array(rows)).to_numpy(zero_copy_only=False)
         hashes = pd.util.hash_array(user_ids.astype(object), categorize=False)
         near = hashes <= self._bound
@@ -138,7 +139,7 @@ class _Sample:
             self._shrink()
 
     def rows(self) -> pa.Table | None:
-        """Return the sample in the order of the hashes, or None when there is none."""
+        """Return the sample in the order of the hashes, or None if it is empty."""
         self._shrink()
         return self._tables[0] if self._tables and self._tables[0].num_rows else None
 
@@ -153,9 +154,9 @@ class _Sample:
 
 
 def own_rows(folder: str, filesystem: pyarrow.fs.FileSystem, rank: int, world: int) -> list[tuple[str, int, int]]:
-    """Return the files, and which of their rows, that worker `rank` of `world` reads: every row is one worker's.
+    """Return the files and row ranges of worker `rank` of `world`; every row belongs to exactly one worker.
 
-    folder: of Parquet files, taken in the order of their names.
+    folder: folder of Parquet files, read in the order of their names.
     """
     found = filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True))
     files = sorted(info.path for info in found if info.is_file and info.path.endswith(".parquet"))

@@ -1,8 +1,7 @@
-"""`TrainingData` into a `TrainedModel` with Ray Train: as many workers as asked for, the best epoch kept.
+"""Training with Ray Train: trains on `TrainingData` and returns the best epoch as a `TrainedModel`.
 
-The folder of encoded timelines goes to the workers, each of which reads its own rows and runs `training_loop`; the
-weights of each stage come back from the last checkpoint as bundles. It knows nothing of Feast, raw ids or what is done
-with the model.
+Each worker reads its own rows of the encoded timelines and runs `worker.train_loop_per_worker`; the weights of each
+stage are read from the last checkpoint as bundles. The module uses neither Feast nor raw ids.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from rec_ray.training.worker import CHECK, LEARN, PUBLISH, TrainingPlan, train_l
 
 TRAINING_FOLDER = "training"
 POLL_SECONDS = 0.25
-"""Seconds between two polls of Ray Train's controller; its workers wait for one after each epoch (default: 2)."""
+"""Poll interval of Ray Train's controller in seconds; workers wait for a poll after each epoch (Ray's default: 2)."""
 
 
 def train_two_tower(
@@ -51,15 +50,15 @@ def train_two_tower(
     callbacks: Sequence[ray.train.UserCallback] = (),
     live: TwoTowerBundle | None = None,
 ) -> TrainedModel:
-    """Train until the epochs are over or validation NDCG@10 no longer rises, keep the best epoch's towers, refit them.
+    """Train until the last epoch or until validation NDCG@10 no longer rises, keep the best towers, and refit them.
 
-    run_id: names the training; the same one goes on from its last checkpoint.
+    run_id: name of the training; a training of the same name resumes from its last checkpoint.
     metadata: stored with the bundle.
-    callbacks: hear what the workers report after each epoch.
-    live: the version to begin with, for `train.warm_start: live`.
+    callbacks: receive the reports of the workers after each epoch.
+    live: version whose weights to begin with, for `train.warm_start: live`.
 
     Raises:
-        BundleError: the live version's towers are of another build than the settings say.
+        BundleError: the towers of the live version have another architecture than the settings.
         DataError: the loss became infinite.
         RecRayError: the workers failed more often than `train.max_failures`.
     """
@@ -67,7 +66,7 @@ def train_two_tower(
     architecture = model.model_dump()
     history = architecture.pop("history")
     if live is not None and history == "auto":
-        # Carried weights fit the history that they were learned with only.
+        # The weights of a warm start fit only the history encoder with which they were trained.
         history = str(live.arguments["history"])
     arguments = {
         "vocabulary_size": preprocessor.vocabulary_size,
@@ -134,7 +133,7 @@ def train_two_tower(
 def _describe(progress: Progress, chosen: AttemptRecord, items: int) -> dict[str, Any]:
     """Return the attempts and the figures of the chosen one, for the bundle, the log and the report.
 
-    nothing_learned: one sentence when the chosen attempt collapsed, else None.
+    nothing_learned: one sentence if the chosen attempt collapsed, else None.
     """
     attempts = [
         {
@@ -153,7 +152,7 @@ def _describe(progress: Progress, chosen: AttemptRecord, items: int) -> dict[str
         nothing = f"the model learned nothing beyond popularity ({chosen.describe_collapse()})"
         LOGGER.warning("%s; check the events and features with `rec-ray doctor`", nothing)
     elif len(attempts) > 1:
-        LOGGER.info("history %s is kept: validation NDCG@10 %s", chosen.attempt.history, describe_attempts(attempts))
+        LOGGER.info("history %s chosen: validation NDCG@10 %s", chosen.attempt.history, describe_attempts(attempts))
     best = chosen.best
     return {
         "history": chosen.attempt.history,
@@ -168,7 +167,7 @@ def _describe(progress: Progress, chosen: AttemptRecord, items: int) -> dict[str
 def _write_start(
     live: TwoTowerBundle, arguments: dict[str, Any], data: TrainingData, storage: Storage, run_id: str
 ) -> str:
-    """Store the weights to begin with for all workers of all attempts; return their key."""
+    """Store the initial weights for all workers of all attempts; return their key."""
     key = f"{TRAINING_FOLDER}/{run_id}/start.safetensors"
     storage.write_bytes(key, carry_over(live, arguments, data.preprocessor))
     return key
@@ -183,7 +182,7 @@ def _run(
     *,
     local: bool,
 ) -> Progress:
-    """Run the workers to their end and return their last checkpoint. local: on a Ray of one machine, started here."""
+    """Run the workers and return their last checkpoint. local: on a local Ray that this process started."""
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"plan": plan},
@@ -197,7 +196,7 @@ def _run(
             name=run_id,
             storage_path=storage.path(TRAINING_FOLDER),
             storage_filesystem=storage.filesystem,
-            # By itself Ray starts a controller that cannot write again for ever.
+            # By default Ray restarts a controller that cannot write, without end.
             failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
@@ -205,7 +204,7 @@ def _run(
     )
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
     if local:
-        # No node can be drained; the process that would ask takes a second to start.
+        # No node can be drained, and the process that would check this takes a second to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         result = _fit(trainer)
@@ -218,7 +217,7 @@ def _run(
 
 
 def _fit(trainer: TorchTrainer) -> ray.train.Result:
-    """Fit in a thread: in the main one Ray Train (2.60) takes Ctrl-C for itself and ends the process with code 0."""
+    """Fit in a thread: in the main thread Ray Train (2.60) handles Ctrl-C itself and ends the process with code 0."""
     outcome: Future[ray.train.Result] = Future()
 
     def fit() -> None:
@@ -232,7 +231,7 @@ def _fit(trainer: TorchTrainer) -> ray.train.Result:
 
 
 def _foreseen(error: ray.train.TrainingFailedError) -> RecRayError:
-    """Return what a worker raised as an error of ours; Ray Train (2.60) wraps it in one whose text is a traceback."""
+    """Return the error of a worker as a RecRayError; Ray Train (2.60) wraps it in an error with a traceback as text."""
     failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
     for failure in failures:
         raised = getattr(failure, "_base_exc", failure)
@@ -241,5 +240,5 @@ def _foreseen(error: ray.train.TrainingFailedError) -> RecRayError:
         if isinstance(raised, RecRayError):
             return raised
         if isinstance(raised, OSError):
-            return StorageError(f"training could not read or write the object store: {raised}; is it up?")
+            return StorageError(f"training could not read or write the object store: {raised}; is the store running?")
     return RecRayError(f"training failed: {str(error).strip().splitlines()[-1]}")

@@ -1,8 +1,8 @@
 """Loop of a training worker: read the shard, try the planned histories, keep the best epoch, and refit it.
 
-A `TrainingPlan` with the folders of the encoded data comes in; checkpoints go out, one an epoch, from which a lost
-worker, or the same run started again, goes on with the same batches in the same order and the same random numbers.
-It knows nothing of Feast, raw ids, who started it or what is done with the model.
+Input: a `TrainingPlan` with the folders of the encoded data. Output: one checkpoint per epoch, from which a replaced
+worker or a restarted run resumes with the same batches in the same order and the same random numbers. The module uses
+neither Feast nor raw ids.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from rec_ray.training.checkpoint import AttemptRecord, Progress, Send, send_to_r
 from rec_ray.training.shard import Shard
 
 REFIT_RATE = 0.5
-"""Peak learning rate of `refit: continue`, as a share of that of the training."""
+"""Peak learning rate of `refit: continue` as a share of that of the training."""
 
 MOST_AHEAD = 4
-"""Events from which `ahead: auto` draws a target at most."""
+"""Maximum number of next events from which `ahead: auto` draws a target."""
 
 LEARN, CHECK, PUBLISH = "learn", "check", "publish"
-"""The stages of a training, in this order: what is evaluated; the same refitted with the validation events, to measure
-what refitting is worth; the same refitted with all events, for publishing."""
+"""Stages of a training, in order: the evaluated model; its refit with the validation events, to measure the gain of
+refitting; its refit with all events, for publishing."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All that a worker needs.
+    """Input of a worker.
 
-    arguments: of `build_two_tower`, without the history. history: auto, none, mean or transformer.
-    timelines, catalogue, catalogue_now: folders; the catalogues, of so many `items`, are as of the test cut-off and as
-    of now. start: key of the weights to begin with, as `warm_start.carry_over` lays them out, or None. started: when
-    the training was requested, seconds since 1970.
+    arguments: arguments of `build_two_tower`, without the history. history: auto, none, mean or transformer.
+    timelines, catalogue, catalogue_now: folders; the catalogues, with `items` items each, are as of the test cut-off
+    and as of now. start: key of the initial weights in the layout of `warm_start.carry_over`, or None. started: time of
+    the request for the training, in seconds since 1970.
     """
 
     arguments: dict[str, Any]
@@ -83,14 +83,14 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training. below: events labelled so or later are not learned from."""
+    """Stage of a training. max_split: events with this label or a later one are not used for training."""
 
     name: str
     max_split: int
 
 
 def stages_of(train: TrainSettings) -> list[Stage]:
-    """Return the stages that the settings ask for, in order."""
+    """Return the stages that the settings select, in order."""
     learn = Stage(LEARN, VALIDATION)
     if train.refit == "off":
         return [learn]
@@ -99,7 +99,7 @@ def stages_of(train: TrainSettings) -> list[Stage]:
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
-    """Do all stages of the plan in `config["plan"]`, from the checkpoint of the run if there is one."""
+    """Run all stages of the plan in `config["plan"]`, from the checkpoint of the run if there is one."""
     context = ray.train.get_context()
     train_stages(
         config["plan"],
@@ -114,11 +114,11 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 def train_stages(
     plan: TrainingPlan, progress: Progress, *, rank: int, world: int, device: torch.device, send: Send
 ) -> Progress:
-    """Do all stages of a plan that `progress` has not finished, and return it.
+    """Run the stages of a plan that `progress` has not finished, and return the progress.
 
     send: reports the metrics of an epoch and the folder of its checkpoint.
     """
-    # A thread more than there are free cores makes OpenMP spin.
+    # With more threads than free cores, OpenMP threads spin while they wait.
     torch.set_num_threads(plan.threads or plan.train.cpus_per_worker)
     shard = Shard(
         plan.timelines,
@@ -145,15 +145,15 @@ def train_stages(
 
 
 def _ahead(plan: TrainingPlan, positives: Array, asked: int) -> int:
-    """Return the events from which a target is drawn. asked: users with a validation positive."""
+    """Return the number of events from which a target is drawn. asked: number of users with a validation positive."""
     if plan.train.ahead != "auto":
         return plan.train.ahead
-    # A quarter less: with 1.25 events a user the next one is nearly all that is asked for.
+    # Subtract a quarter: with 1.25 validation events per user, most targets are just the next event.
     return max(1, min(MOST_AHEAD, math.ceil(positives[VALIDATION].sum() / max(1, asked) - 0.25)))
 
 
 def _learn_attempts(shared: _Shared, stage: Stage, asked: int) -> None:
-    """Run the planned attempts, and a careful one when the best of them collapsed."""
+    """Run the planned attempts, and a careful one if the best of them collapsed."""
     plan, progress = shared.plan, shared.progress
     if not progress.attempts:
         order = _order_of_events(shared) if plan.history == "auto" else None
@@ -211,10 +211,10 @@ class _Shared:
 
 
 class _Worker:
-    """One stage, or one attempt at the first stage, on one worker."""
+    """One stage on one worker, or one attempt at the first stage."""
 
     def __init__(self, shared: _Shared, stage: Stage, number: int, attempt: Attempt) -> None:
-        """number: of the stage, or of the attempt."""
+        """number: index of the stage or of the attempt."""
         self.shared, self.stage, self.number, self.attempt = shared, stage, number, attempt
         self.plan, self.shard, self.progress = shared.plan, shared.shard, shared.progress
         self.rank, self.world = shared.rank, shared.world
@@ -248,7 +248,7 @@ class _Worker:
         progress.begin(stage.name, number_of_attempt)
 
     def _first_model(self) -> tuple[TwoTower, torch.Tensor | None]:
-        """Return the towers to begin with and which rows of item ids an earlier version had learned."""
+        """Return the initial towers and a mask of the item-id rows that an earlier version has learned."""
         # Towers start equal on all workers; dropout and negatives must not: see `_seed`.
         torch.manual_seed(self.plan.train.seed)
         model, known_rows = build_two_tower(**self.plan.arguments, history=self.attempt.history), None
@@ -259,7 +259,7 @@ class _Worker:
         return model, known_rows
 
     def learn(self) -> None:
-        """Learn until the epochs of the stage are over or, where a validation is watched, it stops getting better."""
+        """Train until the last epoch of the stage or, with validation, until the validation no longer improves."""
         progress, watches = self.progress, self.stage.name == LEARN
         over = watches and progress.attempts[self.number].is_over(self.patience)
         while progress.stage_epochs < self.epochs and not over:
@@ -315,24 +315,24 @@ class _Worker:
         return not self.from_best and best > 0 and self.progress.epochs[best - 1].averaged
 
     def _weights(self, *, averaged: bool) -> dict[str, torch.Tensor]:
-        """Return the weights for use: items without any positive get the row of the unknown item."""
+        """Return the weights for inference: items without any positive get the row of the unknown item."""
         weights = self.progress.average if averaged else self.learner.model.state_dict()
         weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
         share_unknown_row(weights, self.learner.untrained_rows)
         return weights
 
     def _seed(self, epoch: int) -> None:
-        """Let the random numbers of an epoch depend on nothing before it, so that a run can go on where it stopped."""
+        """Seed the random numbers of an epoch independently of earlier epochs, so that a stopped run can resume."""
         seed = (self.plan.train.seed * 1000 + self._place()) * 100_000 + epoch * 100 + self.rank
         torch.manual_seed(seed)
         self.learner.negatives.manual_seed(seed + 1_000_003)
 
     def _place(self) -> int:
-        """Return a number below 10 that differs between the stages; the attempts are alike but for their settings."""
+        """Return a number below 10 per stage; attempts share one, so that they differ in their settings only."""
         return 0 if self.stage.name == LEARN else self.number
 
     def _in_step(self, epoch: int) -> Iterator[TimelineBatch]:
-        """Yield a worker's batches as long as every worker has one: gradients are averaged at each step."""
+        """Yield a worker's batches while every worker has one, because gradients are averaged at each step."""
         seed = (self.plan.train.seed * 10 + self._place()) * 1000 + epoch
         ahead = self.shared.ahead
         made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed, ahead=ahead)
@@ -346,7 +346,7 @@ class _Worker:
             yield batch
 
     def _agreed(self, value: int, operation: Any) -> int:
-        """Return the least or the largest value of all workers."""
+        """Return the minimum or maximum over all workers."""
         if world_size() == 1:
             return value
         tensor = torch.tensor([value], device=self.shared.device)
@@ -354,13 +354,13 @@ class _Worker:
         return int(tensor)
 
     def _average(self) -> None:
-        """Count the weights after an epoch into their average, which may be the better model (Izmailov et al. 2018)."""
+        """Add the weights after an epoch to their average, which may be the better model (Izmailov et al. 2018)."""
         share = self.plan.train.averaging
         if share < 1 and not self.from_best:
             self.progress.average_in(self.learner.model.state_dict(), share)
 
     def _validate(self) -> tuple[float, float, int]:
-        """Return the sums of NDCG@10 by the weights and by their average, and of how many users."""
+        """Return the sums of NDCG@10 with the weights and with their average, and the number of users."""
         watched = self.shard.watched
         if watched is None:
             return 0.0, 0.0, 0

@@ -1,7 +1,7 @@
-"""Connections to the version database, SQLite or PostgreSQL: addresses, transactions, the clock, what faults mean.
+"""Connections to the version database, SQLite or PostgreSQL: addresses, transactions, the clock, translated errors.
 
-An address and a password come in; transactions go out in which nobody else writes, and every fault leaves as one of the
-program's errors, without the password. It reads no table.
+Input: an address and a password. Output: transactions with a single writer; every database error is raised as one of
+the program's errors, without the password. The module reads no table.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from rec_ray.versions import migrations
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 WAIT_SECONDS = 30
 """Seconds that a SQLite statement waits for another writer, and a PostgreSQL connection for the server."""
-_MIGRATION_LOCK = 7_235_917_001  # any number that no other program takes for pg_advisory_xact_lock
+_MIGRATION_LOCK = 7_235_917_001  # arbitrary key of pg_advisory_xact_lock, unlikely to be used by another program
 
 
 class VersionConnection:
-    """A database that nothing contacts until a transaction begins."""
+    """Connection that opens lazily, when the first transaction begins."""
 
     def __init__(self, url: str, password: str | None = None, schema: str | None = None) -> None:
         """url: SQLAlchemy address without a password, such as `sqlite:////folder/versions.db`.
 
-        schema: that of PostgreSQL in which all tables are; it is made when it is missing.
+        schema: PostgreSQL schema of all tables; created if it is missing.
 
         Raises:
-            ConfigError: the address cannot be read, names another kind of database, or holds a password; or a schema
+            ConfigError: the address cannot be read, names another kind of database, or contains a password; or a schema
                 is given for SQLite.
         """
         try:
@@ -53,12 +53,12 @@ class VersionConnection:
         self._schema = schema
         if self._is_sqlite:
             if schema is not None:
-                raise ConfigError("database.schema_name is of PostgreSQL; with SQLite give each project its own file")
+                raise ConfigError("database.schema_name needs PostgreSQL; with SQLite use a file per project")
             if address.database in (None, "", ":memory:"):
                 raise ConfigError("database.url names no file; versions must outlive the process")
             arguments: dict[str, Any] = {"timeout": WAIT_SECONDS}
         else:
-            # Columns that others made without a zone are filled with the time of the session.
+            # Columns that other programs created without a time zone take the time of the session.
             path = f" -c search_path={schema}" if schema else ""
             arguments = {"connect_timeout": WAIT_SECONDS, "options": f"-c timezone=UTC{path}"}
             address = address.set(password=password)
@@ -79,7 +79,7 @@ class VersionConnection:
         return self._file is None or self._file.exists()
 
     def migrate(self) -> None:
-        """Do the migrations that are missing; nothing is ever removed.
+        """Apply the missing migrations, none of which removes anything.
 
         Raises:
             UnavailableError: the database cannot be reached or refuses.
@@ -93,7 +93,7 @@ class VersionConnection:
         self._migrated = True
 
     def is_migrated(self) -> bool:
-        """Return whether the database has all migrations; it changes nothing.
+        """Return whether the database has all migrations, without changing it.
 
         Raises:
             UnavailableError: the database cannot be reached.
@@ -107,14 +107,14 @@ class VersionConnection:
     def read(self, doing: str) -> Iterator[Connection]:
         """Connect to read.
 
-        doing: what for, as it stands in an error before "the database".
+        doing: verb phrase that an error shows before "the database".
         """
         with self._translated(doing), self._engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self, doing: str, table: sa.Table) -> Iterator[Connection]:
-        """Begin a transaction in which no other process writes to the table; readers go on."""
+        """Begin a transaction in which no other process writes to the table; readers continue."""
         if not self._migrated:
             self.migrate()
         with self._translated(doing), self._begin() as connection:
@@ -127,7 +127,7 @@ class VersionConnection:
 
     @contextlib.contextmanager
     def _translated(self, doing: str) -> Iterator[None]:
-        """Turn what SQLAlchemy raises into an UnavailableError without the password."""
+        """Translate errors of SQLAlchemy into an UnavailableError without the password."""
         try:
             yield
         except migrations.NewerDatabaseError as error:
@@ -143,7 +143,7 @@ class VersionConnection:
 
 
 def now(connection: Connection) -> datetime:
-    """Return the time of the database, one clock for all machines; that of this machine for SQLite."""
+    """Return the time of the database, which is one clock for all machines; with SQLite, that of this machine."""
     if connection.dialect.name == "sqlite":
         return datetime.now(UTC)
     found: datetime = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
@@ -151,11 +151,11 @@ def now(connection: Connection) -> datetime:
 
 
 def _leave_transactions_alone(connection: Any, _record: Any) -> None:
-    """Keep Python's sqlite3 from beginning transactions late and ending them before DDL."""
+    """Stop Python's sqlite3 from beginning transactions late and committing them before DDL."""
     connection.isolation_level = None
 
 
 def _begin(connection: Connection) -> None:
-    """Take SQLite's write lock at the beginning: two readers that both go on to write would fail at once."""
+    """Take SQLite's write lock at the beginning: otherwise two readers that then write would fail."""
     writes = connection.get_execution_options().get("rec_ray_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,7 +1,7 @@
-"""The lock that lets one publisher at a time into a project: a row with an owner and an expiry.
+"""Publishing lock of a project, for one publisher at a time: a row with an owner and an expiry.
 
-A database and the name of an owner come in, a held lock goes out that renews itself. The lock of a process that ended
-is taken over; one that cannot reach the database runs out. The module does not use what the lock protects.
+Input: a database and the description of an owner. Output: a lock that renews itself. The lock of an ended process is
+taken over; the lock of a process that cannot reach the database expires.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rec_ray.versions.tables import LOCKS
 
 LOGGER = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
-"""Time between two tries of a publisher that waits for the lock."""
+"""Interval between two attempts of a publisher that waits for the lock."""
 _PUBLISHING = "publishing"
 
 
@@ -37,12 +37,12 @@ class PublishingLock:
 
     def __init__(self, database: VersionConnection, owner: str, seconds: float, run_id: str | None = None) -> None:
         self.database, self.owner, self.seconds, self.run_id = database, owner, seconds, run_id
-        # An owner that was killed and starts again is not the one whose lock has to run out.
+        # A restarted owner gets a new token, so that it differs from its killed predecessor.
         self.token = uuid.uuid4().hex
         self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Take the lock if it is free, has run out, or belongs to a process that cannot release it any more.
+        """Take the lock if it is free, has expired, or belongs to a process that can no longer release it.
 
         Raises:
             LockedError: another publisher holds it.
@@ -75,9 +75,9 @@ class PublishingLock:
             connection.execute(sa.insert(LOCKS).values(values))
 
     def _reason_to_take(self, held: Mapping[Any, Any], at: datetime) -> str | None:
-        """Return why a lock that has not run out may be taken over, or None.
+        """Return the reason for which an unexpired lock may be taken over, or None.
 
-        held: a row of `LOCKS`; a program of an earlier migration left the new columns null.
+        held: a row of `LOCKS`; an earlier version of the program leaves the newer columns null.
         """
         if self.run_id is not None and held["run_id"] == self.run_id:
             return f"it belongs to this run, {self.run_id}"
@@ -90,10 +90,10 @@ class PublishingLock:
         return None
 
     def acquire_within(self, seconds: float) -> None:
-        """Take the lock, waiting for as long as given.
+        """Take the lock, waiting at most `seconds`.
 
         Raises:
-            LockedError: another publisher still holds it then.
+            LockedError: another publisher still holds it.
         """
         deadline = time.monotonic() + seconds
         told = False
@@ -110,15 +110,15 @@ class PublishingLock:
                 time.sleep(min(POLL_SECONDS, left))
 
     def check(self, connection: Connection | None = None) -> None:
-        """Find out whether nobody has taken the lock over, as happens to one that was not renewed in time.
+        """Raise if the lock was taken over, as happens if it was not renewed in time.
 
         Raises:
-            LockedError: it was taken over; names the present owner.
+            LockedError: it was taken over; the message names the present owner.
         """
         if connection is None:
             with self.database.read("check the publishing lock in") as connection:
                 return self.check(connection)
-        # FOR UPDATE: until this transaction ends nobody can take the lock over (PostgreSQL; SQLite has one writer).
+        # FOR UPDATE prevents a takeover until this transaction ends (PostgreSQL; SQLite has one writer anyway).
         held = connection.execute(sa.select(LOCKS.c.owner, LOCKS.c.token).with_for_update()).first()
         if held is None or held.token != self.token:
             by = f"{held.owner} took it over" if held else "it was released"
@@ -126,7 +126,7 @@ class PublishingLock:
         return None
 
     def renew_until_released(self) -> None:
-        """Move the expiry ahead three times in its span; a database that is away for a moment is tried again."""
+        """Renew the expiry three times per span; retry while the database is briefly unavailable."""
         while not self._released.wait(self.seconds / 3):
             try:
                 with self.database.write("renew the publishing lock in", LOCKS) as connection:
@@ -139,7 +139,7 @@ class PublishingLock:
                 LOGGER.warning("%s; trying again in %.0f s", error, self.seconds / 3)
 
     def release(self) -> None:
-        """Free the lock; when the database is away it runs out by itself."""
+        """Free the lock; if the database is unavailable, the lock expires by itself."""
         self._released.set()
         try:
             with self.database.write("release the publishing lock in", LOCKS) as connection:
@@ -152,20 +152,20 @@ class PublishingLock:
 def held(
     database: VersionConnection, owner: str, seconds: float, wait_seconds: float, run_id: str | None = None
 ) -> Iterator[PublishingLock]:
-    """Be the only publisher while the context lasts.
+    """Hold the publishing lock while the context lasts.
 
-    A daemon thread renews the lock. When its process is killed, a process on the same machine or of the same run takes
-    the lock over; others wait until it runs out.
+    A daemon thread renews the lock. If its process is killed, a process on the same machine or of the same run takes
+    the lock over; others wait until it expires.
 
     Args:
-        database: where the row is.
-        owner: the holder, in words for a publisher that has to wait.
-        seconds: after so long without renewal the lock is free.
+        database: database with the row of the lock.
+        owner: description of the holder for waiting publishers.
+        seconds: time without renewal after which the lock is free.
         wait_seconds: time to wait for another publisher.
         run_id: a later process of the same run takes the lock over at once.
 
     Raises:
-        LockedError: another publisher holds it; the message names the owner and when the lock runs out.
+        LockedError: another publisher holds it; the message names the owner and the expiry of the lock.
     """
     lock = PublishingLock(database, owner, seconds, run_id)
     lock.acquire_within(wait_seconds)
@@ -182,7 +182,7 @@ def held(
 
 @dataclass(frozen=True)
 class LockHolder:
-    """The publisher that the database names. age: seconds since it took the lock, None for an earlier program's."""
+    """Holder of the lock in the database. age: seconds since it took the lock; None if an earlier program wrote it."""
 
     owner: str
     token: str
@@ -191,7 +191,7 @@ class LockHolder:
 
 
 def find_holder(database: VersionConnection) -> LockHolder | None:
-    """Return the holder of the lock, also of one that has run out, or None.
+    """Return the holder of the lock, even if the lock has expired, or None.
 
     Raises:
         UnavailableError: the database cannot be reached.
@@ -212,15 +212,15 @@ def find_holder(database: VersionConnection) -> LockHolder | None:
 
 
 def free_lock(database: VersionConnection, token: str) -> bool:
-    """Delete the lock with this token; return whether it was still there. Its holder stops at the next check."""
+    """Delete the lock with this token; return whether it existed. Its holder stops at the next check."""
     with database.write("free the publishing lock in", LOCKS) as connection:
         return bool(connection.execute(sa.delete(LOCKS).where(LOCKS.c.token == token)).rowcount)
 
 
 def this_machine() -> str | None:
-    """Return a name for the process numbers of this machine since it started; None where there is no /proc.
+    """Return a name of the process-id namespace of this machine since its boot; None without /proc.
 
-    Containers of one machine have process numbers of their own, and so another name.
+    Containers on one machine have process-id namespaces of their own, and so different names.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -230,7 +230,7 @@ def this_machine() -> str | None:
 
 
 def _has_ended(pid: int, started: int | None) -> bool:
-    """Return whether a process of this machine is no more; another one may have its number now."""
+    """Return whether a process of this machine has ended, although its process id may be reused."""
     found = start_of_process(pid)
     if found is not None:
         return found != started
@@ -239,16 +239,16 @@ def _has_ended(pid: int, started: int | None) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False  # Of another user, whose processes /proc may hide.
-    return Path(f"/proc/{pid}/stat").exists()  # Only its parent has not taken note of its end.
+        return False  # /proc may hide processes of other users.
+    return Path(f"/proc/{pid}/stat").exists()  # A zombie has ended and waits for its parent.
 
 
 def start_of_process(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since the start of the machine; None when there is none."""
+    """Return the start of a process in clock ticks since boot; None if there is no such process."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The name in parentheses may hold spaces; state and start are the 1st and the 20th field behind it.
+    # The name in parentheses may contain spaces; state and start are the 1st and 20th field after it.
     fields = status.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])

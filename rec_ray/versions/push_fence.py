@@ -1,8 +1,7 @@
-"""A publisher that lost the lock stops within a batch: each process that pushes checks the lock itself.
+"""Fence that stops a publisher within a batch after it lost the lock: every pushing process checks the lock itself.
 
-The address of the version database and the token of the lock come in; `OpenFence.check` passes while the lock is held
-and raises afterwards. It travels into the tasks of Ray, because a process may be paused alone, for any time. It knows
-no rows.
+Input: the address of the version database and the token of the lock. `OpenFence.check` passes while the lock is held
+and raises afterwards. It is passed to Ray tasks, because a single process may be paused for any time.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ CHECK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class PushRecord:
-    """One push as the database has it: the version, which of its candidates, and the event timestamp of the rows."""
+    """Record of a push in the database: the version, the candidates, and the event timestamp of the rows."""
 
     version: str
     name: str
@@ -32,7 +31,7 @@ class PushRecord:
 
 @dataclass(frozen=True)
 class Fence:
-    """Data that a task needs to check the lock. token: that of the lock as it was taken."""
+    """Data that a task needs to check the lock. token: token of the lock when it was taken."""
 
     url: str
     token: str
@@ -40,15 +39,15 @@ class Fence:
     schema: str | None = None
 
     def open(self) -> OpenFence:
-        """Return a fence for one process, which is to keep it while it pushes."""
+        """Return a fence for this process, which keeps it while it pushes."""
         return OpenFence(self)
 
 
 class OpenFence:
     """Checks a lock, reading the database at most once a second.
 
-    In between a local deadline holds: until the expiry that was read, nobody else takes the lock. The clock goes on
-    while the process is stopped, and on Linux while the machine sleeps.
+    Between reads a local deadline is enough, because nobody else takes the lock before the expiry that was read. The
+    clock continues while the process is stopped and, on Linux, while the machine sleeps.
     """
 
     def __init__(self, fence: Fence) -> None:
@@ -57,12 +56,12 @@ class OpenFence:
         self._checked_at = self._deadline = float("-inf")
 
     def check(self, seconds: float = 0.0) -> bool:
-        """Return if the lock is held, and then whether the database was read.
+        """Check that the lock is held; return whether the database was read.
 
-        seconds: it is not, when it was less than so long ago and the lock cannot have run out since.
+        seconds: maximum age of an earlier check that is reused, provided that the lock cannot have expired since.
 
         Raises:
-            LockedError: it was taken over or released.
+            LockedError: the lock was taken over or released.
             UnavailableError: the database cannot be reached.
         """
         at = _clock()
@@ -79,9 +78,9 @@ class OpenFence:
         return True
 
     def newest_pushes(self) -> list[PushRecord]:
-        """Return the push that began last, and those of the same version before it up to one of all its candidates.
+        """Return the newest push, and those of the same version before it back to one of all its candidates.
 
-        Newest first: a row of the first that has it is the one that readers get.
+        Newest first: readers get a row from the first of these pushes that contains it.
         """
         with self.connection.read("read the pushes in") as connection:
             query = sa.select(PUSHES).order_by(PUSHES.c.pushed_at.desc(), PUSHES.c.id.desc()).limit(100)
@@ -97,6 +96,6 @@ class OpenFence:
 
 
 def _clock() -> float:
-    """Return the seconds of a clock that never goes back."""
+    """Return the seconds of a monotonic clock."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)

@@ -1,8 +1,8 @@
-"""The record of published versions in a SQL database: numbers reserved, versions committed, one publisher at a time.
+"""Registry of published versions in a SQL database: reserved numbers, committed versions, the publishing lock.
 
 A run reserves a number with its id and later publishes a `VersionRow` under it; `SELECT version FROM model_version
-ORDER BY updated_at DESC LIMIT 1` is the live version at every instant: rows are only ever inserted, whole and newest.
-It uses neither the files of a version nor the feature store.
+ORDER BY updated_at DESC LIMIT 1` is the live version at every instant, because rows are only inserted, complete and
+with the newest time. The module uses neither the files of a version nor the feature store.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from rec_ray.versions.push_fence import Fence
 from rec_ray.versions.tables import CANDIDATES, ERASED, PUSHES, RESERVATIONS, VERSIONS
 
 State = Literal["reserved", "stored", "refused", "published", "pruned"]
-"""States of a number: given to a run, model stored, refused by the gate, was live, files removed."""
+"""States of a version number: given to a run, model stored, refused by the gate, published, files removed."""
 EXPIRED_RUN = timedelta(days=7)
-"""A run that reserved a number so long ago, and stored nothing, is taken for dead."""
+"""A run that reserved a number so long ago and stored nothing counts as dead."""
 
 
 @dataclass(frozen=True)
 class VersionRow:
-    """One publication of a version; a rollback publishes an older version once more, as a new row.
+    """One publication of a version; a rollback publishes an older version again, as a new row.
 
     metrics: JSON values; a number that is not finite is stored as null.
-    data_from, data_to: range of the events learned from, aware.
+    data_from, data_to: range of the training events, timezone-aware.
     parent: the version that was live before; `publish` fills it in.
     id, updated_at: set by `publish`.
     candidates_sha256: sum of the manifest of the candidates that were pushed.
@@ -58,7 +58,7 @@ class VersionRow:
 
 @dataclass(frozen=True)
 class Reservation:
-    """The number that a run was given, and how far it came."""
+    """Version number of a run and its state."""
 
     version: str
     run_id: str
@@ -69,18 +69,18 @@ class Reservation:
 class VersionDatabase:
     """The version tables in SQLite or PostgreSQL.
 
-    Nothing is contacted until a method is called. Methods that write migrate the tables first; methods that read change
-    nothing and find nothing where there are no tables yet. Every method raises UnavailableError when the database
+    No connection is opened until a method is called. Methods that write migrate the tables first; methods that read
+    change nothing and return nothing if there are no tables yet. Every method raises UnavailableError when the database
     cannot be reached or refuses.
     """
 
     def __init__(self, url: str, password: str | None = None, schema: str | None = None) -> None:
         """url: SQLAlchemy address without a password, such as `sqlite:////folder/versions.db`.
 
-        schema: that of PostgreSQL for all tables; each schema has versions, numbers and a lock of its own.
+        schema: PostgreSQL schema of all tables; each schema has its own versions, numbers and lock.
 
         Raises:
-            ConfigError: the address cannot be read, names another kind of database, or holds a password.
+            ConfigError: the address cannot be read, names another kind of database, or contains a password.
         """
         self.connection = VersionConnection(url, password, schema)
         self._address, self._password, self._schema = url, password, schema
@@ -90,15 +90,15 @@ class VersionDatabase:
         return f"VersionDatabase({self.url!r})"
 
     def migrate(self) -> None:
-        """Make the tables that are missing and add the columns that an existing one lacks; nothing is ever removed."""
+        """Create missing tables and add missing columns to existing ones; never remove anything."""
         self.connection.migrate()
 
     def is_migrated(self) -> bool:
-        """Return whether the database has all tables and columns of this program; it changes nothing."""
+        """Return whether the database has all tables and columns of this program, without changing it."""
         return self.connection.is_migrated()
 
     def reserve(self, run_id: str) -> str:
-        """Return the number of a run: one above all there are, and the same one in every attempt of the run.
+        """Return the number of a run: one above all existing ones, and the same in every attempt of the run.
 
         Raises:
             ConfigError: the run id is empty or longer than 200 characters.
@@ -117,10 +117,10 @@ class VersionDatabase:
             return version
 
     def publish(self, row: VersionRow, lock: PublishingLock | None = None) -> VersionRow:
-        """Insert the row that makes a version live: the last thing a publication does.
+        """Insert the row that makes a version live, as the last action of a publication.
 
-        Its `updated_at` is now, or just above the newest one when the clock went backwards. A row that is live already,
-        with the same checksum and run, is given back and not inserted again, so the step can be repeated.
+        Its `updated_at` is now, or just above the newest one if the clock went backwards. If the live row has the same
+        version, checksum and run, it is returned and nothing is inserted, so the step can be repeated.
 
         Args:
             row: the version; `id`, `updated_at` and, when None, `parent` are filled in.
@@ -128,7 +128,7 @@ class VersionDatabase:
 
         Raises:
             LockedError: the lock is no longer held.
-            DataError: the version was published before with another checksum, the row holds what the table cannot, or
+            DataError: the version was published before with another checksum, a value does not fit the table, or
                 the table cannot be ordered by time.
         """
         if not 0 < len(row.version) <= 50:
@@ -154,7 +154,7 @@ class VersionDatabase:
             updated_at = at if newest is None else max(at, newest + timedelta(microseconds=1))
             parent = row.parent
             if parent is None and live is not None:
-                # New candidates of the live version: the parent stays the version to which a rollback would go.
+                # New candidates of the live version keep its parent, which is the target of a rollback.
                 parent = live["parent"] if live["version"] == row.version else str(live["version"])
             published = replace(row, parent=parent, updated_at=updated_at, id=None)
             values = {field.name: getattr(published, field.name) for field in fields(published) if field.name != "id"}
@@ -171,7 +171,7 @@ class VersionDatabase:
             return replace(published, id=new_id)
 
     def live(self) -> str | None:
-        """Return the version that readers see, or None when nothing was published yet."""
+        """Return the version that readers see, or None if no version was published yet."""
         rows = self._rows(2)
         return rows[0].version if rows else None
 
@@ -185,18 +185,18 @@ class VersionDatabase:
         return rows[0] if rows else None
 
     def mark(self, version: str, state: State, lock: PublishingLock | None = None) -> None:
-        """Note how far a number came; one that was not reserved here, as of another system, has no state.
+        """Record the state of a number; a number that was not reserved here, such as one of another system, has none.
 
         lock: checked in the same transaction.
         """
-        with self.connection.write(f"note the state of version {version} in", RESERVATIONS) as connection:
+        with self.connection.write(f"record the state of version {version} in", RESERVATIONS) as connection:
             if lock is not None:
                 lock.check(connection)
             mine = RESERVATIONS.c.version == version
             connection.execute(sa.update(RESERVATIONS).where(mine).values(state=state))
 
     def reservations(self) -> list[Reservation]:
-        """Return every number that a run was given, the oldest first."""
+        """Return all reserved numbers, the oldest first."""
         if not self._has(RESERVATIONS):
             return []
         with self.connection.read("read the reservations in") as connection:
@@ -204,19 +204,19 @@ class VersionDatabase:
             return [Reservation(**found) for found in connection.execute(query).mappings()]
 
     def running(self) -> set[str]:
-        """Return the versions that a run may still be making: reserved, not stored, and not for longer than a week."""
+        """Return the versions of possibly active runs: reserved less than a week ago and not stored."""
         with self.connection.read("read the time of") as connection:
             since = now(connection) - EXPIRED_RUN
         return {each.version for each in self.reservations() if each.state == "reserved" and each.reserved_at > since}
 
     def record_candidates(self, version: str, name: str, sha256: str) -> None:
-        """Note the sum of a manifest of candidates, before it is written. name: as in `version_tables.CANDIDATES`."""
-        with self.connection.write(f"note the candidates of version {version} in", CANDIDATES) as connection:
+        """Record the sum of a manifest of candidates before it is written. name: as in `tables.CANDIDATES`."""
+        with self.connection.write(f"record the candidates of version {version} in", CANDIDATES) as connection:
             values = {"version": version, "name": name, "sha256": sha256, "made_at": now(connection)}
             connection.execute(sa.insert(CANDIDATES).values(values))
 
     def recorded_candidates(self, version: str) -> dict[str, set[str]]:
-        """Return the noted sums of manifests by name; none for a version of an earlier program."""
+        """Return the recorded sums of manifests by name; none for a version of an earlier program."""
         found: dict[str, set[str]] = {}
         if self._has(CANDIDATES):
             query = sa.select(CANDIDATES.c.name, CANDIDATES.c.sha256).where(CANDIDATES.c.version == version)
@@ -226,9 +226,9 @@ class VersionDatabase:
         return found
 
     def erase(self, users: Sequence[str], items: Sequence[str]) -> None:
-        """Note users and items as forgotten, by hashes of their ids; no later run reads them."""
+        """Record users and items as forgotten, by hashes of their ids; no later run reads them."""
         hashes = [(entity, hash_id(entity, each)) for entity, ids in ((USER, users), (ITEM, items)) for each in ids]
-        with self.connection.write("note forgotten ids in", ERASED) as connection:
+        with self.connection.write("record forgotten ids in", ERASED) as connection:
             known = {tuple(row) for row in connection.execute(sa.select(ERASED.c.entity, ERASED.c.id_sha256))}
             rows = [
                 {"entity": entity, "id_sha256": sha256, "erased_at": now(connection)}
@@ -239,7 +239,7 @@ class VersionDatabase:
                 connection.execute(sa.insert(ERASED), rows)
 
     def erased(self) -> Erased:
-        """Return the users and items that were forgotten."""
+        """Return the forgotten users and items."""
         if not self._has(ERASED):
             return Erased()
         with self.connection.read("read the forgotten ids in") as connection:
@@ -247,19 +247,19 @@ class VersionDatabase:
         return Erased(*(frozenset(sha256 for entity, sha256 in rows if entity == kind) for kind in (USER, ITEM)))
 
     def begin_push(self, version: str, lock: PublishingLock, name: str = "candidates") -> datetime:
-        """Note that pushing begins, and return the event timestamp of its rows: later than that of any push before.
+        """Record the start of a push; return the event timestamp of its rows, later than that of every earlier push.
 
-        The online stores that look at timestamps (Redis) keep a row against one of the same or an earlier time, also
-        when the clock went backwards or the push before was never finished.
+        Online stores that compare timestamps (Redis) refuse a row of the same or an earlier time; the times rise even
+        if the clock went backwards or the previous push was never finished.
 
         Raises:
             LockedError: the lock is no longer held.
         """
-        with self.connection.write(f"note the push of version {version} in", PUSHES) as connection:
+        with self.connection.write(f"record the push of version {version} in", PUSHES) as connection:
             lock.check(connection)
             newest = connection.scalar(sa.select(sa.func.max(PUSHES.c.pushed_at, type_=PUSHES.c.pushed_at.type)))
             live = connection.scalar(_newest_first([VERSIONS.c.updated_at]).limit(1))
-            # Whole milliseconds: what every online store keeps.
+            # Round to milliseconds, the precision that every online store keeps.
             earlier = [_milliseconds(time) + timedelta(milliseconds=1) for time in (newest, live) if time is not None]
             pushed_at = max([_milliseconds(now(connection)), *earlier])
             values = {"version": version, "owner": lock.owner, "pushed_at": pushed_at, "name": name}
@@ -267,16 +267,16 @@ class VersionDatabase:
             return pushed_at
 
     def pushed_since_live(self) -> list[str]:
-        """Return the versions of which the feature store may hold rows: the live one, and those pushed to since.
+        """Return the versions that may have rows in the feature store: the live one, and those pushed since.
 
-        A push that failed leaves rows behind, which nobody but the next push can put right.
+        A failed push leaves rows behind that only the next push corrects.
         """
         live = self._rows(1)
         versions = [row.version for row in live]
         if self._has(PUSHES):
             query = sa.select(PUSHES.c.version).order_by(PUSHES.c.pushed_at.desc())
             if live:
-                # Its own push began before its row was written, and `begin_push` is always later than the live row.
+                # The live version's own push is earlier than its row; every later push is after that row.
                 query = query.where(PUSHES.c.pushed_at > live[0].updated_at)
             with self.connection.read("read the pushes in") as connection:
                 versions += connection.scalars(query)
@@ -285,23 +285,23 @@ class VersionDatabase:
     def publishing_lock(
         self, owner: str, seconds: float, wait_seconds: float = 0, run_id: str | None = None
     ) -> contextlib.AbstractContextManager[PublishingLock]:
-        """Be the only publisher while the context lasts; see `publishing_lock.held`.
+        """Hold the publishing lock while the context lasts; see `lock.held`.
 
         Raises:
-            LockedError: another publisher holds it, still after `wait_seconds`.
+            LockedError: another publisher still holds it after `wait_seconds`.
         """
         return held(self.connection, owner, seconds, wait_seconds, run_id)
 
     def fence(self, lock: PublishingLock) -> Fence:
-        """Return what a task needs to check the lock."""
+        """Return the data with which a task checks the lock."""
         return Fence(self._address, lock.token, self._password, self._schema)
 
     def lock_holder(self) -> LockHolder | None:
-        """Return the holder of the publishing lock, also of one that has run out."""
+        """Return the holder of the publishing lock, even if the lock has expired."""
         return find_holder(self.connection)
 
     def free_lock(self, holder: LockHolder) -> bool:
-        """Free the lock of a holder; return False when it was not its lock any more."""
+        """Free the lock of a holder; return False if it no longer held the lock."""
         return free_lock(self.connection, holder.token)
 
     def _has(self, table: sa.Table) -> bool:
@@ -340,7 +340,7 @@ def _newest_first(columns: Iterable[sa.ColumnElement[Any]]) -> sa.Select[Any]:
 
 
 def _is_tie(newest: Sequence[Mapping[Any, Any]]) -> bool:
-    """Return whether the two newest rows have one time and different versions, as another program may write them."""
+    """Return whether the two newest rows have equal times and different versions, as another program may write."""
     times, versions = [{row[name] for row in newest} for name in ("updated_at", "version")]
     return len(newest) > 1 and len(times) == 1 and len(versions) > 1
 

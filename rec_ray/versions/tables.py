@@ -1,7 +1,6 @@
-"""The tables of the version database as the program reads and writes them.
+"""Tables of the version database in their present form, and the column type of their instants.
 
-Nothing comes in; the tables and the type of their instants go out, for `model_version` and `publishing_lock`. The
-`migrations` make these tables in a database, step by step; this module has their present form.
+`registry` and `lock` read and write them; `migrations` creates them in a database, step by step.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from sqlalchemy.engine import Dialect
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """An instant: aware in the program, stored as UTC; what others stored without a zone is read as UTC."""
+    """Instant: timezone-aware in the program, stored as UTC; a stored value without a time zone is read as UTC."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the instant as it is stored.
+        """Return the instant in its stored form.
 
         Raises:
             ValueError: it has no time zone.
@@ -32,7 +31,7 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return a stored instant as an aware one."""
+        """Return a stored instant as a timezone-aware one."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -55,7 +54,7 @@ VERSIONS = sa.Table(
     sa.Column("parent", sa.String(50)),
     sa.Column("candidates_sha256", sa.String(64)),
 )
-"""One row a publication, inserted and never changed; the newest `updated_at` is live."""
+"""One row per publication, inserted and never changed; the newest `updated_at` is live."""
 
 RESERVATIONS = sa.Table(
     "model_version_reservation",
@@ -65,7 +64,7 @@ RESERVATIONS = sa.Table(
     sa.Column("reserved_at", UtcDateTime, nullable=False),
     sa.Column("state", sa.String(20), nullable=False),
 )
-"""One row a run: its number, and how far that came (`model_version.STATES`)."""
+"""One row per run: its number and the state of that (`registry.State`)."""
 
 PUSHES = sa.Table(
     "model_version_push",
@@ -76,8 +75,8 @@ PUSHES = sa.Table(
     sa.Column("pushed_at", UtcDateTime, nullable=False),
     sa.Column("name", sa.String(200)),
 )
-"""One row for each time that pushing to the feature store began, whether it ended well or not. name: which candidates
-of the version, as in `CANDIDATES`."""
+"""One row per started push to the feature store, successful or not. name: candidates of the version, as in
+`CANDIDATES`."""
 
 CANDIDATES = sa.Table(
     "model_version_candidates",
@@ -88,8 +87,8 @@ CANDIDATES = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("made_at", UtcDateTime, nullable=False),
 )
-"""The SHA-256 sum of every manifest of candidates, noted before the manifest is written. name: the folder below that
-of the version, `candidates` or `increments/NAME`."""
+"""The SHA-256 sum of every manifest of candidates, recorded before the manifest is written. name: folder below that of
+the version, `candidates` or `increments/NAME`."""
 
 ERASED = sa.Table(
     "model_version_erased",
@@ -98,7 +97,7 @@ ERASED = sa.Table(
     sa.Column("id_sha256", sa.String(64), primary_key=True),
     sa.Column("erased_at", UtcDateTime, nullable=False),
 )
-"""Users and items that were forgotten; only a hash of the id is kept. entity: `user` or `item`."""
+"""Forgotten users and items; only a hash of the id is kept. entity: `user` or `item`."""
 
 LOCKS = sa.Table(
     "publishing_lock",
@@ -114,5 +113,5 @@ LOCKS = sa.Table(
     sa.Column("seconds", sa.Float),
     sa.Column("acquired_at", UtcDateTime),
 )
-"""At most one row: the publisher. machine, pid, pid_started: its process, so that its end is noticed on that machine.
-seconds: the span for which the lock was taken or renewed."""
+"""At most one row: the publisher. machine, pid, pid_started: its process, so that other processes on that machine can
+detect its end. seconds: span for which the lock was taken or renewed."""

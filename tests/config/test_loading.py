@@ -156,7 +156,7 @@ def test_what_is_no_yaml_is_refused_with_the_line_number_only(tmp_path: Path) ->
         ("model: {dropout: 1.0}", "model.dropout: Input should be less than 1"),
         ("model: {embedding_size: 9}", "model.embedding_size 9 is not a multiple of model.heads 2"),
         ("evaluation: {ks: []}", "evaluation.ks: List should have at least 1 item"),
-        ("evaluation: {test_fraction: 0.6, validation_fraction: 0.5}", "leave nothing to train on"),
+        ("evaluation: {test_fraction: 0.6, validation_fraction: 0.5}", "leave no events to train on"),
         ("train: {uniform_negatives: 0, in_batch_negatives: false}", "leaves no negatives"),
         ("candidates: {filters: {availble: a}}", "candidates.filters.availble: no such setting; did you mean 'availab"),
         ("candidates: {filters: {most_per_category: 2}}", "needs candidates.filters.category, the item field"),
@@ -222,7 +222,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     [
         ("train.epochs", "--set takes section.key=value; got 'train.epochs'"),
         ("epochs=3", "--set takes section.key=value; got 'epochs=...'"),
-        ("train.epochs.more=3", "--set: train.epochs.more is below 'epochs', which is no section"),
+        ("train.epochs.more=3", "--set: train.epochs.more is below 'epochs', which is not a section"),
         ("train.epochs=[", "the value of --set train.epochs is not YAML"),
         ("train.epoch=3", "did you mean 'epochs'?"),
     ],
@@ -296,7 +296,7 @@ def test_a_secret_file_that_cannot_be_read_is_named_by_its_variable(tmp_path: Pa
     name = "REC_RAY__STORAGE__SECRET_KEY_FILE"
     assert f"the file in {name} cannot be read: No such file" in refusal(tmp_path, **{name: "/nowhere/x"})
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    assert f"the file in {name} cannot be read: it is no text" in refusal(tmp_path, **{name: str(tmp_path / "binary")})
+    assert f"the file in {name} cannot be read: it is not text" in refusal(tmp_path, **{name: str(tmp_path / "binary")})
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_a_database_address_with_a_password_is_refused_without_showing_it(tmp_pa
         refusal(tmp_path, REC_RAY__DATABASE__URL=f"'{url}'"),
     ):
         assert "hunter2" not in message
-        assert "database.url: holds a password; take it out and set REC_RAY__DATABASE__PASSWORD or" in message
+        assert "database.url: contains a password; remove it and set REC_RAY__DATABASE__PASSWORD or" in message
     with pytest.raises(ValidationError) as refused:
         Settings.model_validate({"database": {"url": url}})
     assert "hunter2" not in str(refused.value)
@@ -341,7 +341,7 @@ def test_a_database_address_without_a_password_is_taken_as_it_is(tmp_path: Path,
 )
 def test_a_database_in_memory_is_refused_with_the_reason(tmp_path: Path, url: str) -> None:
     message = refusal(tmp_path, f"database: {{url: '{url}'}}")
-    assert "database.url: a database in memory is not enough: the lock" in message and "need a file" in message
+    assert "database.url: a database in memory is not supported, because" in message and "use a file" in message
 
 
 # --- paths and addresses
@@ -471,4 +471,4 @@ def test_notes_stand_between_the_description_and_the_setting() -> None:
     at = lines.index("  user: {}")
     assert lines[at - 3 : at] == ["  # Features of users, by field name.", "  # first", "  # second"]
     at = lines.index("  seed: 0")
-    assert lines[at - 2 : at] == ["  # Repeats a run on one worker.", "  # third"]
+    assert lines[at - 2 : at] == ["  # Random seed; makes a run on one worker repeatable.", "  # third"]

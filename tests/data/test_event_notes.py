@@ -48,11 +48,11 @@ def test_values_that_are_nearly_all_negative_are_named() -> None:
 def test_a_user_with_a_great_share_of_the_events_is_named_with_the_share() -> None:
     (note,) = notes({"events": 320_000, "largest_user": ("crawler", 300_000)})
     assert note == (
-        "user 'crawler' has 300,000 of 320,000 events (94%); the newest 1,000 are learned from "
+        "user 'crawler' has 300,000 of 320,000 events (94%); training learns from the newest 1,000 "
         "(features.interaction.events_per_user). If it is a crawler or a shared account, set "
         "features.interaction.exclude_users: ['crawler']"
     )
     (small,) = notes({"events": 3_000, "largest_user": ("u", 900)})
-    assert "900 of 3,000 events (30%); all are learned from" in small
+    assert "900 of 3,000 events (30%); training learns from all" in small
     assert notes({"events": 320_000, "largest_user": ("busy", 15_000)}) == []
     assert notes({"events": 20, "largest_user": ("only one", 20)}) == []

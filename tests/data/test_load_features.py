@@ -215,7 +215,7 @@ def test_odd_rows_are_counted_and_said_and_the_others_are_all_kept(tmp_path, mak
     caplog.set_level(logging.INFO, "rec_ray")
     tables = load_project(project)
     assert tables.rows == RowCounts(read=8, kept=5, null_keys=1, null_timestamps=1, in_the_future=1)
-    said = "of 8 interactions 3 are left out: 1 with null keys, 1 with null timestamps, 1 with a time to come"
+    said = "of 8 interactions 3 are left out: 1 with null keys, 1 with null timestamps, 1 with a future time"
     assert caplog.messages.count(said) == 1
     assert "2 items with a null or empty id are left out" in caplog.messages
     (block,) = blocks_of(tables.interactions)

@@ -89,7 +89,7 @@ def test_a_table_that_is_not_there_is_said_once(shop: str, caplog: pytest.LogCap
     tables = found(shop, users="customers")
     assert tables.users is None and tables.interactions is not None
     assert [line for line in caplog.messages if "customers" in line] == [
-        "the side table customers is not there: only what Feast holds is used"
+        "the side table customers does not exist: only the data in Feast is used"
     ]
 
 

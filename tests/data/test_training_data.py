@@ -200,7 +200,7 @@ def test_odd_values_are_counted_and_said_and_nothing_that_is_not_finite_is_learn
     assert data.events == 10 - 1 - 1
     assert "1 interactions with items that are not in the catalogue are left out" in caplog.messages
     assert "1 interactions that repeat another one in every column are counted once" in caplog.messages
-    assert "2 ratings that are not finite are taken as missing" in caplog.messages
+    assert "2 ratings that are not finite count as missing" in caplog.messages
     timelines = {row["user_id"]: row for row in table_at(data.timelines, TIMELINES).to_pylist()}
     assert set(timelines) == {"日本 🛒", "stranger", "known"}
     assert timelines["日本 🛒"]["weight"] == pytest.approx([0.8, 0.4])
@@ -239,8 +239,9 @@ def test_a_crawler_and_dislikes_are_named_and_teach_no_more_than_others(tmp_path
     assert data.notes == (
         "events of the type 'remove_from_cart' (1) are learned as positives; if they are negative, set "
         "features.interaction.negative_types: [remove_from_cart]",
-        "user '7' has 300 of 395 events (76%); the newest 20 are learned from (features.interaction.events_per_user). "
-        "If it is a crawler or a shared account, set features.interaction.exclude_users: ['7']",
+        "user '7' has 300 of 395 events (76%); training learns from the newest 20 "
+        "(features.interaction.events_per_user). If it is a crawler or a shared account, set "
+        "features.interaction.exclude_users: ['7']",
     )
     assert set(data.notes) <= set(caplog.messages)
     assert "of 400 interactions 5 are left out: 5 with users of features.interaction.exclude_users" in caplog.text

@@ -110,7 +110,7 @@ def test_names_that_somebody_else_uses_are_refused(repo):
         source=PushSource(name="theirs", batch_source=source),
     )
     store.apply([other])
-    with pytest.raises(ConfigError, match=r"has 'user_items' already, made by somebody else: nothing was added"):
+    with pytest.raises(ConfigError, match=r"already has 'user_items', which rec_ray did not add: nothing was added"):
         plan_views(store, Settings.model_validate(KEYS))
     assert set(read_registry(store).views) == {"people", "user_items"}
 

@@ -180,7 +180,7 @@ def test_a_missing_file_or_an_empty_folder_is_the_stores_fault_and_named(tmp_pat
 
 def test_a_file_that_is_no_parquet_is_unusable_data_and_named(tmp_path):
     (tmp_path / "e.parquet").write_text("user_id,item_id\n1,2\n")
-    with pytest.raises(DataError, match=r"e\.parquet is damaged or no Parquet file"):
+    with pytest.raises(DataError, match=r"e\.parquet is damaged or not a Parquet file"):
         slices_of(tmp_path / "e.parquet")
 
 

@@ -309,7 +309,7 @@ def test_rows_from_the_future_in_redis_are_found_and_nothing_goes_live(shop: Sho
     stale(shop, datetime.now(UTC) + timedelta(days=1))
     with shop.start("publish", live) as run:
         said = run.ended(6)
-    assert "answers otherwise than was pushed" in said
+    assert "returns other values than were pushed" in said
     shop.check(live)
     with contextlib.closing(redis_server.client()) as client:
         client.flushdb()

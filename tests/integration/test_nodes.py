@@ -207,7 +207,7 @@ def test_a_stopped_job_leaves_in_order_and_the_same_run_goes_on(
     job.wait(lambda: bool(job.checkpoints()), "the first epoch")
     job.ray("stop", job.id)
 
-    assert "with `--run-id stopped` it goes on there" in job.finish("STOPPED")
+    assert "resume it with `--run-id stopped`" in job.finish("STOPPED")
     assert job.status()["state"] == "stopped"
 
     again = Job(cluster, project, "stopped", "bbbbb")

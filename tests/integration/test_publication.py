@@ -196,7 +196,7 @@ def test_search_vectors_come_and_go_with_their_version(
     assert "version 3 has no vectors to push to texts; run `rec-ray candidates`" in caplog.text
     shop.store.delete_feature_view("images")
     run_rollback(shop.settings, "2")
-    assert "the vectors of version 2 for images are not pushed: no view is fed by it" in caplog.text
+    assert "the vectors of version 2 are not pushed: push source images feeds no view" in caplog.text
 
 
 def test_who_left_between_two_computations_of_a_version_is_emptied(
@@ -271,7 +271,7 @@ def test_a_stale_row_with_a_later_time_is_noticed(redis_server: Any, tmp_path: P
     stale = pa.table(columns, schema=RECOMMENDATIONS)
     shop.store.push(target.source, push_frame(stale, target, "0", datetime.now(UTC) + timedelta(days=2)))
     with pytest.raises(
-        PartlyPublishedError, match=r"'user_items' answers otherwise .* kept 1 of 1 rows.*clock is ahead"
+        PartlyPublishedError, match=r"'user_items' returns other values .* kept 1 of 1 rows.*clock is ahead"
     ):
         run_publishing(shop.settings, "1")
     assert shop.database.live() is None
@@ -294,7 +294,7 @@ def test_pruning_keeps_what_may_be_needed(tmp_path: Path) -> None:
     assert pruned.removed == ["5", "3", "1"]
     assert pruned.kept == {
         "7": "among the newest",
-        "6": "its run may go on",
+        "6": "its run may continue",
         "4": "parent of the live one",
         "2": "live",
     }

@@ -279,5 +279,5 @@ def test_vectors_of_another_publisher_are_noticed(shop, tmp_path, size):
     _read_back(shop, storage, [storage.path("own.parquet")], target, "1")
     other = pa.table([["7"], [np.full(size, 0.1).tolist()]], schema=USER_EMBEDDINGS)
     push(other, "2")
-    with pytest.raises(PartlyPublishedError, match=r"'user_vectors' answers otherwise .* another publisher"):
+    with pytest.raises(PartlyPublishedError, match=r"'user_vectors' returns other values .* another publisher"):
         _read_back(shop, storage, [storage.path("own.parquet")], target, "1")

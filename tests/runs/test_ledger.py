@@ -69,7 +69,7 @@ def test_a_record_that_was_changed_or_lost_ends_the_run(storage: Storage) -> Non
     with pytest.raises(DataError, match="does not have the SHA-256 sum of the ledger: run x"), begin(storage) as run:
         run.once("train", StoredModel, counted(calls, "b"))
     storage.delete_prefix(key)
-    with pytest.raises(DataError, match=r"record.json is missing: run x cannot go on"), begin(storage) as run:
+    with pytest.raises(DataError, match=r"record.json is missing: run x cannot continue"), begin(storage) as run:
         run.once("train", StoredModel, counted(calls, "b"))
     storage.write_bytes(key, whole)
     with begin(storage) as run:
@@ -87,14 +87,14 @@ def test_a_damaged_status_or_log_does_not_stop_a_rerun(
     storage.write_bytes("runs/x/log.jsonl", b'{"message": "first"}\n\xff\xfe\n')
     with begin(storage):
         LOGGER.info("second")
-    assert "status.json is damaged; it is written anew" in caplog.text
+    assert "status.json is damaged; it is replaced" in caplog.text
     assert status(storage)["state"] == "done"
     assert b"second" in storage.read_bytes("runs/x/log.jsonl") and b"first" in storage.read_bytes("runs/x/log.jsonl")
 
 
 def test_a_ledger_that_is_nested_without_end_is_damaged(storage: Storage) -> None:
     storage.write_bytes("runs/x/ledger.json", b"[" * 100_000)
-    with pytest.raises(DataError, match=r"ledger.json is damaged; take a new run id"), begin(storage):
+    with pytest.raises(DataError, match=r"ledger.json is damaged; use a new run id"), begin(storage):
         pass
 
 
@@ -228,7 +228,7 @@ def test_a_run_id_that_could_lead_elsewhere_is_refused(run_id: str) -> None:
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"format_version": 1, "as_of": "yesterday"}'])
 def test_a_damaged_ledger_is_named(storage: Storage, data: bytes) -> None:
     storage.write_bytes("runs/x/ledger.json", data)
-    with pytest.raises(DataError, match=r"runs/x/ledger.json is damaged; take a new run id"):
+    with pytest.raises(DataError, match=r"runs/x/ledger.json is damaged; use a new run id"):
         begin(storage).__enter__()
     storage.write_bytes("runs/x/ledger.json", b'{"format_version": 99}')
     with pytest.raises(DataError, match="format version 99"):

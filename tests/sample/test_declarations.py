@@ -116,7 +116,7 @@ def test_values_that_are_none_are_used_only_if_a_person_named_the_column(tmp_pat
     settings, notes = declare_interactions(written, None, "spent")
     assert settings["value_field"] is None and "not used" in notes["value_field"]
     settings, notes = declare_interactions(written, None, "spent", use_value=True)
-    assert settings["value_field"] == "spent" and notes["value_field"].endswith("It is used all the same.")
+    assert settings["value_field"] == "spent" and notes["value_field"].endswith("It is used anyway.")
 
 
 def test_what_is_another_value_in_every_row_is_no_feature(tmp_path):

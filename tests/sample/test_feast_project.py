@@ -107,7 +107,7 @@ def test_a_film_shop_is_understood_and_its_settings_fit(tmp_path, make_repo):
     assert (features.interaction.type_field, features.interaction.value_field) == (None, "rating")
     assert features.interaction.min_positive_value == 3
     said = {choice.what: choice for choice in made.choices}
-    assert "binary is no kind of feature" in said["film_features.poster"].why
+    assert "binary is not a feature type" in said["film_features.poster"].why
     assert said["events"].option == "--events-view"
     assert find_faults(open_store(feast.repo), settings) == []
     assert not is_published(open_store(feast.repo), settings.publish)
@@ -124,9 +124,8 @@ def test_the_command_prints_each_decision_and_the_next_command(tmp_path, make_re
     assert main(["init", str(shop), "--feast", str(tmp_path / "theirs" / "repo"), "--value-column", "rating"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^  viewer_features\.gender +categorical +.* values in 400 rows$", said, re.M)
-    assert re.search(
-        r"^  rating +value of an event +rating 1 to 5, a rating of 1 to 5: .*\[--value-column\]$", said, re.M
-    )
+    rating = r"^  rating +value of an event +rating 1 to 5, a rating of 1 to 5: .*\[--value-column\]$"
+    assert re.search(rating, said, re.M)
     assert said.rstrip().endswith(f"Next: rec-ray run -C {shop}")
 
 
@@ -222,7 +221,7 @@ def test_events_keyed_by_their_own_id_and_wishes(tmp_path, make_repo):
         ["true"],
     )
     assert find_faults(open_store(settings.feast.repo), settings) == []
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
     turned = LayoutOptions(user_column="good_id", item_column="shopper_id")
     made = init_from_feast(tmp_path / "turned", tmp_path / "theirs" / "repo", turned)

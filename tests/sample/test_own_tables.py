@@ -432,7 +432,7 @@ def test_whole_decimals_are_ids(own: Path) -> None:
 
 def test_a_unit_that_is_none_is_refused() -> None:
     assert unit_named("ms") == "ms" and unit_named(None) is None
-    with pytest.raises(ConfigError, match="'minutes' is no unit; expected 's', 'ms', 'us', 'ns'"):
+    with pytest.raises(ConfigError, match="'minutes' is not a unit; expected 's', 'ms', 'us', 'ns'"):
         unit_named("minutes")
 
 

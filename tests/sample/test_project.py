@@ -157,7 +157,7 @@ def test_a_moved_project_works_after_it_is_applied_again(project, tmp_path):
 
 def test_a_folder_with_a_project_is_refused_and_kept(project, own):
     before = project.settings.read_text()
-    with pytest.raises(ConfigError, match=r"already holds 'rec_ray\.yaml', 'feature_repo'; name another folder"):
+    with pytest.raises(ConfigError, match=r"already contains 'rec_ray\.yaml', 'feature_repo'; name another folder"):
         init_project(project.folder, own)
     assert project.settings.read_text() == before
 

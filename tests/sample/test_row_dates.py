@@ -80,7 +80,7 @@ def test_dates_that_fit_are_taken(own: Path) -> None:
     write(own, "users", user_id=NAMES, age=range(USERS), event_timestamp=pa.array(when, STAMP))
     made, path = dated(own)
     assert pq.read_table(path)["event_timestamp"].to_pylist() == when
-    assert made.why == "the column event_timestamp; 3% of the events are older than all rows of theirs"
+    assert made.why == "the column event_timestamp; 3% of the events precede all rows of their entity"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_two_dates_are_none_of_them_the_time_of_a_row(own: Path) -> None:
     write(own, "users", user_id=NAMES, age=range(USERS), created=early, updated=early)
     made, path = dated(own)
     assert pq.read_table(path)["event_timestamp"].to_pylist() == [T0] * USERS
-    assert "not taken for the time of a row: created, updated (one that events move" in made.why
+    assert "not used as the time of a row: created, updated (one that events change" in made.why
 
 
 def test_events_of_one_time_are_refused_or_warned_about(own: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -125,15 +125,15 @@ def test_events_of_one_time_are_refused_or_warned_about(own: Path, caplog: pytes
     with pytest.raises(SchemaError, match=r"every row has the same time in 'at'.*--time-column"):
         check("at")
     for said in (check("at", time="at"), check("timestamp")):
-        assert len(said) == 1 and "nothing can be held out by time" in said[0]
+        assert len(said) == 1 and "no events can be held out by time" in said[0]
 
 
 @pytest.mark.parametrize(
     ("spell", "remedy"),
     [
-        (lambda name: f"00{name[1:]}", "without zeros in front"),
+        (lambda name: f"00{name[1:]}", "without leading zeros"),
         (lambda name: f"{name[1:]}.0", "without '.0' at the end"),
-        (lambda name: f"U{name[1:]}", "in small letters"),
+        (lambda name: f"U{name[1:]}", "in lower case"),
         (lambda name: f" {name} ", "without blanks around them"),
     ],
 )

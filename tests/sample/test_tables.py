@@ -85,7 +85,7 @@ def test_timestamps_without_zone_are_said_once(tmp_path, caplog):
     caplog.set_level(logging.INFO, "rec_ray")
     read(tmp_path)
     said = {record.getMessage() for record in caplog.records}
-    assert said == {"timestamps without a zone are taken as UTC: users.joined, interactions.time"}
+    assert said == {"timestamps without a zone are read as UTC: users.joined, interactions.time"}
 
 
 def test_only_a_column_that_is_called_so_is_the_time_of_a_row(tmp_path):
@@ -204,7 +204,7 @@ def test_wrong_tables_are_refused_with_what_they_have(tmp_path):
         (
             {"user_id": ["u"], "item_id": ["i"], "loaded_at": stamp},
             ConfigError,
-            "'loaded_at' in .* is that of the time of a load.*--time-column loaded_at",
+            "'loaded_at' in .* has the name of a load time.*--time-column loaded_at",
         ),
         ({"user_id": [1.5], "item_id": ["i"], "at": stamp}, SchemaError, "'user_id' is double; an id must be"),
         (

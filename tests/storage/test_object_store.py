@@ -49,7 +49,7 @@ def test_deleting_takes_one_folder_and_never_the_store(storage: Storage) -> None
     storage.delete_prefix("1")
     storage.delete_prefix("10/a")
     assert storage.list() == []
-    with pytest.raises(StorageError, match="refused to delete the whole store"):
+    with pytest.raises(StorageError, match="refused to delete the complete store"):
         storage.delete_prefix("")
 
 

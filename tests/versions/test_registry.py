@@ -295,7 +295,7 @@ def test_a_database_of_a_later_program_is_used_where_it_only_has_more(database: 
     place.sql("UPDATE rec_ray_migration SET version_num = 'breaking-1'")
     assert older.live() == "2", "reading goes on"
     for write in (lambda: place.open().reserve("other"), lambda: place.open().is_migrated()):
-        with pytest.raises(ConfigError, match=r"a later rec_ray did the migration 'breaking-1'.*upgrade rec_ray"):
+        with pytest.raises(ConfigError, match=r"a later rec_ray applied the migration 'breaking-1'.*upgrade rec_ray"):
             write()
 
 

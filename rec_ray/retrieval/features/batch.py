@@ -1,8 +1,8 @@
-"""The data shape in which encoded features reach the towers.
+"""Data structures of encoded features, the input of the towers.
 
-A `FeatureBatch` holds numbers, token bags and ready-made vectors of `n` rows (items or user states); numpy arrays come
-in, torch tensors that can be cut by row and moved to a device go out. It does not know what a feature means, how it
-was encoded or which tower reads it: the preprocessor decides that, and `FeatureShape` is all a tower needs to know.
+A `FeatureBatch` contains numbers, token bags and ready-made vectors of `n` rows (items or user states). Input: numpy
+arrays. Output: torch tensors that can be selected by row and moved to a device. The preprocessor encodes features; a
+tower needs only their `FeatureShape`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """The widths of a side's encoded features: plain integers, so `dataclasses.asdict` of it is JSON.
+    """Widths of a side's encoded features: plain integers, so `dataclasses.asdict` of it is JSON.
 
     numeric: width of the numeric block.
     fields:  number of token fields (one for each categorical, multi-valued, path or text feature).
-    tokens:  rows of the side's shared token table; token 0 is the unknown one.
+    tokens:  rows of the side's shared token table; token 0 is the unknown value.
     vector:  total width of the ready-made vectors.
     """
 
@@ -33,7 +33,7 @@ class FeatureShape:
     vector: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse widths that cannot be.
+        """Refuse invalid widths.
 
         Raises:
             ValueError: a width is negative, or there are token fields without a token table.
@@ -55,7 +55,7 @@ class FeatureBatch:
 
     numeric:      [n, numeric] float32.
     tokens:       [T] int64, all tokens one after another: row 0 field 0, row 0 field 1, ..., row 1 field 0, ...
-    token_counts: [n, fields] int64, how many of `tokens` belong to each row and field; 0 is an empty bag.
+    token_counts: [n, fields] int64, number of `tokens` of each row and field; 0 is an empty bag.
     vector:       [n, vector] float32.
     """
 
@@ -72,7 +72,7 @@ class FeatureBatch:
         token_counts: npt.NDArray[Any],
         vector: npt.NDArray[Any],
     ) -> FeatureBatch:
-        """Make a batch from arrays of the shapes above; types are converted, memory is shared where it can be.
+        """Make a batch from arrays of the shapes above; types are converted, memory is shared if possible.
 
         Raises:
             ValueError: the arrays disagree about the number of rows or tokens.
@@ -91,7 +91,7 @@ class FeatureBatch:
 
     @classmethod
     def empty(cls, rows: int, device: torch.device | str = "cpu") -> FeatureBatch:
-        """`rows` rows without any feature: what a side that declares none hands to its tower."""
+        """Return `rows` rows without any feature, for a side that declares none."""
         return cls(
             numeric=torch.zeros(rows, 0, device=device),
             tokens=torch.zeros(0, dtype=torch.long, device=device),
@@ -104,13 +104,13 @@ class FeatureBatch:
         return self.numeric.shape[0]
 
     def select(self, rows: Tensor) -> FeatureBatch:
-        """The batch of the given rows, in that order; repeats are allowed.
+        """Return the batch of the given rows, in that order; repeats are allowed.
 
         rows: [m] int64 in [0, n).
         """
         first, row_tokens = self._bags
         counts, length = self.token_counts[rows], row_tokens[rows]
-        # The i-th token of a chosen row lies i places after the first of that row.
+        # The i-th token of a selected row is i positions after the first token of that row.
         total = int(length.sum())
         within = torch.arange(total, device=rows.device) - torch.repeat_interleave(
             length.cumsum(0) - length, length, output_size=total
@@ -120,12 +120,12 @@ class FeatureBatch:
 
     @functools.cached_property
     def _bags(self) -> tuple[Tensor, Tensor]:
-        """Start and number of the tokens of each row, [n] each; computed once, not for each selection."""
+        """Start and number of the tokens of each row, [n] each; cached for all selections."""
         row_tokens = self.token_counts.sum(1)
         return row_tokens.cumsum(0) - row_tokens, row_tokens
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FeatureBatch:
-        """The same batch on `device`."""
+        """Return the same batch on `device`."""
         return FeatureBatch(
             self.numeric.to(device, non_blocking=non_blocking),
             self.tokens.to(device, non_blocking=non_blocking),
@@ -134,7 +134,7 @@ class FeatureBatch:
         )
 
     def pin_memory(self) -> FeatureBatch:
-        """The same batch in page-locked memory, for `to(..., non_blocking=True)`."""
+        """Return the same batch in page-locked memory, for `to(..., non_blocking=True)`."""
         return FeatureBatch(
             self.numeric.pin_memory(),
             self.tokens.pin_memory(),
@@ -145,5 +145,5 @@ class FeatureBatch:
 
 def _tensor(array: npt.NDArray[Any], dtype: type[np.generic]) -> Tensor:
     array = np.ascontiguousarray(array, dtype=dtype)
-    # torch warns about read-only arrays (Arrow and Ray hand those out): copy them.
+    # Copy read-only arrays, as from Arrow and Ray, because torch warns about them.
     return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -48,7 +48,7 @@ known: the item existed at this catalogue's time. count: training positives.
 class Catalogue:
     """The items 1 .. n; row 0 of every array is padding.
 
-    item_ids: [n] strings, item i at place i - 1. id_index: [n + 1] int64. known: [n + 1] bool. count: [n + 1] int64.
+    item_ids: [n] strings, item i at index i - 1. id_index: [n + 1] int64. known: [n + 1] bool. count: [n + 1] int64.
     """
 
     item_ids: pa.Array
@@ -96,7 +96,7 @@ class Catalogue:
         return model.embed_items(self.id_index[item_index], self.features.select(item_index))
 
     def as_history(self, model: TwoTower, item_index: Tensor, vectors: Tensor) -> Tensor:
-        """Return the vectors that histories read for items. item_index: [m]; vectors: [m, d] of `embed` -> [m, d]."""
+        """Return the history-input vectors of items. item_index: [m]; vectors: [m, d] of `embed` -> [m, d]."""
         return model.item_tower.as_history(vectors, self.id_index[item_index])
 
 

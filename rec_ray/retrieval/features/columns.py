@@ -1,7 +1,7 @@
 """Arrow columns of raw features as arrays: numbers, bags of strings, bags of hashed n-grams, vectors.
 
-A column and its declaration come in, flat numpy arrays come out, ragged ones as counts and values in a row; a column
-that cannot be read as declared is a `SchemaError`. Nothing here is fitted, nor knows what the towers make of it.
+Input: a column and its declaration. Output: flat numpy arrays, ragged ones as counts and flat values; a column that
+cannot be read as declared raises a `SchemaError`. Nothing here is fitted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def index_of(values: pa.Array | pa.ChunkedArray, known: pa.Array) -> Array:
-    """Return the position of each value in `known` as [n] int32, -1 where it is not there or null."""
+    """Return the position of each value in `known` as [n] int32, -1 for an unknown or null value."""
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     index = pc.index_in(pc.cast(values, pa.string()), value_set=known, skip_nulls=True)
     return pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
@@ -53,7 +53,7 @@ def _read_as(column: pa.Array, kind: pa.DataType, name: str, declaration: Featur
 
 
 def as_numbers(table: pa.Table, name: str, declaration: FeatureDeclaration) -> Array:
-    """Return a column as [n] float64; null, NaN and beyond float32 are NaN. A timestamp counts days since 1970."""
+    """Return a column as [n] float64; null, NaN and values beyond float32 are NaN. Timestamps are days since 1970."""
     column = _column(table, name)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -74,7 +74,7 @@ def as_numbers(table: pa.Table, name: str, declaration: FeatureDeclaration) -> A
 
 
 def as_values(table: pa.Table, name: str, declaration: FeatureDeclaration) -> tuple[Array, pa.Array]:
-    """Return a column as bags of strings: how many each row has [n], and all of them in a row."""
+    """Return a column as bags of strings: the number per row [n], and the flat strings of all rows."""
     column = _column(table, name)
     listlike = is_list(column.type)
     if listlike and declaration.kind in ("categories", "category_path"):
@@ -84,7 +84,7 @@ def as_values(table: pa.Table, name: str, declaration: FeatureDeclaration) -> tu
     else:
         strings = _read_as(column, pa.string(), name, declaration)
         if declaration.kind == "text":
-            # Composed, so that an accent is a part of its letter however it was typed.
+            # Unicode composition, so that both encodings of an accented letter are equal.
             lowered = pc.utf8_lower(pc.utf8_normalize(strings, form="NFKC"))
             lists = pc.split_pattern_regex(lowered, pattern=r"[^\pL\pM\pN]+")
         elif declaration.kind == "categorical" or declaration.separator is None:
@@ -107,7 +107,7 @@ def as_values(table: pa.Table, name: str, declaration: FeatureDeclaration) -> tu
 
 
 def _unit_offsets(strings: pa.Array) -> pa.Array:
-    """Offsets of a list array with one element for each valid string and none for a null."""
+    """Return the offsets of a list array with one element for each valid string and none for a null."""
     valid = pc.is_valid(strings).to_numpy(zero_copy_only=False)
     return pa.array(np.concatenate([[0], np.cumsum(valid)]), pa.int32())
 
@@ -164,7 +164,7 @@ def as_vectors(table: pa.Table, name: str, declaration: FeatureDeclaration) -> A
 
 
 def interleave(bags: list[tuple[Array, Array]], n: int) -> tuple[Array, Array]:
-    """Lay bags of several fields out row by row: [T] tokens and [n, fields] counts."""
+    """Interleave the bags of several fields row by row: [T] tokens and [n, fields] counts."""
     if not bags:
         return np.zeros(0, np.int32), np.zeros((n, 0), np.int32)
     counts = np.stack([bag_counts for bag_counts, _ in bags], axis=1).astype(np.int32)

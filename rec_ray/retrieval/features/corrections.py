@@ -1,6 +1,6 @@
-"""Events that a later row corrects: of the rows with the same keys and time the one that was created last counts.
+"""Corrected events: of several rows with the same keys and time, only the one with the latest creation time counts.
 
-This is the rule by which Feast reads a view whose source has a `created_timestamp_column`.
+Feast applies the same rule to a view whose source has a `created_timestamp_column`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 
 def is_superseded(user: Array, key: Array, time: Array, created: Array, order: Array) -> Array:
-    """Return [n] bool: another row of the same user, key and time was created later, or at once and lies further back.
+    """Return [n] bool: another row of the same user, key and time was created later, or at the same time and follows.
 
     user, key, time, created, order: [n] integers.
     """

@@ -1,7 +1,7 @@
 """Events that are negative by their value, such as a rating of -1 or one star of five.
 
-The values of events and the lowest value of a positive come in; a mask goes out, and event types of their own for such
-events, because a history that holds likes and dislikes under one type cannot tell them apart.
+Input: the values of events and the lowest value of a positive. Output: a mask, and separate event types for negative
+events, so that likes and dislikes differ in a history.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 Array = npt.NDArray[Any]
 
 DISLIKED = "(disliked)"
-"""Ends the event type of an event that is negative by its value; a type declared negative keeps its name."""
+"""Suffix of the event type of an event that is negative by its value; a type declared negative keeps its name."""
 
 
 def is_disliked(values: Array, min_positive_value: float | None) -> Array:
@@ -29,7 +29,7 @@ def is_disliked(values: Array, min_positive_value: float | None) -> Array:
 
 
 def rename_disliked(types: pa.Array, disliked: Array, negative_types: Sequence[str]) -> pa.Array:
-    """Return the event types, those of disliked events with the ending `DISLIKED`. types: [n] strings or nulls."""
+    """Return the event types, those of disliked events with the suffix `DISLIKED`. types: [n] strings or nulls."""
     known = pc.fill_null(types, "")
     declared = pc.is_in(known, value_set=pa.array(list(negative_types), pa.string()))
     renamed = pc.utf8_trim_whitespace(pc.binary_join_element_wise(known, DISLIKED, " "))
@@ -37,5 +37,5 @@ def rename_disliked(types: pa.Array, disliked: Array, negative_types: Sequence[s
 
 
 def with_disliked(types: Iterable[str]) -> list[str]:
-    """Return event types and what `rename_disliked` makes of them: both are events of the declared type."""
+    """Return event types and their renamed forms of `rename_disliked`; both belong to the declared type."""
     return [name for event_type in types for name in (event_type, f"{event_type} {DISLIKED}".strip())]

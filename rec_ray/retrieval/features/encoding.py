@@ -1,7 +1,7 @@
-"""Blocks of raw events into encoded timelines: labels, weights, indices, and each user's distinct feature rows.
+"""Encoding of blocks of raw events as timelines: labels, weights, indices, and each user's distinct feature rows.
 
-A block with all rows of its users, in the order of time and with the query rows behind the events, comes in; a table of
-`TIMELINES` comes out. It works on whole columns, never user by user, and knows nothing of where blocks come from.
+Input: a block with all rows of its users, in the order of time and with the query rows after the events. Output: a
+table of `TIMELINES`. All operations are vectorised over columns.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from rec_ray.schema import (
 Array = npt.NDArray[Any]
 
 LEAST_VALUE = 0.05
-"""Share of its weight that the lowest positive value keeps, so that no positive is without effect."""
+"""Share of the full weight that the lowest positive value gets, so that every positive has an effect."""
 
 
 class _Meaning(Protocol):
@@ -56,11 +56,11 @@ class _Meaning(Protocol):
 
 @dataclass(frozen=True)
 class Labelling:
-    """How an event gets its weight and its part in the split.
+    """Rules for the weight and the split label of an event.
 
     value_maximum: the largest value; the weight of a positive is scaled by its value over it. 0 leaves values out.
     min_positive_value: events with a lower value are negatives; None makes those at or below zero negatives.
-    events_per_user: newest events of a user, in each part of the split, that are learned from and counted; None is all.
+    events_per_user: number of a user's newest events per split that are trained on and counted; None means all.
     """
 
     weights: Mapping[str, float]
@@ -74,7 +74,7 @@ class Labelling:
 
     @classmethod
     def of(cls, meaning: _Meaning, split: str, times: SplitTimes) -> Labelling:
-        """Make one from the declared meaning of events and the split."""
+        """Build it from the declared meaning of events and the split."""
         return cls(
             dict(meaning.weights),
             tuple(meaning.negative_types),
@@ -85,21 +85,21 @@ class Labelling:
         )
 
     def with_events_per_user(self, events_per_user: int | None) -> Labelling:
-        """Return the same with a bound on the events of one user."""
+        """Return a copy with a bound on the events of one user."""
         return replace(self, events_per_user=events_per_user)
 
     def with_value_maximum(self, value_maximum: float) -> Labelling:
-        """Return the same with the largest value."""
+        """Return a copy with the largest value."""
         return replace(self, value_maximum=value_maximum)
 
 
 @dataclass(frozen=True)
 class LabelledEvents:
-    """The events of a block that are used, with their labels; users without any event are there too.
+    """Usable events of a block with their labels; users without any event are included.
 
     table: the events' raw rows. rows: all rows of the block, query rows included.
-    user: [E] place of each event's user in `user_ids`. row: [E] place of the event in `rows`.
-    query: [u, QUERIES] place in `rows` of the user's query rows. weight: [E], see `timelines.TIMELINES`.
+    user: [E] index of each event's user in `user_ids`. row: [E] index of the event in `rows`.
+    query: [u, QUERIES] index in `rows` of the user's query rows. weight: [E], see `timelines.TIMELINES`.
     """
 
     user_ids: pa.Array
@@ -116,7 +116,7 @@ class LabelledEvents:
 
     @property
     def is_training(self) -> Array:
-        """[E] bool: events to learn from, positives and negatives."""
+        """[E] bool: training events, positives and negatives."""
         return (self.split == Split.TRAIN) & (self.weight >= 0)
 
     @property
@@ -131,20 +131,20 @@ class LabelledEvents:
 
 
 def label_events(block: pa.Table, item_ids: pa.Array, labelling: Labelling) -> LabelledEvents:
-    """Find the usable events of a block and say what each is: its item, its weight as a positive, its split.
+    """Find the usable events of a block and label them with item, weight as a positive, and split.
 
     item_ids: the catalogue in order. Events of unknown items and exact repeats of an event are left out and counted.
 
     Raises:
-        ValueError: the rows of a user do not lie together, or its query rows are not `QUERIES`.
+        ValueError: the rows of a user are not adjacent, or the number of its query rows is not `QUERIES`.
     """
     block = block.combine_chunks()
     users = block[USER_ID].combine_chunks().dictionary_encode()
     user_of_row = users.indices.to_numpy(zero_copy_only=False)
     if (np.diff(user_of_row) < 0).any():
-        raise ValueError("the rows of a user do not lie together")
+        raise ValueError("the rows of a user are not adjacent; sort the block by user and time")
     is_event = pc.is_valid(block[ITEM_ID]).to_numpy(zero_copy_only=False)
-    # The query rows end each user's rows, in the order of their instants.
+    # The query rows follow each user's events, in the order of their instants.
     queries = np.flatnonzero(~is_event)
     if not np.array_equal(user_of_row[queries], np.repeat(np.arange(len(users.dictionary)), QUERIES)):
         raise ValueError(f"expected {QUERIES} query rows for each of {len(users.dictionary)} users, got {len(queries)}")
@@ -195,13 +195,13 @@ def _superseded(block: pa.Table, user_of_row: Array, row: Array) -> Array:
     key = events[EVENT_KEY].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
     created = events[EVENT_CREATED].fill_null(np.iinfo(np.int64).min).to_numpy()
     time = events[EVENT_TIMESTAMP].cast(pa.int64()).to_numpy()
-    # Rows that are no events of the view, such as those of side tables, have no key and correct nothing.
+    # Rows that are not events of the view, such as those of side tables, have no key and correct nothing.
     own = np.where(key < 0, -1 - np.arange(len(key)), key)
     return is_superseded(user_of_row[row], own, time, created, events[EVENT_ORDER].to_numpy())
 
 
 def _repeats(block: pa.Table, user_of_row: Array, row: Array, item_index: Array) -> Array:
-    """Return [E] bool: the event has the same user, time, item, type and value as one before it."""
+    """Return [E] bool: the event has the same user, time, item, type and value as an earlier one."""
     events = block.take(pa.array(row))
     types = events[EVENT_TYPE].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
     times = events[EVENT_TIMESTAMP].cast(pa.int64()).to_numpy()
@@ -256,14 +256,14 @@ def _queries_at_events(query: Array, user: Array, row: Array, split: Array, posi
 
 
 def encode_timelines(events: LabelledEvents, preprocessor: Preprocessor) -> pa.Table:
-    """Encode labelled events as one row of `TIMELINES` a user.
+    """Encode labelled events as one row of `TIMELINES` per user.
 
     Raises:
         SchemaError: a feature that the preprocessor reads is missing or cannot be read as its kind.
     """
     users = len(events.user_ids)
     counts = np.bincount(events.user, minlength=users)
-    # Rows of the block whose features are needed: those of a user's events, then those of the queries.
+    # Rows of the block whose features are needed: those of a user's events, then its query rows.
     needed = np.empty(len(events.row) + QUERIES * users, np.int64)
     ends = np.cumsum(counts + QUERIES)
     needed[ragged_positions(ends - counts - QUERIES, counts)] = events.row
@@ -294,7 +294,7 @@ def encode_timelines(events: LabelledEvents, preprocessor: Preprocessor) -> pa.T
 
 
 def _feature_lists(features: EncodedFeatures, rows: Array) -> list[pa.Array]:
-    """Cut encoded feature rows into one list a user. rows: [u] how many of them each user has."""
+    """Cut encoded feature rows into one list per user. rows: [u] number of rows of each user."""
     tokens = (
         np.add.reduceat(np.append(features.token_counts.sum(axis=1), 0), np.cumsum(rows) - rows)
         if len(rows)
@@ -309,7 +309,7 @@ def _feature_lists(features: EncodedFeatures, rows: Array) -> list[pa.Array]:
 
 
 def _differs(column: pa.Array) -> Array:
-    """Return [n - 1] bool: whether a row's value differs from that of the row before."""
+    """Return [n - 1] bool: whether a row's value differs from that of the previous row."""
     if not is_list(column.type):
         codes = _codes(column)
         return codes[1:] != codes[:-1]
@@ -318,7 +318,7 @@ def _differs(column: pa.Array) -> Array:
     first = np.cumsum(counts) - counts
     codes = _codes(pc.list_flatten(column))
     differs = lengths[1:] != lengths[:-1]
-    # Rows as long as the one before are compared value by value.
+    # Rows as long as the previous one are compared value by value.
     row = np.flatnonzero(~differs)
     own, before = (codes[ragged_positions(first[row + k], counts[row])] for k in (1, 0))
     differs[np.repeat(row, counts[row])[own != before]] = True
@@ -326,5 +326,5 @@ def _differs(column: pa.Array) -> Array:
 
 
 def _codes(values: pa.Array) -> Array:
-    """Return a number for each value, the same for equal ones; -1 is null."""
+    """Return an integer code per value, the same for equal values; -1 is null."""
     return values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)

@@ -1,8 +1,8 @@
-"""Order of events: whether an item is predicted better by the one right before it than by any other of the same user.
+"""Test of the order of events: does the previous item predict the next one better than another item of the user?
 
-Histories as flat arrays come in, hit rates of two tables of pairs go out: one counts neighbours in time, the other
-neighbours after each user's events were shuffled, with the same number of pairs. Where order carries nothing, both
-have the same rate. It knows no model and no settings.
+Input: histories as flat arrays. Output: hit rates of two tables of pairs: one counts neighbours in time, the other
+neighbours after shuffling each user's events, with the same number of pairs. If order has no influence, both rates are
+equal.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 LISTED = 10
-"""Followers of an item in which the next one is looked for."""
+"""Number of followers of an item among which the next item counts as a hit."""
 LEAST_GAIN, LEAST_DEVIATIONS = 1.1, 3.0
-"""Ratio of the two hit rates, and standard errors between them, from which order matters."""
+"""Minimum ratio of the two hit rates, and minimum difference in standard errors, from which order matters."""
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class EventOrder:
-    """Hits of both tables over the same number of questions; those of several parts of the users add up."""
+    """Hits of both tables on the same number of test events; results of several parts of the users add up."""
 
     questions: int
     in_order: int
@@ -40,14 +40,14 @@ class EventOrder:
         return first > LEAST_GAIN * second and first - second > LEAST_DEVIATIONS * error
 
     def describe(self) -> str:
-        """Return the figures in words."""
+        """Return a phrase with the figures."""
         first, second = (hits / max(1, self.questions) for hits in (self.in_order, self.shuffled))
         word = "more than" if self.matters else "no better than"
         return f"the event before predicts the next one {word} any other of the user does ({first:.3f}, {second:.3f})"
 
 
 def measure_order(items: Array, offsets: Array, item_count: int, *, seed: int = 0) -> EventOrder:
-    """Fit both tables on half of the users and ask the other half for one event each.
+    """Fit both tables on half of the users and test them on one event of each user of the other half.
 
     items: [events] in the order of time within a user; offsets: [users + 1]; item_count: above every item.
     """
@@ -61,7 +61,7 @@ def measure_order(items: Array, offsets: Array, item_count: int, *, seed: int = 
     learned = np.flatnonzero(follows & ~asked_users[user[1:]])
     tables = [_followers(values[learned] * item_count + values[learned + 1], item_count) for values in (item, shuffled)]
     able = np.flatnonzero(asked_users & (counts >= 2))
-    # One question a user, so that the questions are independent: a random event and the one before it.
+    # One test event per user, so that they are independent: a random event and the previous one.
     place = offsets[able] + 1 + (generator.random(len(able)) * (counts[able] - 1)).astype(np.int64)
     hits = [
         int(np.isin(values[place - 1] * item_count + values[place], table).sum())

@@ -1,7 +1,7 @@
-"""Scales of numbers with heavy tails, fitted from quantiles of blocks: prices, counts, and columns with absurd values.
+"""Scales of numbers with heavy tails, fitted from quantiles of blocks: prices, counts, and columns with outliers.
 
-Finite values of blocks come in as sketches that are collected; a bend goes out, asinh((value - median) / unit), which
-is linear near the median and logarithmic far from it, or None where mean and deviation describe the number well.
+Input: sketches of the finite values of blocks. Output: a bend, asinh((value - median) / unit), which is linear near the
+median and logarithmic far from it, or None if mean and deviation describe the number well.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 CLIP = 5.0
-"""Standard deviations beyond which a number is cut: one absurd price must not drown all others."""
+"""Number of standard deviations at which a number is clipped, so that one extreme price does not dominate."""
 SKETCH_POINTS = 257
-"""Quantiles that a block keeps of a number."""
+"""Number of quantiles per block of a number."""
 HEAVY = 1.75
 """Standard deviation over that of a normal distribution with the same quartiles, from which the tails count as heavy.
-It is 1.2 for an exponential distribution and 2.0 for a log-normal one of sigma 1, as prices have it."""
+It is 1.2 for an exponential distribution and 2.0 for a log-normal one of sigma 1, which is typical of prices."""
 NORMAL_QUARTILES = 1.349
-"""Distance between the quartiles of a normal distribution, in standard deviations."""
+"""Distance between the quartiles of a normal distribution in standard deviations."""
 
 Array = npt.NDArray[Any]
 
 
 def bend(values: Array, median: float, unit: float) -> Array:
-    """Return values measured from the median, far ones by their logarithm."""
+    """Return asinh((value - median) / unit), logarithmic far from the median."""
     return np.arcsinh((values - median) / unit)
 
 
 def sketch(values: Array) -> tuple[Array, float]:
-    """Return quantiles of values and the number of values that one of them stands for."""
+    """Return quantiles of values and the number of values that each quantile represents."""
     if len(values) <= SKETCH_POINTS:
         return np.sort(values), 1.0
     shares = (np.arange(SKETCH_POINTS) + 0.5) / SKETCH_POINTS
@@ -50,7 +50,7 @@ def fit_bend(
     unit = (third - first) / NORMAL_QUARTILES
     away = np.abs(points - median)
     if unit <= 0 and away.any():
-        # More than half of the values are one: how far are the others?
+        # More than half of the values are equal: measure the distances of the others.
         unit = float(_weighted_quantiles(away[away > 0], weights[away > 0], (0.5,))[0])
     if not (unit > 1e-12 * abs(median) and deviation > HEAVY * unit):
         return None

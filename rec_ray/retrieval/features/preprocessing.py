@@ -1,8 +1,8 @@
-"""Fitted preprocessing: raw feature columns and ids in, the numbers that the towers read out.
+"""Fitted preprocessing: converts raw feature columns and ids to the numeric input of the towers.
 
 `FeaturePreprocessor` handles the declared features of one side (users or items): blocks of Arrow tables give partial
-`FeatureStatistics`, these merge, and `fit` turns them into vocabularies and scales; `Preprocessor` adds the vocabulary
-of item ids and of event types and is what a bundle stores. It does not know where tables come from or how towers work.
+`FeatureStatistics`, these merge, and `fit_features` computes vocabularies and scales from them. `Preprocessor` adds the
+vocabularies of item ids and event types; a bundle stores it.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class FeatureStatistics:
 
     rows: int = 0
     present: dict[str, int] = field(default_factory=dict)
-    """Feature -> rows with a value; counted for texts and vectors, the others have it below."""
+    """Feature -> number of rows with a value, for texts and vectors; other kinds have it in the fields below."""
     sketches: dict[str, list[tuple[Array, float]]] = field(default_factory=dict)
-    """Feature -> for each block, quantiles of its finite values and the number of values that one stands for."""
+    """Feature -> per block, quantiles of its finite values and the number of values that each represents."""
     vectors: dict[str, tuple[int, Array, float]] = field(default_factory=dict)
     """Feature -> number of vectors that are not zero, their mean, and the sum of squared distances from it."""
     moments: dict[str, tuple[int, float, float]] = field(default_factory=dict)
     """Feature -> number of finite values, their mean, and the sum of squared distances from it."""
     counts: dict[str, Counter[str]] = field(default_factory=dict)
-    """Feature -> how often each value occurs."""
+    """Feature -> number of occurrences of each value."""
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
         """Return the statistics of both (Chan, Golub & LeVeque 1979 for the moments)."""
@@ -91,19 +91,19 @@ class EncodedFeatures:
 
 @dataclass(frozen=True)
 class FeaturePreprocessor:
-    """The fitted features of one side.
+    """Fitted features of one side.
 
-    Every number becomes two: its standardised value and whether it was missing. Every field of categories or text
-    becomes a bag of tokens in one table shared by the side; token 0 is a value that was not seen when fitting. Vectors
-    are centred and scaled as a whole. A feature without any value when fitting is missing in every row, later too:
-    nothing was learned about it.
+    Every number becomes two columns: its standardised value and a mark for a missing value. Every field of categories
+    or text becomes a bag of tokens in one table shared by the side; token 0 is a value that was not seen when fitting.
+    Vectors are centred and scaled by one factor. A feature without any value when fitting stays missing in every later
+    row, because its weights are untrained.
     """
 
     declarations: Mapping[str, FeatureDeclaration]
     scales: Mapping[str, tuple[float, float]]
     """Feature -> mean and standard deviation."""
     vocabularies: Mapping[str, Sequence[str]]
-    """Feature -> its values, the most frequent first."""
+    """Feature -> its values, the most frequent ones first."""
     text_buckets: int = 0
     bends: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Number with heavy tails -> median and unit; `scales` is of asinh((value - median) / unit), which is linear near
@@ -129,17 +129,17 @@ class FeaturePreprocessor:
 
     @property
     def token_offsets(self) -> Mapping[str, int]:
-        """Feature -> the first row of its tokens in the side's table; all texts share theirs."""
+        """Feature -> first row of its tokens in the side's table; all texts share the same rows."""
         return self._offsets  # type: ignore[attr-defined]
 
     @property
     def names(self) -> list[str]:
-        """The declared features, in the order in which they are encoded."""
+        """Declared features in encoding order."""
         return list(self.declarations)
 
     @property
     def shape(self) -> FeatureShape:
-        """The widths that the tower of this side needs to know."""
+        """Widths for the tower of this side."""
         fields = len(self._named(TOKENS))
         return FeatureShape(
             numeric=2 * len(self._named(NUMBERS)),
@@ -186,7 +186,7 @@ class FeaturePreprocessor:
         return EncodedFeatures(numeric, tokens, token_counts, vector)
 
     def _centred(self, name: str, vectors: Array) -> Array:
-        """Subtract the mean and divide by the deviation; a zero vector is a missing one and stays zero."""
+        """Subtract the mean and divide by the deviation; a zero vector counts as missing and stays zero."""
         if name not in self.centres:
             return vectors
         centre, deviation = self.centres[name]
@@ -197,7 +197,7 @@ class FeaturePreprocessor:
         """Return the fitted state as plain JSON values."""
         return {
             "declarations": {name: dataclasses.asdict(declared) for name, declared in self.declarations.items()},
-            # A program that does not know `bends` must not read these as plain scales: the key is another one.
+            # Another key, so that an older program without `bends` does not read these as plain scales.
             "numbers": {name: [*scale, *self.bends.get(name, ())] for name, scale in self.scales.items()},
             "centres": {name: [list(centre), deviation] for name, (centre, deviation) in self.centres.items()},
             "absent": list(self.absent),
@@ -208,7 +208,7 @@ class FeaturePreprocessor:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> FeaturePreprocessor:
         """Rebuild from `to_dict`."""
-        # Bundles of before have `scales` instead.
+        # Older bundles have `scales` instead.
         numbers = {name: [float(value) for value in values] for name, values in _numbers_of(state).items()}
         return cls(
             {name: FeatureDeclaration(**declared) for name, declared in state["declarations"].items()},
@@ -266,7 +266,7 @@ def fit_features(
     text_buckets: int,
     max_vocabulary: int,
 ) -> FeaturePreprocessor:
-    """Turn statistics into scales and vocabularies; of a longer list of values the most frequent stay."""
+    """Fit scales and vocabularies; a vocabulary beyond the size limit keeps the most frequent values."""
     scales, bends, vocabularies, centres, absent = {}, {}, {}, {}, []
     for name, declaration in declarations.items():
         if declaration.kind in NUMBERS:
@@ -298,10 +298,10 @@ def fit_features(
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Everything fitted before the towers: the features of both sides, the item ids and the event types.
+    """Fitted state of the encoding: the features of both sides, the item ids and the event types.
 
-    item_ids: the items that have an embedding row of their own, row 1 on; every other item is row 0, carried by its
-        features. event_types: index 1 on; 0 is a type that was not seen when fitting.
+    item_ids: items with an embedding row of their own, from row 1; every other item has row 0 and is represented by its
+        features only. event_types: from index 1; 0 is a type that was not seen when fitting.
     """
 
     users: FeaturePreprocessor
@@ -311,7 +311,7 @@ class Preprocessor:
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the table of item ids, the unknown one included."""
+        """Number of rows of the item-id table, including the unknown item."""
         return len(self.item_ids) + 1
 
     def encode_item_ids(self, item_ids: pa.Array | pa.ChunkedArray) -> Array:

@@ -1,8 +1,8 @@
 """Encoded timelines of users, and the padded batches that the user tower reads.
 
-An Arrow table with one row a user (`TIMELINES`) comes in; `training_windows` cuts it into stretches whose positives are
-each predicted once, `query_batch` takes the newest events before a point of evaluation. It knows indices and labels
-only: no ids of items, no settings, and nothing of how a timeline was made.
+Input: an Arrow table with one row per user (`TIMELINES`). `training_windows` cuts it into stretches whose positives are
+each predicted once; `query_batch` takes the newest events before a point of evaluation. The module uses item indices
+and labels only.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ TIMELINES = pa.schema(
         pa.field("user_vector", pa.list_(pa.float32())),
     ]
 )
-"""One row a user; the lists run over the user's n events in the order of time, unless said otherwise.
+"""One row per user; lists have one entry for each of the user's n events in the order of time, unless stated otherwise.
 
-item_index: place in the catalogue, 1 on. event_type: 0 is unknown. event_seconds: since 1970. weight: of the event as a
-positive; 0: a negative, by its type or value; below 0: a positive that is history only, because its user has given
-enough newer ones. split: `contracts.TRAIN`, `VALIDATION` or `TEST`.
-feature_row: n + 3 places in the user's own feature rows: as of each event, then as of the validation, the test and now.
+item_index: index in the catalogue, from 1. event_type: 0 is unknown. event_seconds: since 1970. weight: of the event as
+a positive; 0: a negative, by its type or value; below 0: a positive that is history only, because its user has enough
+newer ones. split: `TRAIN`, `VALIDATION` or `TEST`.
+feature_row: n + 3 indices of the user's own feature rows: as of each event, as of the validation, the test and now.
 user_*: the user's distinct feature rows, flat.
 """
 
 COLD_USERS = 10
-"""One in so many users teaches what a user without history takes. Where users have no features they are all one and the
-same there, and in short sessions a third of all positions would say no more than what is popular."""
+"""One in so many users keeps its position with an empty history for training. Without user features these positions are
+identical, and in short sessions they would be a third of all positions and teach only popularity."""
 
 QUERIES = 3
-"""Feature rows behind those of the events: as of the validation, as of the test, and now."""
+"""Number of feature rows after those of the events: as of the validation, as of the test, and now."""
 
 
 @dataclass(frozen=True)
 class Timelines:
-    """The timelines of `u` users as flat arrays.
+    """Timelines of `u` users as flat arrays.
 
-    first: [u + 1] int64, where each user's events begin in the arrays over events. row_first: [u + 1], likewise for
-    the distinct feature rows, numbered through in `user_features`. feature_row: [E + 3 u], numbered through.
+    first: [u + 1] int64, offset of each user's events in the arrays over events. row_first: [u + 1], offset of each
+    user's distinct feature rows in `user_features`. feature_row: [E + 3 u], indices into `user_features`.
     """
 
     user_ids: pa.Array
@@ -83,7 +83,7 @@ class Timelines:
 
     @classmethod
     def from_table(cls, table: pa.Table, user_shape: FeatureShape) -> Timelines:
-        """Read a table of `TIMELINES`."""
+        """Build it from a table of `TIMELINES`."""
         table = table.combine_chunks()
         first, item_index = _flat(table, "item_index")
         counts = np.diff(first)
@@ -91,7 +91,7 @@ class Timelines:
         token_counts = _flat(table, "user_token_counts")[1]
         vector = _flat(table, "user_vector")[1]
         row_of = _flat(table, "feature_row")[1].astype(np.int64)
-        # Each user numbers the own rows from 0: add where they begin.
+        # Each user numbers its rows from 0: add their offset.
         own = np.repeat(np.arange(len(counts)), counts + QUERIES)
         ends = np.cumsum(counts + QUERIES)
         rows = np.maximum.reduceat(row_of, ends - counts - QUERIES) + 1 if len(counts) else np.zeros(0, np.int64)
@@ -120,13 +120,13 @@ class Timelines:
         return self.feature_row[ends - QUERIES + query]
 
     def events_before(self, split: int) -> tuple[Array, Array]:
-        """Return [u] where each user's events begin and how many come before those labelled `split` or later."""
+        """Return the offset of each user's events and the number of those before label `split`, [u] each."""
         user = np.repeat(np.arange(len(self)), np.diff(self.first))
         counts = np.bincount(user[self.split < split], minlength=len(self))
         return self.first[:-1], counts
 
     def positives(self, split: int) -> tuple[Array, Array]:
-        """Return the positives labelled `split`: [T] item index and [u + 1] where each user's begin."""
+        """Return the positives labelled `split`: [T] item index and [u + 1] offset of each user."""
         chosen = (self.split == split) & (self.weight > 0)
         user = np.repeat(np.arange(len(self)), np.diff(self.first))
         counts = np.bincount(user[chosen], minlength=len(self))
@@ -135,12 +135,12 @@ class Timelines:
 
 @dataclass
 class TimelineBatch:
-    """Padded stretches of `b` timelines, with `L` events at most; padding has item index 0.
+    """Padded stretches of `b` timelines, with at most `L` events; padding has item index 0.
 
     item_index, event_type: [b, L] int64. gap_seconds: [b, L] float32, since the event before. length: [b] int64.
     user_features: rows of user features; feature_row: [b, L + 1] int64, the row as of each position.
-    target, weight: [b, L + 1] int64 and float32: what follows position t, and how much it counts (0: not at all).
-    negative: [b, L + 1] int64: what follows position t and is declared negative, else 0.
+    target, weight: [b, L + 1] int64 and float32: the item after position t and its weight (0: no target).
+    negative: [b, L + 1] int64: the item after position t if it is a negative, else 0.
     """
 
     item_index: Tensor
@@ -154,9 +154,9 @@ class TimelineBatch:
     negative: Tensor
 
     def explicit_negatives(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Pair each positive with the declared negatives of the same stretch, but not of the same item.
+        """Pair each positive with the negatives of other items in the same stretch.
 
-        place: [b, L + 1] bool, where the positives are. Returns the items and the rows of the positives, both [e].
+        place: [b, L + 1] bool, mask of the positives. Return the items and the rows of the positives, both [e].
         """
         disliked = self.negative > 0
         of_timeline = disliked.sum(1)
@@ -184,8 +184,8 @@ class TimelineBatch:
 class Windows:
     """Stretches of timelines: events [start, start + events) of the flat arrays.
 
-    All arrays are [w] int64. user: the timeline that a stretch is cut from. stale: its first events, which are context
-    only, because the stretch before predicts them.
+    All arrays are [w] int64. user: index of the timeline. stale: number of first events that are context only, because
+    the previous stretch predicts them.
     """
 
     user: Array
@@ -201,10 +201,10 @@ class Windows:
 def training_windows(timelines: Timelines, history_length: int, below_split: int) -> Windows:
     """Cut timelines into stretches so that each event is predicted once, from up to `history_length` events before it.
 
-    A stretch has one event more, the last one is only predicted: so training sees as long a history as a query does.
-    A timeline that is longer gives several stretches, each half new and half context. Only events labelled below
-    `below_split` are used; stretches without a positive are left out. Without user features the first event of a
-    timeline is context only, but for one user in `COLD_USERS`.
+    A stretch has one more event, the last of which is only predicted, so that training histories are as long as those
+    of queries. A longer timeline gives several stretches, each half new and half context. Only events with a label
+    below `below_split` are used; stretches without a positive are left out. Without user features the first event of a
+    timeline is context only, except for one user in `COLD_USERS`.
     """
     first, counts = timelines.events_before(below_split)
     most = history_length + 1
@@ -213,7 +213,7 @@ def training_windows(timelines: Timelines, history_length: int, below_split: int
     pieces = np.where(counts > 0, 1 + further, 0)
     user = np.repeat(np.arange(len(timelines)), pieces)
     piece = ragged_positions(np.zeros(len(pieces), np.int64), pieces)
-    # The last stretch ends with the timeline; the one before ends a stride earlier, and so on.
+    # The last stretch ends with the timeline; each other one ends a stride after its predecessor.
     end = np.where(piece == pieces[user] - 1, counts[user], most + piece * stride)
     before = np.where(piece == 0, 0, most + (piece - 1) * stride)
     begin = np.maximum(0, end - most)
@@ -234,12 +234,12 @@ def training_batch(
     ahead: int = 1,
     generator: np.random.Generator | None = None,
 ) -> TimelineBatch:
-    """Pad the chosen stretches into one batch: L is their longest less one, as the last event is only predicted.
+    """Pad the chosen stretches into one batch: L is the longest length minus one, as the last event is only predicted.
 
-    chosen: [b] int64 places in `windows`.
-    ahead: a positive is replaced by a random one of the next `ahead` events of its stretch, where that is a positive
-        too (the all-action objective of PinnerFormer, Pancha et al. 2022). 1 predicts the next event.
-    generator: draws these; needed when `ahead` is above 1.
+    chosen: [b] int64 indices of `windows`.
+    ahead: a positive is replaced by a random one of the next `ahead` events of its stretch, if that is a positive too
+        (the all-action objective of PinnerFormer, Pancha et al. 2022). 1 predicts the next event.
+    generator: source of these draws; required if `ahead` is above 1.
     """
     start, events = windows.start[chosen], windows.events[chosen]
     user = windows.user[chosen]
@@ -254,7 +254,7 @@ def training_batch(
         if generator is None:
             raise ValueError(f"targets up to {ahead} events ahead are drawn at random: pass a generator")
         target, weight = _drawn_ahead(target, weight, ahead, generator)
-    # The rows of features have QUERIES entries more for each user that stands before.
+    # `feature_row` has QUERIES additional entries for each preceding user.
     rows = _padded(timelines.feature_row, start + QUERIES * user, events, width + 1)[0]
     used, feature_row = np.unique(rows, return_inverse=True)
     length = events - 1
@@ -273,7 +273,7 @@ def training_batch(
 
 
 def _drawn_ahead(target: Array, weight: Array, ahead: int, generator: np.random.Generator) -> tuple[Array, Array]:
-    """Replace each positive by one drawn from the next `ahead` places of its row, unless that is no positive.
+    """Replace each positive by one drawn from the next `ahead` positions of its row, if that is a positive.
 
     target, weight: [b, L + 1]; returned likewise.
     """
@@ -288,7 +288,7 @@ def _drawn_ahead(target: Array, weight: Array, ahead: int, generator: np.random.
 def query_batch(timelines: Timelines, chosen: Array, *, split: int, query: int, history_length: int) -> TimelineBatch:
     """Pad the newest events before `split` of the chosen users; the vector at position `length` is the query.
 
-    chosen: [b] int64 users. split: events labelled so or later are not seen. query: the feature row, as in `query_row`.
+    chosen: [b] int64 users. split: events with this label or a later one are left out. query: as in `query_row`.
     """
     first, counts = timelines.events_before(split)
     first, counts = first[chosen], counts[chosen]
@@ -323,7 +323,7 @@ def _flat(table: pa.Table, name: str) -> tuple[Array, Array]:
 
 
 def _padded(values: Array, start: Array, length: Array, width: int) -> tuple[Array, Array]:
-    """Return [b, width] with values[start : start + length] in each row, zeros behind, and the mask of the filled."""
+    """Return [b, width] with values[start : start + length] in each row, then zeros, and the mask of the values."""
     mask = np.arange(width)[None, :] < length[:, None]
     out = np.zeros(mask.shape, np.int64 if values.dtype.kind in "iu" else values.dtype)
     out[mask] = values[ragged_positions(start, np.minimum(length, width))]
@@ -331,10 +331,10 @@ def _padded(values: Array, start: Array, length: Array, width: int) -> tuple[Arr
 
 
 def _gaps(timelines: Timelines, start: Array, length: Array, width: int, first: Array) -> Array:
-    """Return [b, width] float32: seconds since the event before, 0 for a user's first one."""
+    """Return [b, width] float32: seconds since the previous event, 0 for a user's first one."""
     now, mask = _padded(timelines.event_seconds, start, length, width)
     before = _padded(timelines.event_seconds, np.maximum(start - 1, first), length, width)[0]
-    # A stretch that begins with the user's first event has itself as its neighbour: shift the rest by one.
+    # The first event of a user has no predecessor: shift the stretch by one, with a gap of 0 for its first event.
     begins = (start == first)[:, None]
     shifted = np.concatenate([now[:, :1], now[:, :-1]], axis=1)
     return np.where(mask, now - np.where(begins, shifted, before), 0).astype(np.float32)

@@ -1,7 +1,7 @@
-"""The share of one user in the events: a crawler or a shared account may have most of them.
+"""Share of one user in the events: a crawler or a shared account may have most of them.
 
-Events that lie together by user come in. Those beyond the newest of a user go out as a mask, so that no user teaches
-more than others by mere number, and the user with the most events, so that a person can look at it.
+Input: events grouped by user. Output: a mask of events beyond the newest ones of a user, so that no user dominates the
+training, and the user with the most events, for a person to check.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Array = npt.NDArray[Any]
 def beyond_newest(user: Array, split: Array, most: int | None) -> Array:
     """Return [n] bool: the event is older than the newest `most` of its user with the same label of the split.
 
-    user, split: [n], the events of a user lie together in the order of time, and so do those of a label. most: None
-    bounds nothing.
+    user, split: [n], grouped by user in the order of time, with the events of a label adjacent. most: None means no
+    bound.
     """
     n = len(user)
     if most is None or n <= most:
@@ -32,13 +32,13 @@ def beyond_newest(user: Array, split: Array, most: int | None) -> Array:
 
 
 USUAL_SHARE, TIMES_USUAL, LEAST_BOUND = 0.9, 10, 100
-"""A user may give so many times the events that this share of the users has at most, and never less than the bound."""
+"""Bound: TIMES_USUAL times the number of events that USUAL_SHARE of the users do not exceed; at least LEAST_BOUND."""
 
 
 def usual_bound(users_by_events: Array) -> int:
-    """Return a bound on the events of one user that only users far from the others exceed.
+    """Return a bound on the events of one user that only outliers exceed.
 
-    users_by_events: [m] how many users have 0, 1, 2, ... events; users without any do not count.
+    users_by_events: [m] number of users with 0, 1, 2, ... events; users without any do not count.
     """
     users = np.array(users_by_events, np.int64)
     users[:1] = 0
@@ -52,7 +52,7 @@ def usual_bound(users_by_events: Array) -> int:
 def largest_user(user: Array, user_ids: pa.Array) -> tuple[str, int]:
     """Return the id and the number of events of the user with the most; without events an empty id and 0.
 
-    user: [n] places in `user_ids`.
+    user: [n] indices of `user_ids`.
     """
     if not len(user):
         return "", 0

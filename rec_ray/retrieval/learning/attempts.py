@@ -1,7 +1,7 @@
-"""Attempts of a training: which histories are tried, whether an attempt has begun to learn, and whether it collapsed.
+"""Attempts of a training: the histories to try, and tests for the start of learning and for a collapse.
 
-Settings and figures of epochs come in; a list of attempts and verdicts about them go out. It trains nothing: the
-training loop runs the attempts and keeps the one with the best validation.
+Input: settings and figures of epochs. Output: a list of attempts and verdicts about them. The training loop runs the
+attempts and keeps the one with the best validation.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from rec_ray.retrieval.features.event_order import EventOrder
 from rec_ray.retrieval.learning.learner import MOST_WARMUP, LearningSettings
 
 SMALL_EVENTS = 100_000
-"""Training positives up to which a second history costs little enough to be tried."""
+"""Maximum number of training positives with which both histories are tried, because a second one costs little."""
 CAREFUL_RATE = 1 / 3
 """Learning rate of the careful attempt as a share of the setting."""
 BEGUN = 0.99
 """Share of the loss at chance below which a training has begun to learn."""
 COLLAPSED_COSINE, FEW_ITEMS = 0.95, 8
-"""Mean cosine of item vectors from which they count as one vector, if there are so many items."""
+"""Mean cosine of item vectors from which the model counts as collapsed; minimum number of items for this test."""
 SPREAD_ITEMS = 4096
-"""Items at most whose vectors a training measures after each epoch."""
+"""Maximum number of items whose vectors a training measures after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Attempt:
     careful: bool = False
 
     def adapt(self, settings: LearningSettings) -> LearningSettings:
-        """Return the settings that this attempt learns with."""
+        """Return the settings of this attempt."""
         if not self.careful:
             return settings
         return replace(settings, learning_rate=settings.learning_rate * CAREFUL_RATE, warmup=MOST_WARMUP)
@@ -44,10 +44,10 @@ class Attempt:
 def plan_attempts(
     history: str, positives: int, *, validated: bool, order: EventOrder | None
 ) -> tuple[list[Attempt], str]:
-    """Return the attempts that `model.history` asks for, and the reason in one sentence.
+    """Return the attempts for the setting `model.history`, and the reason in one sentence.
 
-    history: auto, none, mean or transformer. positives: to learn from. validated: whether there are validation events
-    to choose by. order: measured for auto, else None.
+    history: auto, none, mean or transformer. positives: number of training positives. validated: whether there are
+    validation events for the choice. order: measured for auto, else None.
     """
     if history != "auto":
         return [Attempt(history)], f"model.history is set to {history}"
@@ -63,17 +63,17 @@ def plan_attempts(
 
 
 def careful_attempt(history: str) -> Attempt:
-    """Return the attempt that follows a collapse. history: of the setting; auto and transformer fall back to mean."""
+    """Return the attempt after a collapse. history: value of the setting; auto and transformer fall back to mean."""
     return Attempt("none" if history == "none" else "mean" if history == "auto" else history, careful=True)
 
 
 def has_begun(loss: float, chance: float) -> bool:
-    """Return whether a mean loss is below that of a model which knows popularity only. chance 0: unknown, so true."""
+    """Return whether a mean loss is below that of a popularity-only model. chance 0: unknown, so True."""
     return chance <= 0 or loss < BEGUN * chance
 
 
 def is_collapsed(*, begun: bool, mean_cosine: float, items: int) -> bool:
-    """Return whether an attempt learned nothing, or its item vectors are nearly one vector."""
+    """Return whether an attempt learned nothing, or its item vectors are nearly identical."""
     return not begun or (items >= FEW_ITEMS and mean_cosine >= COLLAPSED_COSINE)
 
 

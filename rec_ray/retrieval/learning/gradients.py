@@ -1,7 +1,7 @@
-"""Gradients of several workers, averaged: dense ones in one message, those of tables by the rows that anyone touched.
+"""Average of the gradients of several workers: dense ones in one message, those of tables by the touched rows.
 
-A model with gradients comes in on each worker of torch.distributed, and the same one with everybody's mean gradient is
-left; with one process nothing happens. It does not know losses, batches or optimizers.
+On each worker of torch.distributed, the gradients of the model are replaced by the mean over all workers; with one
+process nothing changes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def world_size() -> int:
 
 
 def average_gradients(model: TwoTower) -> None:
-    """Average the gradients of all workers: dense ones in one message, of tables only the rows that any of them has."""
+    """Average the gradients of all workers: dense ones in one message, of tables only the rows that any worker has."""
     world = world_size()
     if world == 1:
         return

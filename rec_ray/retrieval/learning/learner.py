@@ -1,7 +1,7 @@
 """Learner: towers, optimizers and loss, one step at a time, and the validation NDCG@10 for early stopping.
 
-Timelines and a catalogue come in, a trained model comes out; with several processes of torch.distributed the learner
-shares negatives and gradients with the others. It does not know where batches come from, who saves the state, or Ray.
+Input: timelines and a catalogue. Output: a trained model. With several processes of torch.distributed the learners
+share negatives and gradients. The module does not use Ray.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ from rec_ray.retrieval.search import ExactTopK
 Array = npt.NDArray[Any]
 
 BUCKET_BATCHES = 50
-"""Batches that are sorted by length among each other: enough to save padding, few enough to stay random."""
+"""Number of batches whose windows are sorted by length together: enough to save padding, few enough to stay random."""
 
 
 UNSEEN_SHARE = 0.25
-"""Share of the items without any positive that may be negatives of a batch. They are never targets: always among the
-negatives they sink below everything, whatever their features say, and never among them they crowd the lists."""
+"""Share of the items without any positive that may be negatives of a batch. They are never targets: as negatives of
+every batch their scores fall below all others despite their features; if never negatives, they fill the lists."""
 
 
 LEAST_RATE = 0.02
-"""Share of the learning rate that is left at the end."""
+"""Final learning rate as a share of the peak."""
 
 WARMUP_STEPS, MOST_WARMUP = 150, 0.3
-"""Steps in which the learning rate rises at least, up to a share of all steps: on small data a share alone is a few
-steps, and a transformer that begins at full rate draws all item vectors together."""
+"""Minimum number of warm-up steps, up to a share of all steps: on small data a share alone is only a few steps, and a
+transformer that starts at the full rate collapses all item vectors."""
 
 
 @dataclass(frozen=True)
 class LearningSettings:
-    """How a learner learns; the names are those of the settings section `train`.
+    """Settings of a learner; the names are those of the settings section `train`.
 
     ahead: events from which a target is drawn, see `timelines.training_batch`.
     """
@@ -83,15 +83,15 @@ class LearningSettings:
 
     @classmethod
     def of(cls, train: Any, *, ahead: int = 1) -> LearningSettings:
-        """Take the fields of the same names from the settings section."""
+        """Copy the fields of the same names from the settings section."""
         own = {name: getattr(train, name) for name in cls.__dataclass_fields__ if name != "ahead"}
         return cls(**own, ahead=ahead)
 
 
 def shuffled_batches(windows: Windows, batch_size: int, seed: int) -> list[Array]:
-    """Return the places of the windows of each batch: random, but alike in length, so that little is padding.
+    """Return the indices of the windows of each batch: random, with similar lengths to reduce padding.
 
-    batch_size: events in a batch, to within one window.
+    batch_size: number of events in a batch, to within one window.
     """
     if not len(windows):
         return []
@@ -108,7 +108,7 @@ def shuffled_batches(windows: Windows, batch_size: int, seed: int) -> list[Array
 
 
 class Learner:
-    """The state of a training: the model, its optimizers, and the number of steps done."""
+    """State of a training: the model, its optimizers, and the number of finished steps."""
 
     def __init__(
         self,
@@ -120,10 +120,10 @@ class Learner:
         device: torch.device | str = "cpu",
         known_rows: Tensor | None = None,
     ) -> None:
-        """total_steps: steps of the whole training, over which the learning rate rises and falls.
+        """total_steps: steps of the complete training, over which the learning rate rises and falls.
 
-        known_rows: [vocabulary_size] bool, rows of the item ids that were learned before. An item without such a row
-            and without a positive event is as good as unknown: it shares row 0, so that only its features count.
+        known_rows: [vocabulary_size] bool, item-id rows that an earlier model learned. An item without such a row and
+            without a positive event shares row 0, so that only its features count.
         """
         self.model = model.to(device)
         own = torch.from_numpy(catalogue.count > 0)
@@ -135,7 +135,7 @@ class Learner:
         self.device = torch.device(device)
         self.total_steps = max(1, total_steps)
         self.steps = 0
-        # What is learned from is a candidate, whatever its first-seen time says.
+        # Items with training positives are candidates, even if their first-seen time is later.
         self.known = torch.from_numpy(np.flatnonzero(catalogue.known | (catalogue.count > 0))).to(device)
         count = torch.from_numpy(catalogue.count.astype(np.float32))
         self.probability = (count / count.sum().clamp(min=1)).to(device)
@@ -160,14 +160,14 @@ class Learner:
         return mean
 
     def batches(self, timelines: Timelines, windows: Windows, epoch: int) -> Iterator[TimelineBatch]:
-        """Yield the batches of an epoch in an order that the seed and the epoch decide."""
+        """Yield the batches of an epoch in an order that depends on the seed and the epoch."""
         seed = self.settings.seed * 7919 + epoch
         generator = np.random.default_rng([seed, 1])
         for chosen in shuffled_batches(windows, self.settings.batch_size, seed):
             yield training_batch(timelines, windows, chosen, ahead=self.settings.ahead, generator=generator)
 
     def step(self, batch: TimelineBatch) -> float:
-        """Learn from one batch and return its loss.
+        """Train on one batch and return its loss.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -198,7 +198,7 @@ class Learner:
         total_weight = global_total_weight(weight)
         candidates, places, log_q = self._candidates(target)
         column, drawn = places[: len(target)], places[len(target) :]
-        # The items of the batch are embedded once, whether they are read as history or scored as candidates.
+        # The items of the batch are embedded once, for history input and as candidates.
         none = torch.zeros(0, dtype=torch.long, device=self.device)
         explicit, row = batch.explicit_negatives(place) if self.settings.explicit_negatives else (none, none)
         wanted = torch.cat([candidates, batch.item_index.reshape(-1), explicit])
@@ -220,7 +220,7 @@ class Learner:
             self._count_chance(torch.full_like(weight, math.log(2)), weight / total_weight)
             return mean * weight.sum() / total_weight
         if log_q is not None and not settings.in_batch_negatives:
-            # Equal chances of all draws cancel out: no correction.
+            # All draws have equal probability, which cancels out: no correction.
             popular = self.probability[target].clamp(min=1e-12)
             others = self.probability[candidates[drawn.unique()]].sum()
             self._count_chance(torch.log1p(others / popular), weight / total_weight)
@@ -249,7 +249,7 @@ class Learner:
         )
 
     def _count_chance(self, losses: Tensor, row_weight: Tensor) -> None:
-        """Add the loss that scores by popularity would have on a batch. losses, row_weight: [p]."""
+        """Add the loss of scores by popularity on a batch. losses, row_weight: [p]."""
         if self.model.training:
             self._chance += (losses.detach() * row_weight).sum()
             self._chance_steps += 1
@@ -257,7 +257,7 @@ class Learner:
     def _loss_over_draws(
         self, query: Tensor, candidate: Tensor, column: Tensor, drawn: Tensor, row_weight: Tensor
     ) -> Tensor:
-        """Softmax of each target among the drawn columns alone; a draw that is the target itself is left out."""
+        """Softmax loss of each target among the drawn columns only; a draw of the target itself is left out."""
         logits = query @ candidate[drawn].T / self.settings.temperature
         target = (query * candidate[column]).sum(1) / self.settings.temperature
         smoothing = self.settings.label_smoothing * (target - logits.mean(1))
@@ -266,8 +266,8 @@ class Learner:
         return (row_weight * (rows + smoothing)).sum()
 
     def _candidates(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the items that a batch is scored against, where among them its targets and then its uniform draws
-        are, and the log of their chance to be there; all known items have no draws and no such chance.
+        """Return the candidate items of a batch, the columns of its targets and then of its uniform draws, and the log
+        of their inclusion probability; with all known items there are no draws and no such probability.
         """
         settings = self.settings
         if settings.uniform_negatives >= len(self.known):
@@ -279,7 +279,7 @@ class Learner:
         return ids, places, self._log_q(ids, len(target), uniform)
 
     def _draw(self, draws: int) -> Tensor:
-        """Return items drawn as negatives: of those without a positive only some stay. [up to draws] int64."""
+        """Return items drawn as negatives, with only some of the items without a positive. [up to draws] int64."""
         drawn = self.known[torch.randint(len(self.known), (draws,), generator=self.negatives).to(self.device)]
         return self._some_unseen(drawn)
 
@@ -293,7 +293,7 @@ class Learner:
         return inclusion_log_q(self.probability[ids], batch_draws, uniform_draws, len(self.known))
 
     def _set_learning_rate(self) -> None:
-        """Rise linearly over the warm-up and fall along a cosine (Loshchilov & Hutter 2017)."""
+        """Set a rate that rises linearly during warm-up and falls along a cosine (Loshchilov & Hutter 2017)."""
         done = (self.steps + 1) / self.total_steps
         warmup = max(self.settings.warmup * self.total_steps, min(WARMUP_STEPS, MOST_WARMUP * self.total_steps))
         rise = min(1.0, (self.steps + 1) / max(1, int(warmup)))
@@ -308,7 +308,7 @@ class Learner:
     ) -> tuple[float, int]:
         """Return the sum over users of NDCG@10 on their positives labelled `split`, and the number of users.
 
-        users: [v] places in `timelines`. The whole known catalogue is ranked.
+        users: [v] indices in `timelines`. The complete known catalogue is ranked.
         """
         self.model.eval()
         items = embed_catalogue(self.model, self.catalogue)

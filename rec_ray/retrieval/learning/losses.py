@@ -14,19 +14,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_LOGITS = 2**22
-"""Logits that live at one time: 16 MiB of float32, measured best on a CPU."""
+"""Maximum number of logits in memory at once: 16 MiB of float32, the fastest measured on a CPU."""
 
 
 def inclusion_log_q(probability: Tensor, batch_draws: int, uniform_draws: int, catalogue_size: int) -> Tensor:
-    """Log of the chance that an item is in a merged candidate set.
+    """Log of the probability that an item is in a merged candidate set.
 
-    An item with probability p stays out of m_batch draws by popularity with chance (1 - p)^m_batch, and out of
+    An item with probability p is absent from m_batch draws by popularity with probability (1 - p)^m_batch, and from
     m_uniform uniform draws from N items with (1 - 1/N)^m_uniform, so
 
         log q = log(1 - (1 - p)^m_batch * (1 - 1/N)^m_uniform).
 
-    For small numbers that is log(m_batch * p + m_uniform / N), the mixture of Yang et al. (2020); the exact form never
-    exceeds 0, as duplicates are merged and a popular item is one column only.
+    For small probabilities this is log(m_batch * p + m_uniform / N), the mixture of Yang et al. (2020); the exact form
+    never exceeds 0, because duplicates are merged and a popular item is one column only.
     """
     p = probability.double().clamp(min=1e-12, max=1 - 1e-7)
     stays_out = batch_draws * torch.log1p(-p)
@@ -53,17 +53,17 @@ def softmax_loss(
     """Weighted mean of -log softmax of each position's target among shared candidates.
 
     With s = query . candidate / temperature, the logit of column j is s_j - log_q_j (the logQ correction of Bengio &
-    Senecal 2008 and Yi et al. 2019: what is sampled often would otherwise be pushed down too often).
+    Senecal 2008 and Yi et al. 2019; without it, frequently sampled items are penalised too often).
 
     query: [p, d]; candidate: [c, d]; target: [p] int64 columns.
-    log_q: [c], log of the chance of each column to be in the set. None: no correction (whole catalogue).
-    weight: [p] of each position; total_weight: what the sum is divided by, by default the sum of `weight`.
+    log_q: [c], log of the probability of each column to be in the set. None: no correction (complete catalogue).
+    weight: [p] of each position; total_weight: divisor of the sum, by default the sum of `weight`.
     candidate_ids: [c], only needed when ids repeat among the columns: then a column with the target's id that is not
         the target (an accidental hit) is left out of that position's denominator.
-    explicit_row, explicit_candidate: [e] int64 and [e, d], extra negatives (say, disliked items), each of which joins
+    explicit_row, explicit_candidate: [e] int64 and [e, d], extra negatives (e.g. disliked items), each of which joins
         the denominator of one position only, uncorrected.
     label_smoothing: share of the target's mass that is spread over all columns.
-    max_logits: bound on the logits in memory; positions are worked in chunks of max_logits / c.
+    max_logits: bound on the logits in memory; positions are processed in chunks of max_logits / c.
 
     Raises:
         ValueError: only one of the two explicit arguments is given.
@@ -102,7 +102,7 @@ def bpr_loss(query: Tensor, positive: Tensor, negative: Tensor, *, weight: Tenso
 
 
 def gather_candidates(candidate: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The candidates of all workers, merged by id; gradients flow back to the worker each vector came from.
+    """Return the candidates of all workers, merged by id; gradients flow back to the worker of each vector.
 
     candidate: [c, d] and ids: [c] int64 (no duplicates) of this worker; c may differ between workers.
 
@@ -127,14 +127,14 @@ def gather_candidates(candidate: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     flat_ids = torch.cat(all_ids)
     present = (flat_ids >= 0).nonzero()[:, 0]
     merged, column = torch.unique(flat_ids[present], return_inverse=True)
-    # The first worker that has an item supplies it.
+    # The first worker with an item supplies its vector.
     first = torch.full((len(merged),), len(flat_ids), device=ids.device)
     first = first.scatter_reduce(0, column, present, "amin")
     return vectors[first], merged
 
 
 def global_total_weight(weight: Tensor) -> Tensor:
-    """The mean over workers of the sum of weights: the `total_weight` that makes averaged gradients those of one batch.
+    """Return the mean over workers of the sum of weights, with which averaged gradients equal those of one big batch.
 
     weight: [p] of this worker -> scalar, without gradient.
     """
@@ -175,7 +175,7 @@ class _AllGather(torch.autograd.Function):
 
 
 class _ChunkedSoftmax(torch.autograd.Function):
-    """Softmax loss whose logits never exist all at once: each chunk's gradient is taken while its logits are there."""
+    """Softmax loss in chunks: the gradient of each chunk is computed while its logits are in memory."""
 
     @staticmethod
     def forward(
@@ -195,7 +195,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
         query_gradient = torch.empty_like(query)
         candidate_gradient = torch.zeros_like(candidate)
         extra_gradient = None if extra is None else torch.empty_like(extra)
-        # One buffer for all chunks: fresh memory for each would cost more than the product.
+        # One buffer for all chunks: allocating memory for each costs more than the product.
         buffer = torch.empty(chunk, c, device=query.device)
         loss = torch.zeros((), device=query.device)
         for start in range(0, p, chunk):

@@ -1,8 +1,7 @@
-"""Batches made ready on a thread of their own while the accelerator works on the one before.
+"""Prefetching: a thread prepares batches while the accelerator works on the previous one.
 
-An iterator of `TimelineBatch` and a device come in, the same batches in the same order go out: on a CUDA device pinned
-and on their way there, on a CPU untouched, where a second thread would only take time from the first. It does not know
-how batches are made.
+Input: an iterator of `TimelineBatch` and a device. Output: the same batches in the same order; for a CUDA device pinned
+and copied asynchronously, for a CPU unchanged, because a second thread would only take CPU time from the first.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import torch
 from rec_ray.retrieval.features.timelines import TimelineBatch
 
 AHEAD = 2
-"""Batches that wait at most."""
+"""Maximum number of waiting batches."""
 
 
 def prefetched(
     batches: Iterator[TimelineBatch], device: torch.device, *, threaded: bool | None = None
 ) -> Iterator[TimelineBatch]:
-    """Yield the batches; what making one raises is raised here.
+    """Yield the batches; exceptions of their iterator are raised here.
 
-    threaded: make them on a thread; by default only for CUDA.
+    threaded: prepare them on a thread; by default only for CUDA.
     """
     on_cuda = device.type == "cuda"
     if not (on_cuda if threaded is None else threaded):

@@ -3,7 +3,7 @@
 A `TwoTowerBundle` is written to bytes and rebuilt from them, and every part is checked against the others. The weights
 are safetensors and the rest is JSON, so that no file is ever unpickled. The caller stores the files: a serving backend
 that reads them from anywhere can call `from_files` and embed. Between the processes of a program a bundle is pickled as
-arrays, which may lie in shared memory.
+arrays, which may be in shared memory.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class TwoTowerBundle:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle weights as arrays; if those lie in shared memory, processes read one copy in place.
+        """Pickle weights as arrays; if those are in shared memory, processes read one copy in place.
 
         The unpickled bundle is in evaluation mode, and its weights may be read-only.
 

@@ -1,8 +1,7 @@
-"""Encoders that turn a timeline of events into one vector per position, each of which has seen only the events before.
+"""Encoders of a timeline of events: one vector per position, each of which depends only on earlier events.
 
-Item vectors, event types and time gaps of `b` timelines come in, `[b, L + 1, d]` goes out: position `t` has seen
-exactly the events `0 .. t-1`, so one forward pass trains every position and position `length` is the user as of now.
-They do not know how item vectors were made, which events are positives, or what happens to the result.
+Input: item vectors, event types and time gaps of `b` timelines. Output: `[b, L + 1, d]`; position `t` has seen exactly
+the events `0 .. t-1`, so one forward pass trains every position, and position `length` is the user as of now.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from torch.nn import functional as F
 GAP_BUCKETS = 33
 """Time gaps fall into powers of two of a second: bucket 32 begins at 2**31 s, 68 years."""
 CACHED_TIMELINES = 64
-"""Timelines that go through a transformer at once where only their end is wanted: what lies between two of its layers
-then stays in the cache of a core. 1,024 at once took 1.6 times as long, 8 at once 1.4 times (20 or 50 events).
+"""Timelines per transformer call if only their last position is needed: the activations between two layers then fit
+into the cache of a core. 1,024 at once took 1.6 times as long, 8 at once 1.4 times (20 or 50 events).
 """
 
 
 def init_parameter(*shape: int) -> nn.Parameter:
-    """Return new weights, small random numbers."""
+    """Return new weights: small random numbers."""
     return nn.Parameter(nn.init.normal_(torch.empty(*shape), std=0.02))
 
 
 class EventEmbedding(nn.Module):
-    """Event inputs: the item's vector, plus what kind of event it was, plus how long after the one before."""
+    """Event inputs: the sum of the item's vector, an event type embedding and a time gap embedding."""
 
     def __init__(self, embedding_size: int, event_types: int, time_gaps: bool) -> None:
-        """event_types: rows of the event type table (index 0 is unknown); 1 or less: types are not read."""
+        """event_types: rows of the event type table (index 0 is unknown); 1 or less: types are ignored."""
         super().__init__()
-        # Item vectors may be of unit length; entries of about 1 are what the rest of the encoder expects.
+        # Item vectors may have unit length; the rest of the encoder expects entries of about 1.
         self.scale = math.sqrt(embedding_size)
         self.event_type = nn.Embedding(event_types, embedding_size) if event_types > 1 else None
         self.gap = nn.Embedding(GAP_BUCKETS, embedding_size) if time_gaps else None
@@ -53,7 +52,7 @@ class EventEmbedding(nn.Module):
     def summed(
         self, item_vectors: Tensor, item_index: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor
     ) -> Tensor:
-        """Return the sum of a timeline's first `length` events without making any of them.
+        """Return the sum of a timeline's first `length` event inputs without computing each of them.
 
         item_vectors: [n, d]; item_index, event_type, gap_seconds: [b, L]; length: [b] -> [b, d].
         """
@@ -78,7 +77,7 @@ def _bucket(gap_seconds: Tensor) -> Tensor:
 
 
 class MeanHistory(nn.Module):
-    """The mean of the events so far, mapped once: YouTube's bag of watches (Covington et al. 2016)."""
+    """Mean of the events so far, mapped once: YouTube's bag of watches (Covington et al. 2016)."""
 
     def __init__(self, embedding_size: int, *, event_types: int = 1, time_gaps: bool = False, dropout: float = 0.0):
         """Widths and switches as in `TransformerHistory`."""
@@ -103,16 +102,16 @@ class MeanHistory(nn.Module):
     def at_end(
         self, item_vectors: Tensor, item_index: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor
     ) -> Tensor:
-        """Return `forward` at position `length` alone, [b, d], without the work for all others.
+        """Return `forward` at position `length` only, [b, d], without computing the others.
 
-        item_vectors: [n, d]; item_index: [b, L], the rows of it that `forward` would get; others as there.
+        item_vectors: [n, d]; item_index: [b, L], its rows that `forward` would get; others as there.
         """
         total = self.events.summed(item_vectors, item_index, event_type, gap_seconds, length) + self.begin
         return self.output(self.dropout(self.norm(total / (length + 1)[:, None])))
 
 
 class TransformerHistory(nn.Module):
-    """A causal transformer over the events, positions counted from the first (SASRec, Kang & McAuley 2018)."""
+    """Causal transformer over the events, with positions counted from the first (SASRec, Kang & McAuley 2018)."""
 
     def __init__(
         self,
@@ -126,7 +125,7 @@ class TransformerHistory(nn.Module):
         dropout: float = 0.2,
         norm: str = "post",
     ) -> None:
-        """history_length: the longest timeline that forward accepts.
+        """history_length: length of the longest timeline that `forward` accepts.
 
         Raises:
             ValueError: heads do not divide the embedding size, or `norm` is neither "pre" nor "post".
@@ -147,7 +146,7 @@ class TransformerHistory(nn.Module):
     def forward(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
         """vectors: [b, L, d]; event_type, gap_seconds: [b, L]; length: [b] -> [b, L + 1, d].
 
-        Positions beyond `length` hold no meaning.
+        Positions beyond `length` have no meaning.
 
         Raises:
             ValueError: L is more than `history_length`.
@@ -160,7 +159,7 @@ class TransformerHistory(nn.Module):
     def at_end(
         self, item_vectors: Tensor, item_index: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor
     ) -> Tensor:
-        """As `MeanHistory.at_end`; the last block works for no other position."""
+        """As `MeanHistory.at_end`; the last block computes no other position."""
         timelines = (item_index, event_type, gap_seconds, length)
         rows = CACHED_TIMELINES if item_vectors.device.type == "cpu" else max(1, len(length))
         parts = zip(*(values.split(rows) for values in timelines), strict=True)
@@ -174,7 +173,7 @@ class TransformerHistory(nn.Module):
         return self.output_norm(blocks[-1].at(x, seen[:, None], length))
 
     def _slots(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the first block reads, [b, L + 1, d], and which slots each position may see."""
+        """Return the input of the first block, [b, L + 1, d], and a mask of the slots that each position may see."""
         events = self.events(vectors, event_type, gap_seconds)
         slots = torch.cat([self.begin.expand(events.shape[0], 1, -1), events], dim=1)
         n = slots.shape[1]
@@ -184,7 +183,7 @@ class TransformerHistory(nn.Module):
                 "cut them to their latest events or raise history_length"
             )
         x = self.dropout(self.input_norm(slots + self.position[:n]))
-        # Slot s holds event s - 1: position t sees the slots up to t, and no slot that is padding.
+        # Slot s contains event s - 1: position t sees the slots up to t, and no padding slot.
         slot = torch.arange(n, device=x.device)
         seen = (slot <= slot[:, None]) & (slot <= length[:, None, None])
         return x, seen
@@ -203,7 +202,7 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """x: [b, n, d]; seen: [b, 1, n, n] bool, which slots (last) each position (last but one) may read."""
+        """x: [b, n, d]; seen: [b, 1, n, n] bool, the slots (last axis) that each position (last but one) may read."""
         if self.pre:
             x = x + self.dropout(self._attend(self.norm_attention(x), seen))
             return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
@@ -211,7 +210,7 @@ class _Block(nn.Module):
         return self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
 
     def at(self, x: Tensor, seen: Tensor, position: Tensor) -> Tensor:
-        """Arguments as in `forward`; position: [b], the one of each row that is wanted -> [b, d]. Without dropout."""
+        """Arguments as in `forward`; position: [b], the requested position of each row -> [b, d]. Without dropout."""
         row = torch.arange(len(x), device=x.device)
         own, size = x[row, position], x.shape[2]
         normed = self.norm_attention(x) if self.pre else x

@@ -1,6 +1,6 @@
-"""Vectors of a trained model: all items, the items as histories read them, users.
+"""Vectors of a trained model: items, items as history input, and users.
 
-A model, a catalogue and query batches go in, tensors come out. It does not train and does not search.
+Input: a model, a catalogue and query batches. Output: tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def embed_catalogue(model: TwoTower, catalogue: Catalogue, block: int = 8192) ->
 
 @torch.no_grad()
 def embed_as_history(model: TwoTower, catalogue: Catalogue, items: Tensor) -> Tensor:
-    """Return how histories read the items of `embed_catalogue`: [n + 1, d]; row 0 is padding."""
+    """Return the history-input vectors of the items of `embed_catalogue`: [n + 1, d]; row 0 is padding."""
     model.eval()
     return catalogue.as_history(model, torch.arange(len(items), device=items.device), items)
 
@@ -39,7 +39,7 @@ def embed_as_history(model: TwoTower, catalogue: Catalogue, items: Tensor) -> Te
 @torch.no_grad()
 def embed_queries(model: TwoTower, batch: TimelineBatch, history: Tensor) -> Tensor:
     """Return the vector of each user of a query batch, [b, d]. history: [n + 1, d], as from `embed_as_history`."""
-    if model.training:  # asked first: telling every part of the model takes as long as ten users
+    if model.training:  # Check first: switching the mode of every submodule takes as long as embedding ten users.
         model.eval()
     return model.embed_users(
         history,
@@ -55,9 +55,9 @@ def embed_queries(model: TwoTower, batch: TimelineBatch, history: Tensor) -> Ten
 def seen_items(
     timelines: Timelines, users: Array, split: int, types: Array | None = None, since: float | None = None
 ) -> tuple[Array, Array]:
-    """Return what the chosen users interacted with before `split`: items [T] and where each user's begin.
+    """Return the items of the chosen users' events before `split`: items [T] and the offset of each user.
 
-    types: codes of the event types that count, None for all. since: seconds since 1970 from which on an event counts.
+    types: codes of the event types that count, None for all. since: seconds since 1970 from which events count.
     """
     begin, counts = timelines.events_before(split)
     lengths = counts[users]
@@ -74,7 +74,7 @@ def seen_items(
 
 
 def drop_excluded(targets: Array, offsets: Array, seen: tuple[Array, Array] | None) -> tuple[Array, Array]:
-    """Leave out targets that are excluded from the ranking anyway, and repeats of a target of the same user."""
+    """Remove targets that are excluded from the ranking, and repeated targets of a user."""
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     keys = user.astype(np.int64) << 32 | targets.astype(np.int64)
     kept = np.unique(keys)

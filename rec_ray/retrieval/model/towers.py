@@ -1,8 +1,8 @@
-"""The two towers: one gives every item a vector, the other gives a user a vector at every position of a timeline.
+"""The two towers: one computes a vector per item, the other a user vector at every position of a timeline.
 
-Encoded ids, `FeatureBatch`es and timelines come in; vectors of one size come out, of unit length when the similarity is
-cosine, so that a product of the two is the score. The towers do not know raw ids, losses, files or where features come
-from; `build_two_tower` takes plain JSON-able arguments, which is all that a bundle has to store beside the weights.
+Input: encoded ids, `FeatureBatch`es and timelines. Output: vectors of one size, of unit length if the similarity is
+cosine, so that the product of a user and an item vector is the score. `build_two_tower` takes plain JSON-able
+arguments, which a bundle stores beside the weights.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
 from rec_ray.retrieval.model.history import MeanHistory, TransformerHistory, init_parameter
 
 TABLE_STD = 0.02
-"""Standard deviation of fresh weights. Under cosine a row turns by learning rate over length, so short rows learn
-faster; see docs/experiments.md."""
+"""Standard deviation of initial weights. Under cosine a step turns a row by learning rate over length, so short rows
+learn faster; see docs/experiments.md."""
 
 
 HISTORY_ROW_DROPOUT = 0.25
-"""Chance in training that an item in a history is read without its second row, where there is any dropout. Without it
-the second rows learn small data by heart; see docs/experiments.md."""
+"""Probability in training that a history item is read without its second row, if there is any dropout. Without it the
+second rows overfit small data; see docs/experiments.md."""
 
 
 SPARSE_ROWS = 32_768
-"""Rows from which a table has sparse gradients. In a smaller table a step touches most rows, and adding up the repeated
-rows of a sparse gradient costs more than it saves."""
+"""Number of rows from which a table has sparse gradients. In a smaller table a step touches most rows, and adding up
+the repeated rows of a sparse gradient costs more than it saves."""
 
 
 def _table(rows: int, embedding_size: int) -> nn.Embedding:
@@ -40,10 +40,10 @@ def _table(rows: int, embedding_size: int) -> nn.Embedding:
 
 
 class FeatureEncoder(nn.Module):
-    """Features of a row as one vector: the sum of each field's mean token vector and a linear map of the numbers."""
+    """Encoder of the features of a row: the sum of each field's mean token vector and a linear map of the numbers."""
 
     def __init__(self, shape: FeatureShape, embedding_size: int, hidden: int = 0, dropout: float = 0.0) -> None:
-        """hidden: width of a residual MLP on the sum that lets features interact; 0 leaves it out."""
+        """hidden: width of a residual MLP on the sum, with which features interact; 0 means none."""
         super().__init__()
         self.shape, self.embedding_size = shape, embedding_size
         self.tokens = _table(shape.tokens, embedding_size) if shape.fields else None
@@ -64,9 +64,9 @@ class FeatureEncoder(nn.Module):
 
     @torch.no_grad()
     def _balance(self) -> None:
-        """Draw the first weights so that all features together are as long as an id row, each with an equal share.
+        """Draw initial weights so that the sum of all features has the length of an id row, with equal shares.
 
-        Under cosine a long part that all rows have in common hides the others, and takes thousands of steps to turn.
+        Under cosine a long component that all rows share hides the others, and takes thousands of steps to turn.
         """
         numbers = self.shape.numeric // 2
         share = TABLE_STD / math.sqrt(max(1, self.shape.fields + numbers + (self.shape.vector > 0)))
@@ -74,7 +74,7 @@ class FeatureEncoder(nn.Module):
             nn.init.normal_(self.tokens.weight, std=share)
         if self.dense is not None:
             nn.init.normal_(self.dense.weight, std=share)
-            # The second column of a number marks it as missing: none of its rows differ at first.
+            # The second column of a number marks it as missing: its rows do not differ at first.
             self.dense.weight[:, 1 : self.shape.numeric : 2] = 0.0
             self.dense.weight[:, self.shape.numeric :] /= math.sqrt(max(1, self.shape.vector))
             nn.init.zeros_(self.dense.bias)
@@ -84,7 +84,7 @@ class FeatureEncoder(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, features: FeatureBatch) -> Tensor:
-        """Features of n rows -> [n, d]; zeros where the shape is empty."""
+        """Features of n rows -> [n, d]; zeros if the shape is empty."""
         n = len(features)
         encoded = torch.zeros(n, self.embedding_size, device=features.numeric.device)
         if self.tokens is not None:
@@ -100,7 +100,7 @@ class FeatureEncoder(nn.Module):
 
 
 class ItemTower(nn.Module):
-    """An item's vector: the row of its id plus the encoding of its features."""
+    """Item tower: the row of the item's id plus the encoding of its features."""
 
     def __init__(
         self,
@@ -116,11 +116,11 @@ class ItemTower(nn.Module):
     ) -> None:
         """vocabulary_size: rows of the id table, row 0 for unknown ids.
 
-        id_dropout: chance in training that an item shows up as unknown, so that features learn to carry items without
-            history (DropoutNet, Volkovs et al. 2017). Without features it is switched off.
-        history_rows: whether an item has a second row for being read as history, so that what follows an item need not
-            resemble it: one vector for both can say that two items are alike, not that one leads to the other.
-        history_row_dropout: chance in training that an item in a history is read without its second row.
+        id_dropout: probability in training that an item is treated as unknown, so that features learn to represent
+            items without history (DropoutNet, Volkovs et al. 2017). Without features it is switched off.
+        history_rows: whether an item has a second row for history input: items that follow each other need not be
+            similar, and one vector for both roles can express only similarity.
+        history_row_dropout: probability in training that a history item is read without its second row.
         """
         super().__init__()
         self.id_dropout = 0.0 if shape.is_empty else id_dropout
@@ -139,9 +139,9 @@ class ItemTower(nn.Module):
         return self.dropout(self.ids(self._some_hidden(id_index)) + self.features(features))
 
     def as_history(self, vectors: Tensor, id_index: Tensor) -> Tensor:
-        """Return the vectors by which histories read items: the items' own, plus their second rows.
+        """Return the history-input vectors of items: their own vectors plus their second rows.
 
-        vectors: [n, d], as `TwoTower.embed_items` gives them; id_index: [n] int64 -> [n, d].
+        vectors: [n, d], as `TwoTower.embed_items` returns them; id_index: [n] int64 -> [n, d].
         """
         if self.history_ids is None:
             return vectors
@@ -157,7 +157,7 @@ class ItemTower(nn.Module):
 
 
 class UserTower(nn.Module):
-    """A user's vector at every position of a timeline: the history so far, and the user's features as of then."""
+    """User tower: a vector at every position of a timeline, from the history so far and the features as of then."""
 
     def __init__(
         self,
@@ -211,13 +211,13 @@ class UserTower(nn.Module):
         user_features: FeatureBatch,
         feature_row: Tensor,
     ) -> Tensor:
-        """A vector at each of the L + 1 positions of b timelines; position t has seen exactly the events before t.
+        """Return a vector at each of L + 1 positions of b timelines; position t has seen exactly the events before t.
 
         history_vectors: [b, L, d] item vectors; event_type, gap_seconds: [b, L]; length: [b] events of each timeline.
-        user_features: R rows; feature_row: [b, L + 1] int64, the row that holds as of each position.
+        user_features: R rows; feature_row: [b, L + 1] int64, the row that is valid at each position.
 
         Returns:
-            [b, L + 1, d]; positions beyond `length` hold no meaning.
+            [b, L + 1, d]; positions beyond `length` have no meaning.
         """
         if self.history is not None:
             state = self.history(history_vectors, event_type, gap_seconds, length)
@@ -238,9 +238,9 @@ class UserTower(nn.Module):
         user_features: FeatureBatch,
         feature_row: Tensor,
     ) -> Tensor:
-        """Return `forward` at position `length` alone, [b, d], in evaluation; a fraction of the work.
+        """Return `forward` at position `length` only, [b, d], in evaluation mode, without computing the others.
 
-        item_vectors: [n, d]; item_index: [b, L], the rows of it that are the `history_vectors` of `forward`.
+        item_vectors: [n, d]; item_index: [b, L], its rows that are the `history_vectors` of `forward`.
         """
         if self.history is not None:
             state = self.history.at_end(item_vectors, item_index, event_type, gap_seconds, length)
@@ -254,7 +254,7 @@ class UserTower(nn.Module):
 
 
 class TwoTower(nn.Module):
-    """Both towers and the similarity that joins them (the retrieval model of Yi et al. 2019)."""
+    """Both towers and the similarity between their vectors (the retrieval model of Yi et al. 2019)."""
 
     def __init__(self, item_tower: ItemTower, user_tower: UserTower, similarity: str = "cosine") -> None:
         """similarity: "cosine" (vectors are L2-normalised) or "dot".
@@ -304,7 +304,7 @@ class TwoTower(nn.Module):
         return timelines[torch.arange(len(length), device=length.device), length]
 
     def sparse_parameters(self) -> list[nn.Parameter]:
-        """Embedding tables, of which a step touches some rows only: they belong to a row-wise optimizer."""
+        """Embedding tables of which a step touches only some rows; they need a row-wise optimizer."""
         items, users = self.item_tower, self.user_tower
         tables = (items.ids, items.history_ids, items.features.tokens, users.features.tokens)
         return [cast(nn.Parameter, table.weight) for table in tables if table is not None]
@@ -315,7 +315,7 @@ class TwoTower(nn.Module):
         return [parameter for parameter in self.parameters() if id(parameter) not in sparse]
 
     def _finish(self, vectors: Tensor) -> Tensor:
-        # The products may be in bf16; the norm is taken in float32.
+        # The products may be in bf16; the norm is computed in float32.
         vectors = vectors.float()
         return F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
@@ -341,7 +341,7 @@ def build_two_tower(
     time_gaps: bool = False,
     history_rows: bool = False,
 ) -> TwoTower:
-    """A fresh model from plain JSON-able arguments; a bundle stores exactly these and calls this again.
+    """Return a new model from plain JSON-able arguments, which a bundle stores to rebuild the model.
 
     item_shape, user_shape: `dataclasses.asdict` of a `FeatureShape`.
     """

@@ -1,8 +1,7 @@
-"""Weights of an earlier model laid out for newer vocabularies, so that a training need not begin from nothing.
+"""Warm start: the weights of an earlier model, rearranged for newer vocabularies.
 
-A bundle and the arguments and preprocessor of a new model come in; a state for the new towers goes out in which every
-item, value and number keeps what was learned about it and new ones begin as the unknown one does: carried by features.
-It does not know where the earlier bundle was kept or whether its figures were good.
+Input: a bundle, and the arguments and preprocessor of a new model. Output: a state of the new towers, in which every
+known item, value and number keeps its weights, and new ones begin with the row of the unknown one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 
 OF_VOCABULARIES = ("vocabulary_size", "item_shape", "user_shape", "event_types")
-"""Arguments of the towers that may differ, because they follow from the data."""
+"""Arguments of the towers that may differ, because they depend on the data."""
 
 KNOWN_ROWS = "known_rows"
 ITEM_IDS = "item_tower.ids.weight"
@@ -30,17 +29,17 @@ ITEM_TABLES = (ITEM_IDS, "item_tower.history_ids.weight")
 def carry_over(old: TwoTowerBundle, arguments: Mapping[str, Any], preprocessor: Preprocessor) -> bytes:
     """Return a state for `build_two_tower(**arguments)` as safetensors, with `KNOWN_ROWS` beside it.
 
-    The towers from before the refit are taken where the bundle has them: those have seen no event that a later run may
-    hold out.
+    If the bundle has the towers from before the refit, those are used, because they have not seen events that a later
+    run may hold out.
 
     Raises:
-        BundleError: the towers are of another build.
+        BundleError: the towers have another architecture.
     """
     for name in sorted({*old.arguments, *arguments} - {*OF_VOCABULARIES}):
         if old.arguments.get(name) != arguments.get(name):
             raise BundleError(
                 f"train.warm_start: the live version was built with {name}={old.arguments.get(name)!r}, the settings "
-                f"say {arguments.get(name)!r}; take the same, or set train.warm_start: off for one run"
+                f"have {arguments.get(name)!r}; use the same, or set train.warm_start: off for one run"
             )
     with torch.random.fork_rng(devices=[]):
         fresh = build_two_tower(**arguments).state_dict()
@@ -65,7 +64,7 @@ def carry_over(old: TwoTowerBundle, arguments: Mapping[str, Any], preprocessor: 
 
 
 def load_start(data: bytes, model: TwoTower) -> Tensor:
-    """Give the towers the weights of `carry_over` and return which rows of the item ids were known, [rows] bool."""
+    """Load the weights of `carry_over` into the towers and return a mask of the known item-id rows, [rows] bool."""
     state = safetensors.torch.load(data)
     known = state.pop(KNOWN_ROWS)
     model.load_state_dict(state)
@@ -73,14 +72,14 @@ def load_start(data: bytes, model: TwoTower) -> Tensor:
 
 
 def share_unknown_row(weights: dict[str, Tensor], rows: Tensor) -> None:
-    """Give item id rows that nothing was learned about that of the unknown item, in place. rows: [m] int64."""
+    """Copy the row of the unknown item to untrained item-id rows, in place. rows: [m] int64."""
     for name in ITEM_TABLES:
         if name in weights:
             weights[name][rows] = weights[name][0].clone()
 
 
 def _rows(table: Tensor, then: Sequence[str], now: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Rows 1 on by name from one vocabulary to another; new names have row 0. Returns the table and what was known."""
+    """Move rows from 1 on to another vocabulary by name; new names get row 0. Return the table and a known mask."""
     place = {name: row for row, name in enumerate(then, start=1)}
     source = torch.tensor([0, *(place.get(name, 0) for name in now)])
     known = source > 0
@@ -120,7 +119,7 @@ def _features(
 
 
 def _read_alike(name: str, then: FeaturePreprocessor, now: FeaturePreprocessor) -> bool:
-    """Return whether both read a feature by the same kind of scale; else its weights mean something else."""
+    """Return whether both use the same kind of scale for a feature; else its weights cannot be reused."""
     return (name in then.bends, name in then.centres) == (name in now.bends, name in now.centres)
 
 

@@ -1,7 +1,8 @@
-"""How a version database came to be as it is: Alembic migrations, each only adding to what is there.
+"""Alembic migrations of the version database; each only adds tables and columns.
 
-An open connection comes in and the database has all tables and columns afterwards; what it holds stays. Migrations do
-not import the program's tables: those change, and what a migration did must not. A new one is a new file in `versions`.
+Input: an open connection. Afterwards the database has all tables and columns, and its rows are unchanged. Migrations do
+not import the program's tables, because those change and a migration must not. A new migration is a new file in
+`versions`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 HISTORY = "rec_ray_migration"
-"""Table with the last migration done; not Alembic's usual one, which another program in this database may have."""
+"""Table with the last applied migration; not Alembic's default, which another program may use in this database."""
 
 
 class NewerDatabaseError(Exception):
@@ -24,13 +25,13 @@ class NewerDatabaseError(Exception):
 
 
 def upgrade(connection: Connection) -> None:
-    """Do the migrations that a database lacks, in the transaction of the connection.
+    """Apply the missing migrations in the transaction of the connection.
 
-    A database that a later program migrated is left as it is: migrations named by four digits only add, so this program
-    reads and writes the columns that it has.
+    A database that a later program migrated stays unchanged: migrations named by four digits only add, so this program
+    uses the columns of its own version.
 
     Raises:
-        NewerDatabaseError: a later program did a migration of another name.
+        NewerDatabaseError: a later program applied a migration of another name.
     """
     configuration = _configuration()
     if _is_newer(connection, configuration):
@@ -40,7 +41,7 @@ def upgrade(connection: Connection) -> None:
 
 
 def is_current(connection: Connection) -> bool:
-    """Return whether a database has all migrations of this program, and perhaps later ones.
+    """Return whether a database has all migrations of this program, and possibly later ones.
 
     Raises:
         NewerDatabaseError: as `upgrade`.
@@ -61,7 +62,7 @@ def _is_newer(connection: Connection, configuration: Config) -> bool:
     breaking = [revision for revision in later if not re.fullmatch(r"\d{4}", revision)]
     if breaking:
         raise NewerDatabaseError(
-            f"a later rec_ray did the migration {breaking[0]!r}, which changes what was there; this program has "
+            f"a later rec_ray applied the migration {breaking[0]!r}, which is not additive; this program has "
             f"migrations up to {max(known)}: upgrade rec_ray"
         )
     return bool(later)

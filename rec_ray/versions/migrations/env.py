@@ -1,7 +1,6 @@
-"""The script that Alembic runs around the migrations; it reads this file itself, by its path.
+"""Script in which Alembic runs the migrations; Alembic loads this file by its path.
 
-The connection that `upgrade` was given comes in, and its transaction is left to the caller. It knows no settings and
-opens nothing.
+It uses the connection of `upgrade` and leaves the transaction to the caller.
 """
 
 from alembic import context

@@ -281,7 +281,7 @@ def test_a_block_without_rows_has_no_timelines() -> None:
 
 def test_rows_that_are_not_one_user_after_another_are_refused() -> None:
     block = block_of({"u": [(0, "a")], "v": [(0, "b")]})
-    with pytest.raises(ValueError, match="rows of a user do not lie together"):
+    with pytest.raises(ValueError, match="rows of a user are not adjacent"):
         label_events(pa.concat_tables([block.slice(4), block, block.slice(4)]), ITEMS, labelling())
     with pytest.raises(ValueError, match="expected 3 query rows for each of 2 users, got 5"):
         label_events(block.slice(0, 7), ITEMS, labelling())

@@ -126,7 +126,7 @@ def test_the_towers_before_the_refit_are_taken_where_there_are_any() -> None:
 
 
 def test_towers_of_another_build_are_refused() -> None:
-    with pytest.raises(BundleError, match=r"built with embedding_size=8, the settings say 16; take the same, or set"):
+    with pytest.raises(BundleError, match=r"built with embedding_size=8, the settings have 16; use the same, or set"):
         carry_over(live(), arguments_of(NOW, embedding_size=16), NOW)
 
 

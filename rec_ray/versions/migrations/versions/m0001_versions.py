@@ -1,7 +1,7 @@
-"""The first tables: versions, reservations, the publishing lock.
+"""First tables: versions, reservations, the publishing lock.
 
-A database of the system that came before has `model_version(id, version, updated_at)` with rows in it; it keeps both
-and gets the further columns. So does one that was made before there were migrations.
+A database of the replaced system has `model_version(id, version, updated_at)` with rows; it keeps them and gets the
+other columns. So does a database that is older than the migrations.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make the tables that are missing and add the columns that an existing one lacks."""
+    """Create missing tables and add missing columns to existing ones."""
     instant = sa.DateTime(timezone=True)
     added: list[sa.Column[Any]] = [
         sa.Column("run_id", sa.String(200)),

@@ -1,6 +1,6 @@
-"""When pushing to the feature store began, also of pushes that failed.
+"""Start times of pushes to the feature store, also of failed ones.
 
-A database of revision 0001 gets a table more; what is in the others stays. It knows no rows.
+A database of revision 0001 gets one more table; the others are unchanged.
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make the table of pushes."""
+    """Create the table of pushes."""
     op.create_table(
         "model_version_push",
         sa.Column("id", sa.Integer, primary_key=True),

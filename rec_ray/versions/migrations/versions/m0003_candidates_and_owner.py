@@ -1,7 +1,7 @@
 """Sums of candidates, the process behind a lock and a push, and erased ids.
 
-A database of revision 0002 gets columns in three tables and two tables more, all of which may be null or empty, so that
-a program of revision 0002 still reads and writes here. It knows no rows.
+A database of revision 0002 gets columns in three tables and two more tables. All of them may be null or empty, so that
+a program of revision 0002 can still read and write.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Add the columns and make the tables that are missing."""
+    """Add the missing columns and create the missing tables."""
     instant = sa.DateTime(timezone=True)
     added: dict[str, list[sa.Column[Any]]] = {
         "model_version": [sa.Column("candidates_sha256", sa.String(64))],
