@@ -14,7 +14,7 @@ from rec_ray.candidate_store.manifest import read_manifest, read_parts
 from rec_ray.config import CandidateSettings
 from rec_ray.errors import DataError, GateError
 from rec_ray.retrieval.features.catalogue import CATALOGUE, Catalogue
-from rec_ray.retrieval.features.timelines import Timelines
+from rec_ray.retrieval.features.timelines import TimelineInputs, Timelines
 from rec_ray.storage.object_store import open_storage
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
@@ -77,15 +77,15 @@ def by_hand(tiny_data):
             seconds = row["event_seconds"][-length - 1 :]
             gaps = np.diff([seconds[0], *seconds])[-len(newest) :] if newest else []
             own = timelines.user_features.select(torch.tensor([timelines.query_row(2)[place]]))
-            users[row["user_id"]] = model.embed_users(
-                read,
+            inputs = TimelineInputs(
                 torch.tensor(newest, dtype=torch.long)[None],
                 torch.tensor(row["event_type"][-length:], dtype=torch.long)[None],
                 torch.tensor(np.asarray(gaps), dtype=torch.float32)[None],
                 torch.tensor([len(newest)]),
                 own,
                 torch.zeros(1, len(newest) + 1, dtype=torch.long),
-            )[0]
+            )
+            users[row["user_id"]] = model.embed_users(read, inputs)[0]
             seen[row["user_id"]] = {names[index - 1] for index in row["item_index"]}
     return dict(zip(names, items[1:], strict=True)), users, seen
 

@@ -134,13 +134,11 @@ class Timelines:
 
 
 @dataclass
-class TimelineBatch:
-    """Padded stretches of `b` timelines, with at most `L` events; padding has item index 0.
+class TimelineInputs:
+    """Inputs of the user tower: padded stretches of `b` timelines, with at most `L` events; padding has item index 0.
 
     item_index, event_type: [b, L] int64. gap_seconds: [b, L] float32, since the event before. length: [b] int64.
     user_features: rows of user features; feature_row: [b, L + 1] int64, the row as of each position.
-    target, weight: [b, L + 1] int64 and float32: the item after position t and its weight (0: no target).
-    negative: [b, L + 1] int64: the item after position t if it is a negative, else 0.
     """
 
     item_index: Tensor
@@ -149,6 +147,16 @@ class TimelineBatch:
     length: Tensor
     user_features: FeatureBatch
     feature_row: Tensor
+
+
+@dataclass
+class TimelineBatch(TimelineInputs):
+    """Stretches of timelines with the targets of a training step.
+
+    target, weight: [b, L + 1] int64 and float32: the item after position t and its weight (0: no target).
+    negative: [b, L + 1] int64: the item after position t if it is a negative, else 0.
+    """
+
     target: Tensor
     weight: Tensor
     negative: Tensor

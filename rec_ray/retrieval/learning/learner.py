@@ -209,9 +209,7 @@ class Learner:
         past, of_history = torch.unique(of_history, return_inverse=True)
         read = self.catalogue.as_history(self.model, needed[past], vectors[past])
         history = read[of_history].view(*batch.item_index.shape, vectors.shape[1])
-        query = self.model.embed_timelines(
-            history, batch.event_type, batch.gap_seconds, batch.length, batch.user_features, batch.feature_row
-        )[place]
+        query = self.model.embed_timelines(history, batch)[place]
         settings = self.settings
         if settings.loss == "bpr":
             negative = torch.randint(len(candidates), (len(query),), generator=self.negatives).to(self.device)

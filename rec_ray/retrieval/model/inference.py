@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rec_ray.retrieval.features.catalogue import Catalogue
-from rec_ray.retrieval.features.timelines import TimelineBatch, Timelines
+from rec_ray.retrieval.features.timelines import TimelineInputs, Timelines
 from rec_ray.retrieval.model.towers import TwoTower
 from rec_ray.retrieval.ragged import ragged_positions
 
@@ -37,19 +37,11 @@ def embed_as_history(model: TwoTower, catalogue: Catalogue, items: Tensor) -> Te
 
 
 @torch.no_grad()
-def embed_queries(model: TwoTower, batch: TimelineBatch, history: Tensor) -> Tensor:
+def embed_queries(model: TwoTower, batch: TimelineInputs, history: Tensor) -> Tensor:
     """Return the vector of each user of a query batch, [b, d]. history: [n + 1, d], as from `embed_as_history`."""
     if model.training:  # Check first: switching the mode of every submodule takes as long as embedding ten users.
         model.eval()
-    return model.embed_users(
-        history,
-        batch.item_index,
-        batch.event_type,
-        batch.gap_seconds,
-        batch.length,
-        batch.user_features,
-        batch.feature_row,
-    )
+    return model.embed_users(history, batch)
 
 
 def seen_items(

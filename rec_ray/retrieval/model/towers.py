@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
+from rec_ray.retrieval.features.timelines import TimelineInputs
 from rec_ray.retrieval.model.history import MeanHistory, TransformerHistory, init_parameter
 
 TABLE_STD = 0.02
@@ -202,55 +203,39 @@ class UserTower(nn.Module):
         else:
             raise ValueError(f"history must be 'none', 'mean' or 'transformer', got {history!r}")
 
-    def forward(
-        self,
-        history_vectors: Tensor,
-        event_type: Tensor,
-        gap_seconds: Tensor,
-        length: Tensor,
-        user_features: FeatureBatch,
-        feature_row: Tensor,
-    ) -> Tensor:
+    def forward(self, history_vectors: Tensor, timelines: TimelineInputs) -> Tensor:
         """Return a vector at each of L + 1 positions of b timelines; position t has seen exactly the events before t.
 
-        history_vectors: [b, L, d] item vectors; event_type, gap_seconds: [b, L]; length: [b] events of each timeline.
-        user_features: R rows; feature_row: [b, L + 1] int64, the row that is valid at each position.
+        history_vectors: [b, L, d], the vectors of `timelines.item_index`.
 
         Returns:
             [b, L + 1, d]; positions beyond `length` have no meaning.
         """
         if self.history is not None:
-            state = self.history(history_vectors, event_type, gap_seconds, length)
+            state = self.history(history_vectors, timelines.event_type, timelines.gap_seconds, timelines.length)
         else:
             assert self.begin is not None
-            state = self.begin.expand(*feature_row.shape, -1)
+            state = self.begin.expand(*timelines.feature_row.shape, -1)
         if self.features.shape.is_empty:
             return state
-        return state + self.features(user_features)[feature_row]
+        return state + self.features(timelines.user_features)[timelines.feature_row]
 
-    def at_end(
-        self,
-        item_vectors: Tensor,
-        item_index: Tensor,
-        event_type: Tensor,
-        gap_seconds: Tensor,
-        length: Tensor,
-        user_features: FeatureBatch,
-        feature_row: Tensor,
-    ) -> Tensor:
+    def at_end(self, item_vectors: Tensor, timelines: TimelineInputs) -> Tensor:
         """Return `forward` at position `length` only, [b, d], in evaluation mode, without computing the others.
 
-        item_vectors: [n, d]; item_index: [b, L], its rows that are the `history_vectors` of `forward`.
+        item_vectors: [n, d], of which `timelines.item_index` are the `history_vectors` of `forward`.
         """
         if self.history is not None:
-            state = self.history.at_end(item_vectors, item_index, event_type, gap_seconds, length)
+            read = (timelines.item_index, timelines.event_type, timelines.gap_seconds, timelines.length)
+            state = self.history.at_end(item_vectors, *read)
         else:
             assert self.begin is not None
-            state = self.begin.expand(len(length), -1)
+            state = self.begin.expand(len(timelines.length), -1)
         if self.features.shape.is_empty:
             return state
-        row = feature_row[torch.arange(len(length), device=length.device), length]
-        return state + self.features(user_features)[row]
+        length = timelines.length
+        row = timelines.feature_row[torch.arange(len(length), device=length.device), length]
+        return state + self.features(timelines.user_features)[row]
 
 
 class TwoTower(nn.Module):
@@ -271,37 +256,16 @@ class TwoTower(nn.Module):
         """id_index: [n] int64; features: n rows -> [n, d], L2-normalised when the similarity is cosine."""
         return self._finish(self.item_tower(id_index, features))
 
-    def embed_timelines(
-        self,
-        history_vectors: Tensor,
-        event_type: Tensor,
-        gap_seconds: Tensor,
-        length: Tensor,
-        user_features: FeatureBatch,
-        feature_row: Tensor,
-    ) -> Tensor:
+    def embed_timelines(self, history_vectors: Tensor, timelines: TimelineInputs) -> Tensor:
         """Arguments as in `UserTower.forward` -> [b, L + 1, d], L2-normalised when the similarity is cosine."""
-        return self._finish(
-            self.user_tower(history_vectors, event_type, gap_seconds, length, user_features, feature_row)
-        )
+        return self._finish(self.user_tower(history_vectors, timelines))
 
-    def embed_users(
-        self,
-        item_vectors: Tensor,
-        item_index: Tensor,
-        event_type: Tensor,
-        gap_seconds: Tensor,
-        length: Tensor,
-        user_features: FeatureBatch,
-        feature_row: Tensor,
-    ) -> Tensor:
-        """Arguments as in `UserTower.at_end` -> [b, d]: the user after all `length` events."""
+    def embed_users(self, item_vectors: Tensor, timelines: TimelineInputs) -> Tensor:
+        """Return the vectors [b, d] of users after all `length` events; arguments as in `UserTower.at_end`."""
         if not self.training:
-            read = (item_vectors, item_index, event_type, gap_seconds, length)
-            return self._finish(self.user_tower.at_end(*read, user_features, feature_row))
-        history = (item_vectors[item_index], event_type, gap_seconds, length)
-        timelines = self.embed_timelines(*history, user_features, feature_row)
-        return timelines[torch.arange(len(length), device=length.device), length]
+            return self._finish(self.user_tower.at_end(item_vectors, timelines))
+        every = self.embed_timelines(item_vectors[timelines.item_index], timelines)
+        return every[torch.arange(len(timelines.length), device=every.device), timelines.length]
 
     def sparse_parameters(self) -> list[nn.Parameter]:
         """Embedding tables of which a step touches only some rows; they need a row-wise optimizer."""

@@ -405,15 +405,8 @@ def looped_loss(
             query = query_batch(one, np.array([0]), split=VALIDATION, query=0, history_length=HISTORY)
             index = torch.arange(0, ITEMS + 1)
             every = learner.catalogue.embed(learner.model, index)
-            vector = learner.model.embed_users(
-                learner.catalogue.as_history(learner.model, index, every),
-                query.item_index,
-                query.event_type,
-                query.gap_seconds,
-                query.length,
-                query.user_features,
-                query.feature_row,
-            )[0]
+            history = learner.catalogue.as_history(learner.model, index, every)
+            vector = learner.model.embed_users(history, query)[0]
             columns = sorted({items[place], *(negatives if negatives is not None else range(1, ITEMS + 1))})
             scores = every[columns + more] @ vector / learner.settings.temperature
             target = torch.tensor(columns.index(items[place]))

@@ -101,9 +101,7 @@ def test_sampled_items_are_included_as_often_as_corrected_for_and_their_sum_is_u
     towers.eval()
     batch = batch_of(torch.tensor([1]))
     history = torch.zeros(len(COUNTS) + 1, 4)
-    user = towers.embed_users(
-        history, batch.item_index, batch.event_type, batch.gap_seconds, batch.length, no_features(1), batch.feature_row
-    )[0]
+    user = towers.embed_users(history, batch)[0]
     score = (embed_catalogue(towers, learner.catalogue) @ user).detach()
     log_q = inclusion_log_q(PROBABILITY, POSITIVES, UNIFORM, len(COUNTS))
     generator = torch.Generator().manual_seed(0)

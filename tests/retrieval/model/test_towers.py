@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
+from rec_ray.retrieval.features.timelines import TimelineInputs
 from rec_ray.retrieval.learning.attempts import measure_spread
 from rec_ray.retrieval.model import towers
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 
 ITEM_SHAPE = FeatureShape(numeric=2, fields=2, tokens=10, vector=3)
 USER_SHAPE = FeatureShape(numeric=1, fields=1, tokens=5)
+NO_ITEMS = torch.zeros(0, dtype=torch.long)
+"""For inputs whose history comes as vectors."""
 ARGUMENTS = {
     "vocabulary_size": 7,
     "item_shape": dataclasses.asdict(ITEM_SHAPE),
@@ -147,7 +150,9 @@ def test_only_cosine_makes_vectors_of_unit_length(similarity: str) -> None:
     model = build_two_tower(**ARGUMENTS, similarity=similarity).eval()  # type: ignore[arg-type]
     vectors, event_type, gap, length = timeline_arguments(model)
     rows = torch.zeros(2, 5, dtype=torch.long)
-    users = model.embed_timelines(vectors, event_type, gap, length, features(USER_SHAPE, 1), rows)
+    users = model.embed_timelines(
+        vectors, TimelineInputs(NO_ITEMS, event_type, gap, length, features(USER_SHAPE, 1), rows)
+    )
     for made in (vectors, users):
         unit = torch.allclose(made.norm(dim=-1), torch.ones(made.shape[:-1]), atol=1e-5)
         assert unit == (similarity == "cosine")
@@ -174,14 +179,16 @@ def test_each_position_reads_the_user_features_of_its_row(history: str) -> None:
     model = build_two_tower(**ARGUMENTS, history=history).eval()  # type: ignore[arg-type]
     arguments, users = timeline_arguments(model), features(USER_SHAPE, 3)
     rows = torch.tensor([[0, 0, 1, 1, 2], [2, 1, 0, 0, 0]])
-    mixed = model.embed_timelines(*arguments, users, rows)  # type: ignore[arg-type]
+    vectors, *others = arguments
+    mixed = model.embed_timelines(vectors, TimelineInputs(NO_ITEMS, *others, users, rows))
     assert mixed.shape == (2, 5, 8)
     for row in range(3):
-        same = model.embed_timelines(*arguments, users, torch.full_like(rows, row))  # type: ignore[arg-type]
+        inputs = TimelineInputs(NO_ITEMS, *others, users, torch.full_like(rows, row))
+        same = model.embed_timelines(vectors, inputs)
         torch.testing.assert_close(mixed[rows == row], same[rows == row])
-    vectors, *others = arguments
     rows_of_vectors = torch.arange(vectors.shape[0] * vectors.shape[1]).view(vectors.shape[:2])
-    embedded = model.embed_users(vectors.flatten(0, 1), rows_of_vectors, *others, users, rows)  # type: ignore[arg-type]
+    inputs = TimelineInputs(rows_of_vectors, *others, users, rows)
+    embedded = model.embed_users(vectors.flatten(0, 1), inputs)
     torch.testing.assert_close(embedded, torch.stack([mixed[0, 4], mixed[1, 1]]))
 
 
@@ -197,8 +204,9 @@ def test_a_model_is_rebuilt_from_json_and_weights() -> None:
 def test_only_large_tables_have_sparse_gradients(monkeypatch: pytest.MonkeyPatch, table_rows: str) -> None:
     monkeypatch.setattr(towers, "SPARSE_ROWS", 1 if table_rows == "large" else 1_000_000)
     model = build_two_tower(**ARGUMENTS)  # type: ignore[arg-type]
-    arguments, rows = timeline_arguments(model), torch.zeros(2, 5, dtype=torch.long)
-    model.embed_timelines(*arguments, features(USER_SHAPE, 1), rows).square().sum().backward()  # type: ignore
+    (vectors, *others), rows = timeline_arguments(model), torch.zeros(2, 5, dtype=torch.long)
+    inputs = TimelineInputs(NO_ITEMS, *others, features(USER_SHAPE, 1), rows)
+    model.embed_timelines(vectors, inputs).square().sum().backward()
     sparse, dense = model.sparse_parameters(), model.dense_parameters()
     assert len(sparse) == 3 and len(sparse) + len(dense) == len(list(model.parameters()))
     assert all(p.grad is not None and p.grad.is_sparse == (table_rows == "large") for p in sparse)
