@@ -284,9 +284,9 @@ def _why_unused(name: str) -> str:
     if snake(name).endswith("_id"):
         return NO_ROLE
     if LIKE_TYPE.search(snake(name)):
-        return f"no role is known; if it is the type of an event, add --type-column {name}"
+        return f"no role; if it is the type of an event, add --type-column {name}"
     if LIKE_VALUE.search(snake(name)):
-        return f"no role is known; if it is the value of an event, add --value-column {name}"
+        return f"no role; if it is the value of an event, add --value-column {name}"
     return NO_ROLE
 
 
