@@ -326,7 +326,7 @@ def test_projects_share_a_postgresql_database_in_schemas_of_their_own(postgresql
             assert project.is_migrated()
     assert [project.live() for project in projects] == ["1", "2", "3"]
     assert place.sql(READERS_QUERY) == [("1",)]
-    with pytest.raises(ConfigError, match="with SQLite give each project its own file"):
+    with pytest.raises(ConfigError, match="needs PostgreSQL; with SQLite use a file per project"):
         VersionDatabase("sqlite:///versions.db", None, "shop")
 
 
