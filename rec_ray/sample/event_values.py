@@ -33,7 +33,7 @@ def propose_values(column: str, counts: Mapping[float, int]) -> ValueProposal:
 
     column: name of the column in the data. counts: finite value -> number of events.
     """
-    values = sorted(value for value, count in counts.items() if count and math.isfinite(value))
+    values = sorted(float(value) for value, count in counts.items() if count and math.isfinite(value))
     if not values:
         return ValueProposal(False, None, f"{column}: no event has a value, so it is not used")
     total = sum(counts[value] for value in values)

@@ -16,6 +16,8 @@ def even(*values: float) -> dict[float, int]:
         ("rating", even(0.5, 1, 2, 3, 4, 5), True, 3.0),
         ("rating", even(3, 4, 5), True, 3.0),
         ("stars", even(*range(1, 11)), True, 5.5),
+        ("rating", {1: 10, 2: 10, 5: 10}, True, 3.0),
+        ("rating", {0: 4, 1: 3, 5: 9}, True, 3.0),
         ("rating", even(-1, 1), True, None),
         ("joke_score", even(-10, -2.5, 0, 9.75), True, None),
         ("liked", even(0, 1), True, None),
