@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from rec_ray.errors import ConfigError, EmptyDataError, SchemaError, list_names
 from rec_ray.logs import LOGGER
+from rec_ray.sample.csv_files import WORDS_FOR_NULL
 from rec_ray.sample.names import is_index, written_names
 from rec_ray.sample.own_files import OwnFiles, Problems, find_tables
 from rec_ray.sample.roles import (
@@ -42,7 +43,7 @@ TYPE, VALUE = "interaction_type", "rating"
 LEFT_OUT, ROW_TIME = "left out", "time of a row"
 NO_ROLE = "events have ids, a time, a type and a value"
 LIKE_TYPE = re.compile(r"(^|_)(type|event|action|behaviou?r|kind|verb|interaction)(_|$)")
-LIKE_VALUE = re.compile(r"(^|_)(rating|score|stars?|quantity|qty|amount|value|weight|likes?)(_|$)")
+LIKE_VALUE = re.compile(r"(^|_)(rating|score|stars?|quantity|qty|amount|value|weight|liked?s?|thumbs?)(_|$)")
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,9 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
             continue
         origins[key] = origin
         decide(origin, f"id of {key.removesuffix('_id')}s", "its name" if origin == key else f"written as {key}")
+    if len(set(origins.values())) < len(origins):
+        fault = f"{files.shown}: column {origins[USER_ID]!r} cannot be the id of the user and of the item"
+        problems.add(ConfigError(fault), "--user-column NAME --item-column NAME")
     is_event = files.name == "interactions"
     time = choose_event_time(files, names, ask, problems) if is_event else choose_row_time(files, names, problems)
     columns = [OwnColumn(key, pa.string(), origin) for key, origin in origins.items()]
@@ -252,6 +256,9 @@ def _special_columns(
             why += "" if _is_text(kind) else f"; its values of type {kind} are names of types"
         elif role == "value" and _is_number(kind):
             found[column] = _Special(role, _written_type(kind) or pa.float64())
+        elif role == "value" and pa.types.is_boolean(kind):
+            found[column] = _Special(role, pa.float64())
+            why += "; true is 1, false is 0"
         elif role == "value" and _is_text(kind) and not (odd := _first_odd(files, column)):
             found[column] = _Special(role, pa.float64())
             why += "; its texts are numbers"
@@ -273,10 +280,12 @@ def _special_columns(
 def _first_odd(files: OwnFiles, column: str) -> str | None:
     """Return a text that is not a number, or None."""
     name = quoted(column)
+    absent = ", ".join(f"'{word}'" for word in WORDS_FOR_NULL)
     with query_files(files.paths) as connection:
         return fetch_one(
             connection,
-            f"SELECT min({name}::VARCHAR) FROM t WHERE trim({name}) <> '' AND TRY_CAST({name} AS DOUBLE) IS NULL",
+            f"SELECT min({name}::VARCHAR) FROM t WHERE lower(trim({name})) NOT IN ({absent}) "
+            f"AND TRY_CAST({name} AS DOUBLE) IS NULL",
         )[0]
 
 

@@ -86,10 +86,13 @@ def is_called(name: str, *known: str) -> bool:
 def choose_key(files: OwnFiles, key: str, names: ColumnNames, ask: Ask | None, problems: Problems) -> str | None:
     """Return the column with the ids of users or items, or None after adding a problem."""
     have = files.schema.names
-    for name in (*names.of_key(key), key):
-        if name in have:
-            return name
     spelt = [name for name in have if is_called(name, key)]
+    named = [name for name in (*names.of_key(key), key) if name in have]
+    if files.name == "interactions":
+        # `--user-column id` is meant for the users table; in the interactions `id` is the id of the event.
+        named = [name for name in named if not is_called(name, "id")] or ([] if spelt else named)
+    if named:
+        return named[0]
     if len(spelt) == 1:
         return spelt[0]
     guess = _guess(key, have, files.name)

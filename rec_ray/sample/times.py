@@ -86,7 +86,8 @@ def without_sentinels(times: pa.Array) -> pa.Array:
 def _parse(texts: pa.Array) -> pa.Array:
     """Parse ISO 8601: a date, optionally a time after `T` or a blank, optionally a zone."""
     texts = pc.replace_substring_regex(texts, pattern=" ?UTC$", replacement="Z")
-    # Arrow reads at most six decimals of a second.
+    texts = pc.replace_substring_regex(texts, pattern=r"(:\d\d(?:\.\d+)?) ([+-]\d\d:?\d\d)$", replacement=r"\1\2")
+    # Arrow reads six digits of a second.
     texts = pc.replace_substring_regex(texts, pattern=r"(\.\d{6})\d+", replacement=r"\1")
     wrong = pc.invert(pc.fill_null(pc.match_substring_regex(texts, ISO), True))
     if pc.any(wrong).as_py():

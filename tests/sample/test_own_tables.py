@@ -235,6 +235,20 @@ def test_own_names_are_all_in_one_error_with_the_options_that_mend_it(own: Path)
     assert tables.users is not None and tables.users.columns[0].origin == "id"
 
 
+def test_the_id_of_an_event_is_no_user_and_no_item(own: Path) -> None:
+    """Each table has a key called `id`, as web frameworks make them; the error proposes `--user-column id`."""
+    events = EVENTS.rename(columns={"item_id": "product"}).assign(id=range(60))
+    put(own, "interactions", events)
+    put(own, "users", pd.DataFrame({"id": ["000"], "age": [3]}))
+    put(own, "items", pd.DataFrame({"id": ["i0"], "price": [3]}))
+    tables = read(own, user=("id",), item=("id", "product"))
+    assert [column.origin for column in tables.interactions.columns[:2]] == ["user_id", "product"]
+    assert tables.items is not None and tables.items.columns[0].origin == "id"
+    put(own, "interactions", events.rename(columns={"user_id": "who", "product": "thing"}))
+    with pytest.raises(ConfigError, match="column 'id' cannot be the id of the user and of the item"):
+        read(own, user=("id",), item=("id",))
+
+
 def test_an_option_that_names_no_column_is_refused(own: Path) -> None:
     put(own, "interactions", EVENTS)
     with pytest.raises(ConfigError, match="no file has the column 'costumer' that --user-column names"):
@@ -288,6 +302,7 @@ SECONDS = (EVENTS["timestamp"].astype("int64") // 10**9).to_numpy()
         ([f"{time:%Y-%m-%d %H:%M}{'Z' * (time.hour % 2)}" for time in EVENTS["timestamp"]], None),
         ([f"{time:%Y-%m-%d %H:%M:%S} UTC" for time in EVENTS["timestamp"]], None),
         (SECONDS * 1_000, "ms"),
+        ([f"{time:%Y-%m-%d %H:%M:%S +0000}" for time in EVENTS["timestamp"]], None),
     ],
 )
 def test_times_as_text_or_as_numbers_since_1970_are_read(own: Path, values: Any, unit: str | None) -> None:
@@ -354,6 +369,13 @@ def test_types_and_values_of_another_type_are_used_or_said(own: Path, caplog: py
     found = events_of(own)
     assert found["interaction_type"].tolist() == [str(kind) for kind in kinds]
     assert found["rating"].tolist() == [number % 5 for number in range(60)]
+    assert not caplog.messages
+    put(own, "interactions", EVENTS.assign(rating=["NULL", "4", "n/a"] * 20))
+    assert events_of(own)["rating"].fillna(-1).tolist() == [-1, 4, -1] * 20
+    put(own, "interactions", EVENTS.assign(liked=[True, False] * 30))
+    said = {decision.column: decision.why for decision in read(own).interactions.decisions}
+    assert said["liked"].endswith("add --value-column liked")
+    assert events_of(own, value="liked")["liked"].tolist() == [1, 0] * 30
     assert not caplog.messages
     put(own, "interactions", EVENTS.assign(interaction_type=[[1]] * 60, rating="5 stars"))
     tables = read(own)
