@@ -182,7 +182,7 @@ def read_slice(config: RepoConfig, part: SourceSlice) -> pa.Table:
     if part.path is not None and part.filesystem is not None:
         table = read_row_groups(part.filesystem, part.path, columns, source.what, list(part.row_groups))
     else:
-        table = _pull(config, part, [column for column in source.columns.values() if column != time])
+        table = _pull(config, part, [column for column in columns if column != time])
     renamed = {name: table[column] for name, column in source.columns.items()}
     for name in renamed:
         if name.endswith("_id"):

@@ -95,11 +95,15 @@ def find_layout(
             settings[f"{side}_views"] = [*own, *computed]
             why = f"keyed by {key!r} alone" if own else f"no view is keyed by {key!r} alone"
             choices.append(Choice(f"views of {side}s", ", ".join([*own, *computed]) or "none", why))
-        if not settings["item_views"]:
-            raise ConfigError(
-                f"no view is keyed by {item_key!r} alone, and without one there is no catalogue of items; add one to "
-                "the repository, or name the column of the items with --item-column"
-            )
+        for side, key, missing in (
+            ("user", user_key, "are no users to recommend to"),
+            ("item", item_key, "is no catalogue of items"),
+        ):
+            if not settings[f"{side}_views"]:
+                raise ConfigError(
+                    f"no view is keyed by {key!r} alone, and without one there {missing}; add one to the repository "
+                    f"(ids, a time and one field are enough), or name the column of the {side}s with --{side}-column"
+                )
     used = {events.name, *settings.get("user_views", ()), *settings.get("item_views", ())}
     for name in results:
         choices.append(Choice(name, "left out", "results of a recommender, not features"))

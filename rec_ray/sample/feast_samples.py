@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rec_ray.errors import SchemaError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.as_of_join import find_newest_rows
 from rec_ray.feature_store.definitions import EventsView, Side, SideView
 from rec_ray.feature_store.offline_source import FeatureSource, SourceSlice, read_slice, slice_source
 from rec_ray.feature_store.point_in_time import point_in_time, portable_config
-from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, TIMESTAMP, USER_ID
+from rec_ray.schema import EVENT_CREATED, EVENT_KEY, EVENT_TIMESTAMP, ITEM_ID, TIMESTAMP, USER_ID
 
 SAMPLE_ROWS = 200_000
 """Sampled rows of a view."""
@@ -43,15 +44,30 @@ def sample_events(store: FeatureStore, events: EventsView, path: Path) -> pa.Tab
     """Write events with all fields, of a large source the newest; return them without rows that lack an id."""
     columns = {USER_ID: events.user, ITEM_ID: events.item}
     fields = [name for name in events.field_names if name not in (USER_ID, ITEM_ID, EVENT_TIMESTAMP)]
+    created = events.view.batch_source.created_timestamp_column
+    revision = {EVENT_CREATED: created} if created else {}
+    keys = {f"{EVENT_KEY}_{number}": key for number, key in enumerate(events.view.join_keys)} if created else {}
     source = FeatureSource.of(
-        events.view.batch_source, columns | _numbered(fields), what=f"the events of view {events.view.name!r}"
+        events.view.batch_source,
+        columns | _numbered(fields) | revision | keys,
+        what=f"the events of view {events.view.name!r}",
     )
     rows = _named(_sample(store, source, EVENT_ROWS), fields)
+    if created:
+        rows = _last_revisions(rows, [*keys, EVENT_TIMESTAMP]).drop_columns([EVENT_CREATED, *keys])
     kept = rows.filter(
         pc.and_(pc.and_(pc.is_valid(rows[USER_ID]), pc.is_valid(rows[ITEM_ID])), pc.is_valid(rows[EVENT_TIMESTAMP]))
     )
     pq.write_table(kept, path)
     return kept
+
+
+def _last_revisions(rows: pa.Table, same: list[str]) -> pa.Table:
+    """Return the row that was created last of those that agree in the columns `same`."""
+    frame = rows.select([*same, EVENT_CREATED]).to_pandas()
+    frame = frame.sort_values(EVENT_CREATED, kind="stable", na_position="first")
+    last = frame.index[~frame.duplicated(same, keep="last")]
+    return rows.take(pa.array(sorted(last)))
 
 
 def sample_features(store: FeatureStore, side: Side, view: SideView, path: Path) -> pa.Table:
@@ -105,7 +121,26 @@ def _sample(store: FeatureStore, source: FeatureSource, rows: int) -> pa.Table:
         held += table.num_rows
         if held >= rows:
             break
-    return pa.concat_tables(parts, promote_options="permissive") if parts else _empty(source)
+    try:
+        return pa.concat_tables(parts, promote_options="permissive") if parts else _empty(source)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise _mixed(source, parts) or error from None
+
+
+def _mixed(source: FeatureSource, parts: list[pa.Table]) -> SchemaError | None:
+    """Return the error for a column that two files of a source have with types that do not go together."""
+    for name, column in source.columns.items():
+        first = parts[0].schema.field(name).type
+        for part in parts[1:]:
+            kind = part.schema.field(name).type
+            try:
+                pa.unify_schemas([pa.schema([("c", first)]), pa.schema([("c", kind)])], promote_options="permissive")
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                return SchemaError(
+                    f"{source.what}: column {column!r} is {first} in one of its files and {kind} in another; write it "
+                    "with one type"
+                )
+    return None
 
 
 def _empty(source: FeatureSource) -> pa.Table:

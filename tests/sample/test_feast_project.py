@@ -13,8 +13,11 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String, UnixTimestamp
 
 from rec_ray.config.loading import load_settings
-from rec_ray.errors import ConfigError
+from rec_ray.errors import ConfigError, SchemaError
+from rec_ray.feature_store.offline_source import event_source, read_slice, slice_source
+from rec_ray.feature_store.point_in_time import portable_config
 from rec_ray.feature_store.push_targets import is_published
+from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.repository import open_store
 from rec_ray.preflight import find_faults
 from rec_ray.sample.feast_layout import LayoutOptions
@@ -235,6 +238,49 @@ def test_events_keyed_by_their_own_id_and_wishes(tmp_path, make_repo):
             init_from_feast(tmp_path / "wrong", tmp_path / "theirs" / "repo", wishes)
 
 
+def test_a_corrected_event_counts_once_and_its_last_row_decides(tmp_path, make_repo):
+    """Every last event of a user was corrected: counted twice, all users would end with an item that they had."""
+    random = np.random.default_rng(5)
+    repo = Repo(tmp_path / "theirs")
+    viewer, film = entity("viewer", "userid"), entity("film", "movie_id")
+    repo.view("viewers", [viewer], {"age": Int64}, repo.source("viewers", people(random, "userid")))
+    repo.view("films", [film], {"age": Int64}, repo.source("films", people(random, "movie_id")))
+    rated = events(random, "userid", "movie_id").drop_duplicates(["userid", "movie_id"])
+    rated = rated.assign(rating=9.0, created=rated.event_timestamp + pd.Timedelta("2h"))
+    older = rated.groupby("userid").tail(1).assign(rating=1.0, created=lambda rows: rows.event_timestamp)
+    both = pd.concat([rated, older], ignore_index=True)
+    source = repo.source("ratings", both, created_timestamp_column="created")
+    repo.view("ratings", [viewer, film], {"rating": Float32}, source)
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    made = init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    settings = load_settings(made.settings)
+    assert made.events == len(rated)
+    assert settings.candidates.exclude_seen
+    assert settings.features.interaction.min_positive_value == 9
+
+
+def test_files_that_do_not_go_together_are_named(tmp_path, make_repo):
+    repo = films(tmp_path / "theirs", np.random.default_rng(6))
+    folder = tmp_path / "theirs" / "data" / "mixed"
+    folder.mkdir()
+    rows = people(np.random.default_rng(6), "movie_id")
+    rows.to_parquet(folder / "0.parquet", index=False)
+    rows.assign(age="old").to_parquet(folder / "1.parquet", index=False)
+    source = FileSource(name="mixed", path=str(folder), timestamp_field="event_timestamp")
+    repo.view("mixed", [entity("film", "movie_id")], {"age": Int64}, source)
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    with pytest.raises(SchemaError, match=r"column 'age' is (int64|string) in one of its files and (int64|string) in"):
+        init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+
+
+def test_a_repository_without_users_says_so(tmp_path, make_repo):
+    repo = films(tmp_path / "theirs", np.random.default_rng(7))
+    repo.objects = [each for each in repo.objects if each.name != "viewer_features"]
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    with pytest.raises(ConfigError, match="no view is keyed by 'userid' alone, and without one there are no users"):
+        init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+
+
 def test_a_repository_without_events_says_what_it_has(tmp_path, make_repo):
     repo = Repo(tmp_path / "theirs")
     repo.view(
@@ -264,4 +310,9 @@ def test_tables_of_a_database_are_understood_as_files_are(tmp_path, make_repo, p
         "title": "text",
         "genres": "categories",
     }
-    assert find_faults(open_store(settings.feast.repo), settings) == []
+    store = open_store(settings.feast.repo)
+    assert find_faults(store, settings) == []
+    # As a run reads them: ids are keys of a correction too, and each column is pulled once.
+    source = event_source(read_registry(store), settings.feast, settings.features)
+    parts = [read_slice(portable_config(store), part) for part in slice_source(store, source, N)]
+    assert sum(part.num_rows for part in parts) == 4 * N
