@@ -156,10 +156,11 @@ def declare_interactions(
         counts = _most_frequent(table, type_column, 1000)
         settings["type_field"] = type_column
         shown = ", ".join(f"{name} {count:,}" for name, count in counts[:20])
-        notes["type_field"] = f"Found: {shown}" + (" and more." if len(counts) > 20 else ".")
+        notes["type_field"] = f"Events of each type: {shown}" + (" and more." if len(counts) > 20 else ".")
         settings["negative_types"] = [name for name, _ in counts if sounds_negative(name)]
-        some = "Every" if settings["negative_types"] else "There is no"
-        notes["negative_types"] = f"{some} type whose name sounds negative ({', '.join(NEGATIVE_WORDS)})."
+        negative = ", ".join(settings["negative_types"])
+        which = f"Negative types by their names: {negative}" if negative else "No type has a name that sounds negative"
+        notes["negative_types"] = f"{which} ({', '.join(NEGATIVE_WORDS)})."
     kind = kinds.get(value_column or "", pa.null())
     if value_column is not None and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         proposal = propose_values(value_column, dict(_most_frequent(table, value_column, VALUES)))
