@@ -27,6 +27,7 @@ class Coverage:
 
     rows: compared rows. known_now: feature -> rows whose entity has a value now. unknown_then: feature -> those of
         them without a value when the event happened.
+    known_then: feature -> rows with a value when the event happened. unknown_now: those of them without one today.
     ids: distinct ids in the events. unmatched: those of them without a row in the feature store.
     unmatched_id: the smallest of them. idle_id: the smallest id of the feature store that no event has.
     """
@@ -34,6 +35,8 @@ class Coverage:
     rows: int = 0
     known_now: Counter[str] = field(default_factory=Counter)
     unknown_then: Counter[str] = field(default_factory=Counter)
+    known_then: Counter[str] = field(default_factory=Counter)
+    unknown_now: Counter[str] = field(default_factory=Counter)
     ids: int = 0
     unmatched: int = 0
     unmatched_id: str | None = None
@@ -44,6 +47,8 @@ class Coverage:
         self.rows += other.rows
         self.known_now.update(other.known_now)
         self.unknown_then.update(other.unknown_then)
+        self.known_then.update(other.known_then)
+        self.unknown_now.update(other.unknown_now)
         self.ids += other.ids
         self.unmatched += other.unmatched
         self.unmatched_id = _smaller(self.unmatched_id, other.unmatched_id)
@@ -54,11 +59,16 @@ class Coverage:
         """Count the rows in which a feature is known. then, now: [n] bool."""
         self.known_now[name] += int(now.sum())
         self.unknown_then[name] += int((now & ~then).sum())
+        self.known_then[name] += int(then.sum())
+        self.unknown_now[name] += int((then & ~now).sum())
 
     def late(self) -> dict[str, float]:
         """Return the late features: name -> share of the rows with a value now in which it was unknown then."""
-        shares = {name: self.unknown_then[name] / known for name, known in self.known_now.items() if known}
-        return {name: share for name, share in sorted(shares.items()) if share > MOST}
+        return _large_shares(self.unknown_then, self.known_now)
+
+    def expired(self) -> dict[str, float]:
+        """Return the expired features: name -> share of the rows with a value then in which it is unknown now."""
+        return _large_shares(self.unknown_now, self.known_then)
 
     def match_ids(self, in_events: pa.Array, in_store: pa.Array) -> None:
         """Compare the distinct ids of events with those of the feature store. Both: [n] strings, each once."""
@@ -68,6 +78,11 @@ class Coverage:
         self.unmatched += len(unmatched)
         self.unmatched_id = _smaller(self.unmatched_id, pc.min(unmatched).as_py())
         self.idle_id = _smaller(self.idle_id, pc.min(idle).as_py())
+
+
+def _large_shares(unknown: Counter[str], known: Counter[str]) -> dict[str, float]:
+    shares = {name: unknown[name] / rows for name, rows in known.items() if rows}
+    return {name: share for name, share in sorted(shares.items()) if share > MOST}
 
 
 def _smaller(one: str | None, other: str | None) -> str | None:
@@ -137,6 +152,16 @@ def describe_late(side: str, late: Mapping[str, float], views: Sequence[str] = (
         f"they became true, or set features.{side}_history: as_of_now, which takes today's values for the past too "
         f"(values that changed since then leak into training), or remove them from features.{side}"
     )
+
+
+def describe_expired(side: str, expired: Mapping[str, float]) -> list[str]:
+    """Name the expired features of a side ("user" or "item") and the remedies; nothing without any."""
+    names = ", ".join(f"{name!r} ({share:.0%})" for name, share in expired.items())
+    said = (
+        f"{side} features known at the time of most events are unknown today, so the published model gets no values: "
+        f"{names}; write newer rows, lengthen the ttl of their views (0: for ever), or take them out of features.{side}"
+    )
+    return [said] if expired else []
 
 
 def describe_unmatched(side: str, coverage: Coverage) -> str | None:

@@ -20,6 +20,7 @@ from rec_ray.data.feature_coverage import (
     MOST,
     Coverage,
     compare_features,
+    describe_expired,
     describe_late,
     describe_now,
     describe_unmatched,
@@ -92,15 +93,16 @@ def _late(
         ids = pc.unique(ids)
         n, times = len(ids), pa.array(np.full(len(ids), cut_off)).cast(TIMESTAMP)
     then = point_in_time(config, join, ids, times)
-    late = compare_features(then, point_in_time(config, join, ids, pa.array([now] * n, TIMESTAMP)), fields).late()
+    coverage = compare_features(then, point_in_time(config, join, ids, pa.array([now] * n, TIMESTAMP)), fields)
+    late, expired = coverage.late(), describe_expired(side.side, coverage.expired())
     if not late:
-        return []
+        return expired
     stamps = events[EVENT_TIMESTAMP].cast(pa.int64()).to_numpy()
     middle = pa.scalar(int(np.median(stamps)), pa.int64()).cast(TIMESTAMP).as_py()
     said = describe_late(side.side, late, list(late_views(slices, middle)))
     if len(late) == len(fields):
         raise DataError(f"every declared {side.side} feature is missing from training: {said}")
-    return [f"left out of the model: {said}"]
+    return [f"left out of the model: {said}", *expired]
 
 
 def late_views(slices: Iterable[SourceSlice], middle: datetime) -> Iterable[str]:

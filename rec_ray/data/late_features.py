@@ -15,7 +15,7 @@ import ray
 import ray.data
 
 from rec_ray.config import FeatureSettings
-from rec_ray.data.feature_coverage import Coverage, cover_items, describe_late, describe_unmatched
+from rec_ray.data.feature_coverage import Coverage, cover_items, describe_expired, describe_late, describe_unmatched
 from rec_ray.errors import DataError
 from rec_ray.schema import ITEM_ID
 
@@ -34,7 +34,7 @@ def drop_late_features(
     items_before_test: Iterable[str],
     notes: Sequence[str],
 ) -> tuple[FeatureSettings, list[str]]:
-    """Return the settings without late features, and warnings that name them.
+    """Return the settings without late features, and warnings that name them and the expired ones.
 
     items: blocks from `load_items`. notes: messages about views that begin after the events.
 
@@ -48,6 +48,7 @@ def drop_late_features(
     said: list[str] = []
     for side, declared, coverage in (("user", features.user, users), ("item", features.item, of_items)):
         late = coverage.late()
+        said += describe_expired(side, coverage.expired())
         kept[side] = {name: declaration for name, declaration in declared.items() if name not in late}
         if late and not kept[side]:
             raise DataError(

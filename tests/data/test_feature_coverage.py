@@ -8,6 +8,7 @@ from rec_ray.data.feature_coverage import (
     compare_features,
     cover_items,
     cover_users,
+    describe_expired,
     describe_late,
     describe_unmatched,
 )
@@ -22,6 +23,21 @@ def test_a_feature_is_late_when_most_rows_with_a_value_now_had_none_then() -> No
     assert coverage.late() == {"late": 2 / 3}, "a feature that few users have at any time is not late"
     half = compare_features(then.slice(1, 2), now.slice(1, 2), ["late"])
     assert half.late() == {}, "half of the rows is not most of them"
+
+
+def test_a_feature_is_expired_when_most_rows_with_a_value_then_have_none_now() -> None:
+    """A view with a TTL: its rows were fresh at the events, and today they are too old."""
+    then = pa.table({"age": [1.0, 2.0, 3.0, None], "city": ["x", None, "y", "z"]})
+    now = pa.table({"age": [None, float("nan"), 3.0, 4.0], "city": ["x", None, "y", None]})
+    coverage = compare_features(then, now, then.column_names)
+    assert coverage.known_then == {"age": 3, "city": 3}
+    assert coverage.unknown_now == {"age": 2, "city": 1}
+    assert coverage.expired() == {"age": 2 / 3}
+    assert coverage.merge(compare_features(now, now, ["age"])).expired() == {}, "2 of 5 rows are not most of them"
+    (said,) = describe_expired("user", {"age": 2 / 3})
+    for part in ("'age' (67%)", "unknown today", "lengthen the ttl", "features.user"):
+        assert part in said
+    assert describe_expired("user", {}) == []
 
 
 def test_blocks_add_up_to_one_row_at_a_time() -> None:
