@@ -256,7 +256,8 @@ def test_a_corrected_event_counts_once_and_its_last_row_decides(tmp_path, make_r
     settings = load_settings(made.settings)
     assert made.events == len(rated)
     assert settings.candidates.exclude_seen
-    assert settings.features.interaction.min_positive_value == 9
+    (rating,) = (choice for choice in made.choices if choice.what == "rating")
+    assert rating.why.startswith("rating 9 to 9"), "no value of a corrected row counts"
 
 
 def test_files_that_do_not_go_together_are_named(tmp_path, make_repo):

@@ -57,7 +57,7 @@ def test_the_makers_of_a_model_say_what_its_vector_is(tmp_path, encoder, text_mo
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
     assert declared_pooling(str(folder)) == FIRST
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({MEAN: False, "pooling_mode_max_tokens": True}))
-    with pytest.raises(ConfigError, match="declares 'pooling_mode_max_tokens'"):
+    with pytest.raises(ConfigError, match="declares the pooling 'pooling_mode_max_tokens'"):
         declared_pooling(str(folder))
     shutil.rmtree(folder / "1_Pooling")
     assert declared_pooling(str(folder)) == MEAN
