@@ -339,6 +339,9 @@ def _written_type(kind: pa.DataType) -> pa.DataType | None:
         return TIMESTAMP
     if pa.types.is_boolean(kind):
         return pa.bool_()
+    if pa.types.is_uint64(kind):
+        # Hashes do not fit a signed number.
+        return pa.float64()
     if pa.types.is_integer(kind):
         return pa.int64()
     if pa.types.is_float16(kind) or pa.types.is_float32(kind):
@@ -346,7 +349,7 @@ def _written_type(kind: pa.DataType) -> pa.DataType | None:
     if pa.types.is_float64(kind) or pa.types.is_decimal(kind):
         return pa.float64()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        value = _written_type(kind.value_type)
+        value = pa.int64() if pa.types.is_uint64(kind.value_type) else _written_type(kind.value_type)
         if value in (pa.string(), pa.float32(), pa.float64()):
             return pa.list_(value)
         if value == pa.int64():

@@ -44,12 +44,14 @@ def write_dated(table: OwnTable, path: Path, interactions: WrittenTable, earlies
     key = KEYS[table.name][0]
     written = write_own_table(table, path, earliest)
     if table.time is None:
+        repeats = written.rows - count_distinct(path, key)
+        twice = f"; {repeats:,} rows repeat an id, of which the last one in the file counts" if repeats else ""
         if table.arrival is None:
-            return DatedTable(written, _undated(table))
+            return DatedTable(written, _undated(table) + twice)
         column = next(column.name for column in table.columns if column.origin == table.arrival)
         share = share_with_row(interactions.path, path, key, column)
         if share is None or share < ARRIVED:
-            return DatedTable(written, _undated(table))
+            return DatedTable(written, _undated(table) + twice)
         dated = write_own_table(table.dated_by(table.arrival), path, earliest)
         return DatedTable(dated, f"the column {table.arrival}; {share:.0%} of the events of {table.name} are later")
     share = share_with_row(interactions.path, path, key)

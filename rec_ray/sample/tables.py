@@ -143,7 +143,8 @@ def _convert(array: pa.Array, column: OwnColumn, table: OwnTable) -> pa.Array:
         if is_key and pa.types.is_floating(array.type):
             # pandas stores whole numbers as floats if the column has a null.
             array = pc.cast(pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array), pa.int64())
-        return pc.cast(array, column.type)
+        # A 64-bit hash loses digits as a float, which matters to no feature.
+        return pc.cast(array, column.type, safe=not pa.types.is_uint64(array.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SchemaError(
             f"{table.files.shown}: column {column.origin!r} does not fit {column.type}: {error}"

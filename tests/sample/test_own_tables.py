@@ -394,6 +394,15 @@ def test_types_and_values_of_another_type_are_used_or_said(own: Path, caplog: py
         read(own, value="Event")
 
 
+def test_a_number_beyond_signed_integers_stops_nothing(own: Path) -> None:
+    """Hashes of 64 bits are written as floats, and as text where they are ids."""
+    hashes = np.array([2**64 - 1 - number for number in range(60)], np.uint64)
+    put(own, "interactions", EVENTS.assign(session=hashes, item_id=hashes))
+    found = events_of(own)
+    assert found["session"].tolist() == [float(number) for number in hashes]
+    assert found["item_id"].tolist() == [str(number) for number in hashes]
+
+
 def test_names_become_such_that_feast_and_yaml_take_them(own: Path) -> None:
     put(own, "interactions", EVENTS)
     odd = [

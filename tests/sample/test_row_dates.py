@@ -174,3 +174,10 @@ def test_events_without_a_time_are_counted(own: Path, caplog: pytest.LogCaptureF
     table = read_own_tables(own, own / "scratch").interactions
     (said,) = check_event_times(table, write_own_table(table, own / "scratch" / "out.parquet"), named=False)
     assert said == "2 of 30 events have no time in 'at': a run leaves them out" and said in caplog.text
+
+
+def test_rows_without_a_time_that_repeat_an_id_are_counted(own: Path) -> None:
+    write(own, "users", user_id=[*NAMES, "u1", "u2"], age=range(USERS + 2))
+    assert dated(own)[0].why.endswith("; 2 rows repeat an id, of which the last one in the file counts")
+    write(own, "users", user_id=NAMES, age=range(USERS))
+    assert "repeat" not in dated(own)[0].why
