@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from rec_ray.config import CandidateSettings, EvaluationSettings
 from rec_ray.contracts import (
     LIVE,
     MODEL,
+    POPULARITY,
     REFITTED,
     Distributions,
     Evaluation,
@@ -32,8 +33,10 @@ from rec_ray.contracts import (
 )
 from rec_ray.distributed.parquet_source import read_rows
 from rec_ray.evaluation.baseline_counts import fit_baselines
+from rec_ray.evaluation.gate import GATE_METRIC
 from rec_ray.evaluation.rank_task import RECOMMENDED, SHOWN_USERS, ListFigures, RankingPlan, rank_targets, read_sums
 from rec_ray.logs import LOGGER
+from rec_ray.retrieval.learning.attempts import COLLAPSED_COSINE
 from rec_ray.retrieval.metrics.rankers import LIST_LENGTH
 from rec_ray.retrieval.metrics.segment_metrics import EVERYONE, SegmentMetrics
 from rec_ray.retrieval.metrics.segments import describe_segment
@@ -191,17 +194,18 @@ def _summarise(found: EvaluationAccumulator, facts: EvaluationFacts, learned: An
             metrics={method: each.means() for method, each in own.items()},
             intervals={method: each.intervals() for method, each in own.items()},
         )
+    differences = {
+        method: {name: model.interval_of_difference(own, name) for name in model.metrics}
+        for method, own in everyone.items()
+        if method != MODEL
+    }
     return Evaluation(
         metrics=metrics,
         users=sums.users(MODEL),
         targets=found.counts["targets"],
         intervals={method: own.intervals() for method, own in everyone.items()},
-        facts=facts,
-        differences={
-            method: {name: model.interval_of_difference(own, name) for name in model.metrics}
-            for method, own in everyone.items()
-            if method != MODEL
-        },
+        facts=confirm_collapse(facts, differences),
+        differences=differences,
         segments=segments,
         examples=found.chosen_examples(),
         distributions=Distributions(
@@ -210,6 +214,23 @@ def _summarise(found: EvaluationAccumulator, facts: EvaluationFacts, learned: An
             recommended=_curve(sums.recommended[MODEL][1:]),
         ),
     )
+
+
+def confirm_collapse(
+    facts: EvaluationFacts, differences: Mapping[str, Mapping[str, tuple[float, float]]]
+) -> EvaluationFacts:
+    """Drop the sentence on a collapsed training that held-out events contradict.
+
+    A short training may end with a loss above that of popularity and rank better all the same. The sentence stays if
+    the item vectors are nearly identical, because search and similar items need them. differences: as in `Evaluation`.
+    """
+    interval = differences.get(POPULARITY, {}).get(GATE_METRIC)
+    if facts.nothing_learned is None or interval is None or interval[0] <= 0:
+        return facts
+    if facts.mean_cosine is None or facts.mean_cosine >= COLLAPSED_COSINE:
+        return facts
+    LOGGER.info("the model ranks held-out events better than popularity, although its training was short")
+    return replace(facts, nothing_learned=None)
 
 
 def _learned(data: TrainingData, storage: Storage) -> Any:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from rec_ray.config import CandidateSettings, EvaluationSettings
-from rec_ray.contracts import TEST, Evaluation
+from rec_ray.contracts import TEST, Evaluation, EvaluationFacts
+from rec_ray.evaluation.evaluate import confirm_collapse
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines, query_batch
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries
@@ -223,3 +224,13 @@ def test_segments_examples_and_curves_are_those_of_the_users(tiny_data):
     periods = found.facts.periods
     assert sum(number for number, _, _ in periods.values()) == sum(len(row["split"]) for row in rows.values())
     assert periods["train"][2] <= periods["validation"][1] <= periods["validation"][2] <= periods["test"][1]
+
+
+@pytest.mark.parametrize(
+    ("low", "cosine", "stays"), [(0.01, 0.3, False), (-0.01, 0.3, True), (0.01, 0.996, True), (None, 0.3, True)]
+)
+def test_a_short_training_that_ranks_better_than_popularity_did_not_collapse(low, cosine, stays):
+    """Nearly identical item vectors are a collapse whatever the ranking: search and similar items need them."""
+    facts = EvaluationFacts(nothing_learned="the model learned nothing", mean_cosine=cosine)
+    differences = {} if low is None else {"popularity": {"ndcg@10": (low, 0.2)}}
+    assert (confirm_collapse(facts, differences).nothing_learned is not None) == stays
