@@ -15,7 +15,7 @@ import pyarrow as pa
 from rec_ray.errors import ConfigError, SchemaError, list_names
 from rec_ray.sample.own_files import OwnFiles, Problems
 from rec_ray.sample.survey import fetch_one, query_files, quoted
-from rec_ray.sample.times import ISO, UNITS, is_time, unit_of
+from rec_ray.sample.times import ISO, UNITS, is_calendar_date, is_time, unit_of
 from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 TIME_NAMES = (EVENT_TIMESTAMP, "timestamp")
@@ -190,6 +190,15 @@ def _read_as_time(files: OwnFiles, column: str, unit: str | None, why: str, prob
     kind = files.schema.field(column).type
     if is_time(kind):
         return TimeColumn(column, None, why)
+    span = _number_span(files, column)
+    if span is not None and is_calendar_date(span[0]) and is_calendar_date(span[1]):
+        problems.add(
+            SchemaError(
+                f"{files.shown}: column {column!r} has numbers from {span[0]:.0f} to {span[1]:.0f}, which are calendar "
+                "dates and no epoch; expected dates, or ISO text such as 2024-05-31"
+            )
+        )
+        return None
     if unit is not None:
         return TimeColumn(column, unit, f"{why}, in {unit} since 1970")
     reading = _reading(files, column)
@@ -204,6 +213,20 @@ def _read_as_time(files: OwnFiles, column: str, unit: str | None, why: str, prob
         return None
     unit, said = reading
     return TimeColumn(column, unit, f"{why}, {said}")
+
+
+def _number_span(files: OwnFiles, column: str) -> tuple[float, float] | None:
+    """Return the least and the greatest of the numbers of a column; None for a column without any."""
+    kind = files.schema.field(column).type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_string(kind)):
+        return None
+    with query_files(files.paths) as connection:
+        low, high = fetch_one(
+            connection,
+            f"SELECT min(n), max(n) FROM (SELECT TRY_CAST({quoted(column)}::VARCHAR AS DOUBLE) AS n FROM t) "
+            "WHERE NOT isnan(n)",
+        )
+    return None if low is None else (float(low), float(high))
 
 
 def _reading(files: OwnFiles, column: str) -> tuple[str | None, str] | None:

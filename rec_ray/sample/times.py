@@ -39,6 +39,13 @@ def unit_of(lowest: float, highest: float) -> str | None:
     return None
 
 
+def is_calendar_date(number: float) -> bool:
+    """Return True for a whole number such as 20240531, which as seconds since 1970 would be a day of August 1970."""
+    if number != int(number):
+        return False
+    return 1990 <= number // 10_000 < 2100 and 1 <= number // 100 % 100 <= 12
+
+
 def without_words_for_null(texts: pa.Array) -> pa.Array:
     """Return texts without surrounding blanks, and null for the words that mean null."""
     trimmed = pc.utf8_trim_whitespace(texts)

@@ -310,9 +310,17 @@ def test_times_as_text_or_as_numbers_since_1970_are_read(own: Path, values: Any,
     assert events_of(own, time_unit=unit)[EVENT_TIMESTAMP].tolist() == EVENTS["timestamp"].tolist()
 
 
-@pytest.mark.parametrize(
-    "values", [range(60), [20240101 + number for number in range(60)], ["31/12/2023"] * 60, [True] * 60]
-)
+@pytest.mark.parametrize("unit", [None, "s"])
+@pytest.mark.parametrize("text", [False, True])
+def test_numbers_that_are_calendar_dates_are_no_epoch(own: Path, unit: str | None, text: bool) -> None:
+    """As seconds since 1970 they would all lie in August 1970."""
+    values = [20240101 + 100 * (number % 12) + number % 28 for number in range(60)]
+    put(own, "interactions", EVENTS.assign(timestamp=[str(value) for value in values] if text else values))
+    with pytest.raises(SchemaError, match=r"numbers from 20240101 to 202412.*calendar dates and no epoch.*2024-05-31"):
+        events_of(own, time_unit=unit)
+
+
+@pytest.mark.parametrize("values", [range(60), ["31/12/2023"] * 60, [True] * 60])
 def test_what_is_no_time_is_refused_with_the_remedy(own: Path, values: Any) -> None:
     put(own, "interactions", EVENTS.assign(timestamp=list(values), ingested_at=T0))
     with pytest.raises(SchemaError, match=r"'timestamp' is \w+; expected a timestamp, ISO text .* --time-unit s\|ms"):
