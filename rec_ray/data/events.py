@@ -120,7 +120,8 @@ def _as_number(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _as_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    if not (number or pa.types.is_null(kind)):
+    # True is 1 and False is 0, which is not positive: a column such as `liked`.
+    if not (number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise SchemaError(f"features.interaction.value_field is {kind} in the events; expected a number")
     return pc.cast(column, pa.float32(), safe=False)
 

@@ -26,6 +26,7 @@ from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 TYPE_NAME = re.compile(r"type|event|action|interaction|kind|behavio|activity|verb|status")
 REFUSED_NAME = re.compile(r"return|refund|cancel|void|removed|deleted")
+LIKING_NAME = re.compile(r"(^|_)(liked?s?|favou?rites?|thumbs?)(_|$)")
 RATING_NAME = re.compile(r"rating|stars?$|score|grade|vote")
 AMOUNT_NAME = re.compile(r"quantity|qty|units|count|pieces|amount")
 MOST_TYPES = 50
@@ -136,7 +137,10 @@ def _find_value(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> t
     """Return the field, the reason, and the lowest value of a positive; None for any value above 0."""
     named = wishes.value_field
     for name in [named] if named is not None else fields:
-        if not _is_number(events, name):
+        is_liking = pa.types.is_boolean(events.schema.field(name).type) and (
+            named is not None or LIKING_NAME.search(name.lower())
+        )
+        if not (_is_number(events, name) or is_liking):
             if named is not None:
                 raise ConfigError(f"--value-column {name} is {events.schema.field(name).type}; expected a number")
             continue
@@ -145,7 +149,8 @@ def _find_value(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> t
         low, high = bounds["min"], bounds["max"]
         if low is None:
             continue
-        if named is not None or (RATING_NAME.search(name.lower()) and high <= LARGEST_SCALE):
+        is_rating = RATING_NAME.search(name.lower()) and high <= LARGEST_SCALE
+        if named is not None or is_liking or is_rating:
             counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(values.drop_null()).to_pylist()}
             proposal = propose_values(name, counts)
             if proposal.use:

@@ -73,6 +73,11 @@ def test_types_and_ratings_take_one_shape_whatever_the_column():
     assert as_events(many, 0, NOW)["event_value"].null_count == 3
 
 
+def test_true_and_false_are_the_values_1_and_0():
+    table = slice_of(["a"] * 3, ["x"] * 3, [START] * 3, event_value=pa.array([True, None, False]))
+    assert as_events(table, 0, NOW)["event_value"].to_pylist() == [1.0, None, 0.0]
+
+
 def test_a_rating_that_is_text_is_an_error_that_says_so():
     table = slice_of(["a"], ["x"], [START], event_value=pa.array(["good"]))
     with pytest.raises(SchemaError, match=r"value_field is string .* expected a number"):

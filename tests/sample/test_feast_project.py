@@ -238,6 +238,26 @@ def test_events_keyed_by_their_own_id_and_wishes(tmp_path, make_repo):
             init_from_feast(tmp_path / "wrong", tmp_path / "theirs" / "repo", wishes)
 
 
+@pytest.mark.parametrize(("name", "used"), [("liked", True), ("is_mobile", False)])
+def test_a_dislike_that_is_a_boolean_is_negative(tmp_path, make_repo, name, used):
+    random = np.random.default_rng(8)
+    repo = Repo(tmp_path / "theirs")
+    viewer, film = entity("viewer", "userid"), entity("film", "movie_id")
+    repo.view("viewers", [viewer], {"age": Int64}, repo.source("viewers", people(random, "userid")))
+    repo.view("films", [film], {"age": Int64}, repo.source("films", people(random, "movie_id")))
+    seen = events(random, "userid", "movie_id")
+    repo.view(
+        "seen", [viewer, film], {name: Bool}, repo.source("seen", seen.assign(**{name: random.random(4 * N) < 0.7}))
+    )
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    made = init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    settings = load_settings(made.settings)
+    assert settings.features.interaction.value_field == (name if used else None)
+    (said,) = (choice for choice in made.choices if choice.what == name)
+    assert ("values at or below 0 count as negative" in said.why) == used
+    assert find_faults(open_store(settings.feast.repo), settings) == []
+
+
 def test_a_corrected_event_counts_once_and_its_last_row_decides(tmp_path, make_repo):
     """Every last event of a user was corrected: counted twice, all users would end with an item that they had."""
     random = np.random.default_rng(5)
