@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import TINY_START, change_settings
@@ -23,10 +22,13 @@ from node_jobs import Job, manifest_environment
 from nodes import BIN, RayNodes, why_not
 from servers import Redis
 
+from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER, read_manifest, read_parts
 from rec_ray.config.loading import load_settings
 from rec_ray.feature_store.push_targets import find_push_target, read_online
 from rec_ray.runs.context import open_feature_store
 from rec_ray.schema import ITEM_IDS, MODEL_VERSION, SCORES, USER_ID
+from rec_ray.storage.model_store import candidates_folder
+from rec_ray.storage.object_store import open_storage
 
 MUST_RUN = "TESTS_OF_NODES_MUST_RUN" in os.environ
 """Set in continuous integration, which skips none of them: where nodes cannot be made, they fail."""
@@ -247,7 +249,8 @@ def large_project(tmp_path: Path, make_project: Callable[..., Path], cluster: Ra
 
 def lists(project: Path) -> dict[str, list[str]]:
     """Return everybody's list as it is stored."""
-    table = pq.read_table(project / "store" / "two-tower" / "1" / "candidates" / "recommendations")
+    storage, folder = open_storage(str(project / "store")), candidates_folder("1")
+    table = read_parts(storage, folder, read_manifest(storage, folder), RECOMMENDATION_FOLDER)
     return dict(zip(table["user_id"].to_pylist(), table["item_ids"].to_pylist(), strict=True))
 
 
@@ -275,7 +278,7 @@ def test_a_node_lost_in_candidates_or_in_publishing_changes_nothing(cluster: Ray
     def begun() -> bool:
         with contextlib.suppress(FileNotFoundError):
             return any(
-                before.get(path) != path.stat().st_mtime_ns for path in (work / "recommendations").glob("*.parquet")
+                before.get(path) != path.stat().st_mtime_ns for path in (work / "recommendations").rglob("*.parquet")
             )
         return False
 
