@@ -122,8 +122,8 @@ programs:
 test: check programs $(KUBECTL) $(HELM)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-fast: $(TESTS)
-	$(BIN)/python -m pytest -q -n 2 -m 'not (ray or feast or servers or slow or faults)' $(PYTEST_ARGS)
+test-fast: $(TESTS) $(KUBECTL) $(HELM)
+	$(BIN)/python -m pytest -q -n 2 -m 'not (ray or feast or servers or slow or faults or image)' $(PYTEST_ARGS)
 
 faults: $(TESTS)
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
