@@ -50,7 +50,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(shop: Shop, tmp_path
     run_publishing(shop.settings, "1")
     run_publishing(shop.settings, "2")
     note_replaced(shop.storage, "2")
-    work = tmp_path / "store/runs/open/work/data/timelines"
+    work = tmp_path.joinpath("store", "runs", "open", "work", "data", "timelines")
     work.mkdir(parents=True)
     pq.write_table(pa.table({"user_id": USERS, "n": range(len(USERS))}), work / "a.parquet")
     facts = {"evaluation": {"examples": [{"user_id": SECRET}], "users": 3}, "version": "2"}
