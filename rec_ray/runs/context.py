@@ -46,11 +46,6 @@ class RunContext:
     seconds: dict[str, float]
 
     @property
-    def owner(self) -> str:
-        """Description of this process as lock owner, for waiting processes."""
-        return f"run {self.run_id} on {platform.node()}, process {os.getpid()}"
-
-    @property
     def prefix(self) -> str:
         """Key of the work folder of this run."""
         return work_folder(self.run_id)
