@@ -21,8 +21,9 @@ from rec_ray.contracts import (
     TrainingData,
     UpdateReport,
 )
+from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.push_targets import is_published
-from rec_ray.preflight import check_definitions
+from rec_ray.preflight import check_definitions, complete_settings
 from rec_ray.publishing.forget import Forgotten
 from rec_ray.publishing.steps import forget_ids, publish_increment, publish_once, publish_version, roll_back
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
@@ -39,6 +40,7 @@ from rec_ray.runs.summary import (
     restore_report,
     say_unpublished,
 )
+from rec_ray.sample.run_features import DecidedFeatures
 from rec_ray.steps import (
     check_search,
     encode_data,
@@ -69,6 +71,7 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
         if run.report is not None:
             return restore_report(run)
         store = open_feature_store(settings)
+        settings = _complete(run, store, settings)
         check_definitions(store, settings)
         publishes = is_published(store, settings.publish)
         with open_context(settings, run) as context:
@@ -95,7 +98,9 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
     with open_run(open_object_store(settings), settings, "train", run_id) as run:
         if run.report is not None:
             return restore_report(run)
-        check_definitions(open_feature_store(settings), settings)
+        store = open_feature_store(settings)
+        settings = _complete(run, store, settings)
+        check_definitions(store, settings)
         with open_context(settings, run) as context:
             data, bundle, evaluation, stored = _learn(context, run)
             page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")
@@ -175,6 +180,11 @@ def run_forgetting(settings: Settings, users: Sequence[str], items: Sequence[str
     """Forget users and items; see `forgetting.forget`."""
     with open_context(settings) as context:
         return forget_ids(context, users, items)
+
+
+def _complete(run: RunLedger, store: FeatureStore, settings: Settings) -> Settings:
+    """Return the settings with the decisions of `features: auto`, equal in all attempts of a run."""
+    return complete_settings(store, settings, lambda decide: run.once("features", DecidedFeatures, decide))
 
 
 def _learn(context: RunContext, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:

@@ -1,7 +1,7 @@
 """Every fault that the registry, the footers of files and the settings alone tell, found before anything is started.
 
 An open store and the settings come in, a list of faults goes out, each with its remedy; `check_definitions` raises them
-together, so that one attempt tells all. It starts no Ray, reads no row and reserves no version.
+together, so that one attempt tells all. It starts no Ray, reserves no version, and reads rows only to decide features.
 """
 
 from __future__ import annotations
@@ -12,21 +12,31 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from rec_ray.config import Settings
+from rec_ray.config import FeastSettings, Settings
 from rec_ray.data.load_items import ITEMS
 from rec_ray.errors import ConfigError, DataError, RecRayError, SchemaError, list_names
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.definitions import Side, find_events, find_side, join_keys_only, raw_fields, require_fields
+from rec_ray.feature_store.definitions import (
+    Side,
+    SideName,
+    find_events,
+    find_side,
+    join_keys_only,
+    raw_fields,
+    require_fields,
+)
 from rec_ray.feature_store.feature_join import JoinedView, check_view_columns
 from rec_ray.feature_store.offline_source import event_source, slice_source
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.feature_store.registry import Registry, read_registry
+from rec_ray.feature_store.repository import open_store
 from rec_ray.feature_store.search_targets import find_search_targets
 from rec_ray.feature_store.source_files import find_files, is_parquet, read_footer, reads_files
 from rec_ray.logs import LOGGER
-from rec_ray.publishing.push import check_push_targets
+from rec_ray.publishing.push import check_push_target, wanted_targets
 from rec_ray.retrieval.features.columns import as_numbers, as_values, as_vectors
 from rec_ray.retrieval.lists.item_filters import try_filters
+from rec_ray.sample.run_features import DecidedFeatures, decide_run_features, with_decisions, without_decisions
 from rec_ray.schema import INTERACTIONS, FeatureDeclaration
 
 T = TypeVar("T")
@@ -47,6 +57,16 @@ class _Faults(list[RecRayError]):
             return None
 
 
+def check_early(settings: Settings) -> None:
+    """Raise the faults of a new run before its modules are imported, which takes longer than the check.
+
+    Raises:
+        As `check_definitions`.
+    """
+    store = open_store(settings.feast.repo)
+    raise_faults(find_faults(store, without_decisions(settings)))
+
+
 def check_definitions(store: FeatureStore, settings: Settings) -> None:
     """Raise all faults of the definitions at once; warn where no feature is declared.
 
@@ -59,6 +79,24 @@ def check_definitions(store: FeatureStore, settings: Settings) -> None:
     features = settings.features
     if not features.user and not features.item:
         LOGGER.warning("%s", _usable_fields(store, settings))
+
+
+def complete_settings(
+    store: FeatureStore,
+    settings: Settings,
+    once: Callable[[Callable[[], DecidedFeatures]], DecidedFeatures] = lambda decide: decide(),
+) -> Settings:
+    """Return the settings with the decisions of `features: auto`, for which rows are sampled.
+
+    once: calls the function that decides; a run keeps its result for all its attempts.
+
+    Raises:
+        As `check_definitions`, and `decide_run_features`.
+    """
+    if not settings.features.auto:
+        return settings
+    raise_faults(find_faults(store, without_decisions(settings)))
+    return with_decisions(settings, once(lambda: decide_run_features(store, settings)).values)
 
 
 def raise_faults(faults: list[RecRayError]) -> None:
@@ -82,8 +120,8 @@ def find_faults(
         features, candidates = settings.features, settings.candidates
         raw_items = {**settings.search.item_fields, **candidates.item_fields}
         named = {features.item_name: "features.item_name"} if features.item_name else {}
-        user: Side | None = faults.attempt(find_side, registry, settings.feast, "user")
-        item: Side | None = faults.attempt(find_side, registry, settings.feast, "item")
+        user = _find_side(faults, registry, settings.feast, "user")
+        item = _find_side(faults, registry, settings.feast, "item")
         for side, declared, raw, taken in (
             (user, features.user, candidates.user_fields, INTERACTIONS.names),
             (item, features.item, {**raw_items, **named}, ITEMS.names),
@@ -96,9 +134,18 @@ def find_faults(
             faults.attempt(try_filters, filters, *schemas, features.item, features.user)
         model = settings.model
         if publishing.attempt(is_published, store, settings.publish):
-            publishing.attempt(check_push_targets, store, settings.publish, model.similarity, model.embedding_size)
+            for wanted in wanted_targets(settings.publish).values():
+                publishing.attempt(check_push_target, store, wanted, model.similarity, model.embedding_size)
         publishing.attempt(find_search_targets, store, settings.search)
     return [fault for group in found if group in set(groups) for fault in found[group]]
+
+
+def _find_side(faults: _Faults, registry: Registry, feast: FeastSettings, name: SideName) -> Side | None:
+    """Return the views of a side, or None after keeping the fault of each view that the settings name."""
+    found = len(faults)
+    for entry in getattr(feast, f"{name}_views"):
+        faults.attempt(find_side, registry, feast.model_copy(update={f"{name}_views": [entry]}), name)
+    return faults.attempt(find_side, registry, feast, name) if len(faults) == found else None
 
 
 def _check_events(
@@ -182,7 +229,7 @@ def _usable_fields(store: FeatureStore, settings: Settings) -> str:
     fields = " and ".join(f"{list_names(side.field_names, 30)} of {side.side}s" for side in sides if side.field_names)
     return (
         f"no feature is declared, so the model learns from ids alone; there are {fields or 'none'}. Declare them in "
-        "section `features`, or let `rec-ray init --feast` do it"
+        "section `features`, or write `features: auto`, or let `rec-ray init --feast` do it"
     )
 
 

@@ -19,6 +19,7 @@ from rec_ray.candidate_store.increments import increments_folder
 from rec_ray.candidate_store.manifest import PENDING
 from rec_ray.candidates.generate import generate_candidates
 from rec_ray.config import FeatureSettings, deciding_settings, hash_settings, redact_settings
+from rec_ray.config.stored_features import with_stored_features
 from rec_ray.contracts import (
     ActiveUsers,
     Candidates,
@@ -214,8 +215,12 @@ def encode_data(
     item_ids: pa.Array | None = None,
     live: bool = False,
 ) -> TrainingData:
-    """Load and encode the data for a stored model, below the prefix of the run. live: it is the live version."""
-    settings = context.settings
+    """Load and encode the data for a stored model, below the prefix of the run. live: it is the live version.
+
+    With `features: auto` the features are those that were decided for this model.
+    """
+    settings = with_stored_features(context.settings, bundle.metadata)
+    context = dataclasses.replace(context, settings=settings)
     tables, features = _load(context, str(bundle.metadata.get("text_encoder") or HASHING), active, live=live)
     with step("live_data" if live else "training_data", context.seconds) as running:
         data = encode_tables(

@@ -1,10 +1,13 @@
 """Mistakes in settings and repositories: all of them are named at once, without Ray."""
 
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.types import Array, Float32, Int64, String
 
@@ -102,8 +105,44 @@ def test_all_mistakes_are_told_in_one_go(repo):
     said = "\n".join(map(str, faults))
     for each in ("users:shoe", "'title' is declared as numeric", "'type'", "'stars'", "'name'", "'theirs'"):
         assert each in said
-    with pytest.raises(ConfigError, match=r"6 faults, found before anything was started\n  1\. "):
+    with pytest.raises(ConfigError, match=r"8 faults, found before anything was started\n  1\. "):
         check_definitions(open_store(repo), wrong)
+
+
+def test_many_mistakes_of_a_command_are_refused_together_and_before_the_slow_imports(repo, tmp_path):
+    """Torch and the training take longer to import than Feast, the registry and the footers together to read."""
+    values = {
+        "feast": {**VIEWS, "repo": str(repo), "events_view": "event", "item_views": ["itms", "users"]},
+        "features": {"user": {"aeg": {"kind": "numeric"}, "tags": {"kind": "categorical"}, "city": {"kind": "text"}}},
+        "publish": {"user_push_source": "theirs"},
+    }
+    (tmp_path / "rec_ray.yaml").write_text(yaml.safe_dump(values))
+    script = (
+        "import sys; from rec_ray.cli.main import main; code = main(['run', '-C', sys.argv[1]]); "
+        "print(code, sorted({'torch', 'rec_ray.pipeline', 'ray.train'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n"
+    assert "9 faults, found before anything was started" in done.stderr
+    for each in (
+        "'event'",
+        "'itms'",
+        "not by 'item_id' alone",
+        "'aeg'",
+        "'tags' is declared as categorical",
+        "users.parquet is int64",
+        "'theirs'",
+        "'user_items_push_source'",
+    ):
+        assert each in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_registry_that_nothing_was_applied_to_is_named(tmp_path):
+    text = "project: shop\nprovider: local\nregistry: registry.db\nentity_key_serialization_version: 3\n"
+    (tmp_path / "feature_store.yaml").write_text(text)
+    (fault,) = find_faults(open_store(tmp_path), settings())
+    assert isinstance(fault, ConfigError) and f"run `feast apply` in {tmp_path}" in str(fault)
 
 
 def test_files_that_are_not_as_declared_are_data_errors_with_both_types(repo):

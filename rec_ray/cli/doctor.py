@@ -36,10 +36,11 @@ from rec_ray.feature_store.point_in_time import portable_config
 from rec_ray.feature_store.push_targets import PushTarget, is_published, push_frame, read_online
 from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
-from rec_ray.preflight import DEFINITIONS, SOURCES, find_faults, raise_faults
+from rec_ray.preflight import DEFINITIONS, SOURCES, complete_settings, find_faults, raise_faults
 from rec_ray.publishing.push import check_push_targets, find_push_targets
 from rec_ray.runs.context import open_feature_store
 from rec_ray.runs.stores import open_object_store, open_version_database
+from rec_ray.sample.run_features import without_decisions
 from rec_ray.schema import ITEM_IDS, SCORES, USER_ID
 from rec_ray.search_views.vectors import search_dimensions
 
@@ -79,9 +80,12 @@ def examine(settings: Settings) -> list[Check]:
         return check(opened[0])
 
     def registry() -> str:
+        nonlocal settings
         store = open_feature_store(settings)
         read_registry(store)
         opened.append(store)
+        given, settings = settings, without_decisions(settings)
+        settings = complete_settings(store, given)
         return _registry(store, settings)
 
     checks += [

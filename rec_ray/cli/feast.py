@@ -8,12 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from rec_ray.cli.options import AsJson, Config, Project, Set, settings_of
+
+if TYPE_CHECKING:
+    from rec_ray.feature_store.feast_views import PublishedViews
+    from rec_ray.sample.roles import Question
 
 Feast = Annotated[
     Path | None, typer.Option("--feast", help="Your own Feast repository: its folder or its feature_store.yaml.")
@@ -21,17 +25,31 @@ Feast = Annotated[
 EventsView = Annotated[str | None, typer.Option(help="With --feast: the view whose rows are the events.")]
 DECISION = 24
 """Width of the decision column; longer decisions shift their reasons to the right."""
-Wished = tuple[str | None, str | None, str | None, str | None, str | None]
+PublishViews = Annotated[
+    bool,
+    typer.Option("--publish-views", help="With --feast: also write rec_ray_views.py, as `feast-views` does."),
+]
 
 
-def init_feast(folder: Path, repo: Path, wished: Wished, as_json: bool) -> None:
-    """Make a project for a Feast repository and print each decision. wished: values of the options above, in order."""
+@dataclasses.dataclass(frozen=True)
+class InitOptions:
+    """Options of `init --feast`. wished: the fields of `LayoutOptions`. asks: prompt for ambiguous decisions."""
+
+    wished: tuple[str | None, ...]
+    asks: bool
+    publish_views: bool
+    as_json: bool
+
+
+def init_feast(folder: Path, repo: Path, options: InitOptions) -> None:
+    """Make a project for a Feast repository, print each decision and the next command."""
     from rec_ray.sample.feast_layout import LayoutOptions
     from rec_ray.sample.feast_project import init_from_feast
 
-    made = init_from_feast(folder, repo, LayoutOptions(*wished))
-    if as_json:
-        print(json.dumps(dataclasses.asdict(made), default=str))
+    made = init_from_feast(folder, repo, LayoutOptions(*options.wished), _ask if options.asks else None)
+    views = _write_views(made.settings) if options.publish_views else None
+    if options.as_json:
+        print(json.dumps(dataclasses.asdict(made) | {"views": views and views.file}, default=str))
         return
     console = Console()
     wide = max(len(choice.what) for choice in made.choices), max(len(choice.decision) for choice in made.choices)
@@ -43,7 +61,31 @@ def init_feast(folder: Path, repo: Path, wished: Wished, as_json: bool) -> None:
     console.print(f"{made.events:,} events of {made.users:,} users and {made.items:,} items", highlight=False)
     for warning in made.warnings:
         console.print(f"WARNING: {warning}", markup=False, highlight=False)
-    console.print(f"Settings: {made.settings}\nNext: rec-ray run -C {folder}", markup=False, soft_wrap=True)
+    console.print(f"Settings: {made.settings}", markup=False, soft_wrap=True)
+    if views is not None:
+        console.print(f"Views to publish to: {views.file}", markup=False, soft_wrap=True)
+    register = f"rec-ray feast-views -C {folder} --apply && " if views is not None and views.is_new else ""
+    console.print(f"Next: {register}rec-ray run -C {folder}", markup=False, soft_wrap=True)
+
+
+def _ask(question: Question) -> str:
+    """Prompt until the answer is one of the choices."""
+    text = f"{question.text} ({', '.join(question.choices)})"
+    while (answer := str(typer.prompt(text, default=question.guess))) not in question.choices:
+        typer.echo(f"{answer!r} is none of them")
+    return answer
+
+
+def _write_views(file: Path) -> PublishedViews:
+    from rec_ray.config.loading import load_settings
+    from rec_ray.feature_store.feast_views import plan_views, write_views
+    from rec_ray.feature_store.repository import open_store
+
+    settings = load_settings(file)
+    store = open_store(settings.feast.repo)
+    plan = plan_views(store, settings)
+    write_views(store, settings, plan)
+    return plan
 
 
 feast_app = typer.Typer()
@@ -76,5 +118,8 @@ def feast_views(
     if as_json:
         print(json.dumps({"file": str(plan.file), "views": plan.views, "new": plan.is_new, "applied": apply}))
         return
-    rest = "Applied. Next: rec-ray publish" if apply else "Next: rec-ray feast-views --apply (or `feast apply` there)"
+    place = f" -C {project}" if project else ""
+    rest = f"Next: rec-ray feast-views{place} --apply (or `feast apply` there)"
+    if apply:
+        rest = f"Applied. Next: rec-ray publish{place} (after a run), or rec-ray run{place}, which publishes"
     console.print(f"Written: {plan.file}\n{rest}", markup=False)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rec_ray.cli.feast import EventsView, Feast, init_feast
+from rec_ray.cli.feast import EventsView, Feast, InitOptions, PublishViews, init_feast
 from rec_ray.cli.options import AsJson
 from rec_ray.errors import ConfigError
 
@@ -48,13 +48,16 @@ def init(
     ] = None,
     feast: Feast = None,
     events_view: EventsView = None,
+    publish_views: PublishViews = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Take all decisions without asking on a terminal.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the generated shop.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make a project: settings, a Feast repository and data, generated or your own."""
+    on_terminal = sys.stdin.isatty() and Console().is_terminal and not (as_json or yes)
     if feast is not None:
-        given = (events_view, _only(user_column, "--user-column"), _only(item_column, "--item-column"))
-        init_feast(folder, feast, (*given, type_column, value_column), as_json)
+        columns = (_only(user_column, "--user-column"), _only(item_column, "--item-column"), type_column, value_column)
+        init_feast(folder, feast, InitOptions((events_view, *columns), on_terminal, publish_views, as_json))
         return
     from rec_ray.sample.project import init_project
     from rec_ray.sample.roles import ColumnNames, Question, unit_named
@@ -72,7 +75,6 @@ def init(
         type_column,
         value_column,
     )
-    on_terminal = sys.stdin.isatty() and console.is_terminal and not as_json
     summary = init_project(folder, source, seed=seed, names=names, ask=ask if on_terminal else None)
     if as_json:
         print(json.dumps(dataclasses.asdict(summary), default=str))

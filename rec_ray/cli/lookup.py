@@ -15,6 +15,7 @@ from rec_ray.candidate_store.manifest import ITEM_FOLDER, read_manifest, read_pa
 from rec_ray.candidate_store.parts import StoredCandidates
 from rec_ray.candidate_store.stored_lists import any_user, newest_candidates, read_list
 from rec_ray.config import Settings
+from rec_ray.config.stored_features import with_stored_features
 from rec_ray.errors import DataError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import read_items
@@ -23,7 +24,7 @@ from rec_ray.retrieval.search import ExactTopK, Exclusions
 from rec_ray.runs.context import open_feature_store
 from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES, USER_ID
-from rec_ray.storage.model_store import candidates_folder
+from rec_ray.storage.model_store import candidates_folder, newest_version, read_metadata
 from rec_ray.storage.object_store import Storage
 
 
@@ -138,6 +139,9 @@ def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
 
 def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
     """Read the current names of items from Feast's offline store; empty unless `features.item_name` is set."""
+    if settings.features.auto and item_ids:
+        storage = open_object_store(settings)
+        settings = with_stored_features(settings, read_metadata(newest_version(storage), storage))
     name = settings.features.item_name
     if name is None or not item_ids:
         return {}

@@ -28,6 +28,7 @@ from rec_ray.cli.init import init_app
 from rec_ray.cli.kubernetes import kubernetes_app
 from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, redirect_stdout, settings_of
 from rec_ray.cli.versions import versions_app
+from rec_ray.config import Settings
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
 from rec_ray.logs import LOGGER, configure_logging, mask_secrets, printable
 from rec_ray.step_events import StepEvent, StepFinished, subscribe, unsubscribe
@@ -92,6 +93,7 @@ def run(
 ) -> None:
     """Run the complete pipeline: train, evaluate, store, compute candidates, publish to Feast."""
     settings = settings_of(project, config, overrides)
+    _check_new_run(settings, run_id)
     from rec_ray.pipeline import run_pipeline
 
     if again and run_id:
@@ -102,12 +104,21 @@ def run(
     _print_report(redirect_stdout(run_pipeline, settings, run_id=run_id), as_json)
 
 
+def _check_new_run(settings: Settings, run_id: str | None) -> None:
+    """Check the definitions before importing the pipeline; a finished run of a given id needs no registry."""
+    if run_id is None:
+        from rec_ray.preflight import check_early
+
+        redirect_stdout(check_early, settings)
+
+
 @app.command()
 def train(
     project: Project = None, config: Config = None, overrides: Set = None, run_id: RunId = None, as_json: AsJson = False
 ) -> None:
     """Train, evaluate and store a model under a new version, without publishing."""
     settings = settings_of(project, config, overrides)
+    _check_new_run(settings, run_id)
     from rec_ray.pipeline import run_training
 
     _print_report(redirect_stdout(run_training, settings, run_id=run_id), as_json)

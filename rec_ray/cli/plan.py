@@ -1,7 +1,7 @@
 """Estimates of a run before it starts: sizes, steps, memory, time, and the views that it would publish to.
 
 Input: settings, Feast's registry and the footers of the files. Output: a `Plan` with estimates from rates measured on
-two cores. Planning does not start Ray, reads no row, reserves no version and writes nothing.
+two cores. Planning starts no Ray, reads rows only for `features: auto`, and writes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rec_ray.feature_store.offline_source import SourceSlice, entity_sources, ev
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import find_search_targets, list_unfed_views
-from rec_ray.preflight import find_faults, raise_faults
+from rec_ray.preflight import complete_settings, find_faults, raise_faults
 from rec_ray.publishing.push import SINGLE_WRITERS, find_push_targets
 from rec_ray.retrieval.learning.attempts import SMALL_EVENTS
 from rec_ray.runs.context import open_feature_store
@@ -85,6 +85,7 @@ def plan_run(settings: Settings) -> Plan:
         UnavailableError: the registry, a file or the database cannot be read.
     """
     store = open_feature_store(settings)
+    settings = complete_settings(store, settings)
     raise_faults(find_faults(store, settings))
     feast, registry = settings.feast, read_registry(store)
     sources = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from rec_ray.config.section import Positive, Section
 from rec_ray.config.training import History, UserId
@@ -22,6 +22,7 @@ def _validate_once(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         raise ValueError("expected a number from 1 on, auto, or null") from None
 
 
+AUTO = "auto"
 EventsPerUser = Annotated[Positive | Literal["auto"] | None, WrapValidator(_validate_once)]
 
 
@@ -54,8 +55,13 @@ class InteractionSettings(Section):
 
 
 class FeatureSettings(Section):
-    """Features to use and the kind of each; kinds are never inferred from values."""
+    """Features to use and the kind of each; without `auto`, kinds are never inferred from values."""
 
+    auto: bool = Field(
+        False,
+        description="Decide features, type and value of events from a sample when a run starts, as `rec-ray init "
+        "--feast` does; what is set here stays. The model stores the decisions. Short form: `features: auto`.",
+    )
     user: dict[str, FeatureDeclaration] = Field(default_factory=dict, description="Features of users, by field name.")
     item: dict[str, FeatureDeclaration] = Field(default_factory=dict, description="Features of items, by field name.")
     interaction: InteractionSettings = Field(default_factory=InteractionSettings, description="Meaning of the events.")
@@ -75,3 +81,8 @@ class FeatureSettings(Section):
     )
     text_buckets: Positive = Field(16_384, description="Hash buckets for the n-grams of all text fields.")
     max_vocabulary: Positive = Field(100_000, description="Most frequent values to keep of a categorical field.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, values: Any) -> Any:
+        return {"auto": True} if values == AUTO else values

@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from rec_ray.config import ENV_PREFIX, SECRETS, SQLITE_ADDRESS, Section, Settings
+from rec_ray.config.features import AUTO
 from rec_ray.config.legacy_environment import earlier_values, ignored_variables
 from rec_ray.errors import ConfigError, list_names
 from rec_ray.logs import LOGGER
@@ -41,6 +42,8 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
     """
     file = Path(path)
     values = _read_yaml(file)
+    if values.get("features") == AUTO:
+        values["features"] = {"auto": True}  # a section, which variables and --set may change
     for section, key in SECRETS:
         if isinstance(values.get(section), dict) and values[section].get(key) is not None:
             name = f"{ENV_PREFIX}{section}__{key}".upper()

@@ -136,5 +136,7 @@ def _whole(spans: Iterable[TimeSpan]) -> TimeSpan | None:
 
 
 def _as_utc(value: Any) -> datetime:
+    if not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)  # a date
     time: datetime = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -1,11 +1,14 @@
 """Feast names that the program uses. Only this module imports Feast, because it halves the import time.
 
-It replaces `typeguard.typechecked` while Feast is imported and exports the names.
+It replaces `typeguard.typechecked` while Feast is imported, puts off Feast's import of torch, and exports the names.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import typeguard
@@ -15,6 +18,15 @@ def _as_written(target: Any = None, **_options: Any) -> Any:
     """Replace `typeguard.typechecked`: return the class or function unchanged."""
     return _as_written if target is None else target
 
+
+def _lazy_torch() -> ModuleType:
+    """Return a replacement of `feast.torch_wrapper` (0.67), which imports torch before anything asks for a tensor."""
+    module: Any = ModuleType("feast.torch_wrapper")
+    module.get_torch = lambda: importlib.import_module("torch")
+    return module
+
+
+sys.modules.setdefault("feast.torch_wrapper", _lazy_torch())
 
 # Feast (0.67) makes typeguard parse and compile 60 of its classes in each process that imports it, half of the import
 # time. The checks are redundant here: mypy checks our calls, and `feast apply` checks definitions in its own process.

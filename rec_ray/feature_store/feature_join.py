@@ -159,9 +159,9 @@ def check_view_columns(schema: pa.Schema, view: JoinedView, path: str) -> None:
     created = [column_in_file(source, source.created_timestamp_column)] if source.created_timestamp_column else []
     check_columns(schema, [key, *columns.values(), *created], time, path, view.in_words)
     for column in created:
-        if not pa.types.is_timestamp(schema.field(column).type):
-            kind = schema.field(column).type
-            raise SchemaError(f"{view.in_words}: column {column!r} of {path} is {kind}; expected a timestamp")
+        kind = schema.field(column).type
+        if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+            raise SchemaError(f"{view.in_words}: column {column!r} of {path} is {kind}; expected a timestamp or a date")
     kind = schema.field(key).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
@@ -204,10 +204,8 @@ def _plain(column: pa.ChunkedArray, view: JoinedView, name: str) -> pa.ChunkedAr
     """Return a feature as one of a few types, because the files of a view may encode the same values differently."""
     column = _plain_dictionary(column)
     kind, declared = column.type, view.kinds[name]
-    if pa.types.is_timestamp(kind):
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return as_utc(column, name, view.in_words)
-    if pa.types.is_date(kind):
-        return as_utc(pc.cast(column, pa.timestamp("s")), name, view.in_words)
     if pa.types.is_null(kind):
         return pc.cast(column, declared) if declared is not None else column
     target = _plain_value(kind, declared)

@@ -107,9 +107,9 @@ def check_columns(schema: pa.Schema, columns: Iterable[str], time: str, where: s
             f"{what}: {where} lacks the columns {list_names(missing)}; it has {list_names(schema.names, 30)}"
         )
     kind = schema.field(time).type
-    if not pa.types.is_timestamp(kind):
-        raise SchemaError(f"{what}: column {time!r} of {where} is {kind}; expected a timestamp")
-    return kind.tz is None
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        raise SchemaError(f"{what}: column {time!r} of {where} is {kind}; expected a timestamp or a date")
+    return pa.types.is_timestamp(kind) and kind.tz is None
 
 
 def read_row_groups(
@@ -149,9 +149,13 @@ def _open(handle: Any) -> pq.ParquetFile:
 def as_utc(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
     """Return times in UTC microseconds; nanoseconds are truncated, coarser units must fit, a missing zone means UTC.
 
+    A date is its midnight in UTC, as in Feast's file stores.
+
     Raises:
         SchemaError: a time is out of range.
     """
+    if pa.types.is_date(column.type):
+        column = pc.cast(column, pa.timestamp("ms"))
     try:
         micros = pc.cast(column, pa.timestamp("us", column.type.tz), safe=column.type.unit != "ns")
     except pa.ArrowInvalid as error:

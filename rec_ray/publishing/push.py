@@ -55,20 +55,24 @@ IDS_AT_A_TIME = 1_000_000
 """Ids that one process keeps in memory while it searches for departed ones."""
 
 
+def wanted_targets(settings: PublishSettings) -> dict[str, tuple[str, str, list[str]]]:
+    """Return the push source, the entity and the columns of each folder of candidates, in the order of the pushes."""
+    wanted = {
+        "item_embeddings": (settings.item_push_source, ITEM_ID, [EMBEDDING]),
+        "similar_items": (settings.similar_push_source, ITEM_ID, [SIMILAR_IDS, SIMILAR_SCORES]),
+        "user_embeddings": (settings.user_push_source, USER_ID, [EMBEDDING]),
+        "recommendations": (settings.recommendation_push_source, USER_ID, [ITEM_IDS, SCORES]),
+    }
+    return {folder: (source, entity, columns) for folder, (source, entity, columns) in wanted.items() if source}
+
+
 def find_push_targets(store: FeatureStore, settings: PublishSettings) -> dict[str, PushTarget]:
     """Return the target of each folder of candidates, in the order in which they are pushed.
 
     Raises:
         ConfigError, SchemaError: a push source is missing, or its view does not fit.
     """
-    lists, similar = [ITEM_IDS, SCORES], settings.similar_push_source
-    items = {"item_embeddings": find_push_target(store, settings.item_push_source, ITEM_ID, [EMBEDDING])}
-    if similar is not None:
-        items["similar_items"] = find_push_target(store, similar, ITEM_ID, [SIMILAR_IDS, SIMILAR_SCORES])
-    return items | {
-        "user_embeddings": find_push_target(store, settings.user_push_source, USER_ID, [EMBEDDING]),
-        "recommendations": find_push_target(store, settings.recommendation_push_source, USER_ID, lists),
-    }
+    return {folder: find_push_target(store, *wanted) for folder, wanted in wanted_targets(settings).items()}
 
 
 def check_push_targets(
@@ -79,11 +83,20 @@ def check_push_targets(
     Raises:
         ConfigError, SchemaError: as `find_push_targets`, or the view has another metric or vector length.
     """
-    targets = find_push_targets(store, settings)
-    for target in targets.values():
-        if EMBEDDING in target.fields:
-            require_same_space(target, similarity, embedding_size)
-    return targets
+    return {
+        folder: check_push_target(store, wanted, similarity, embedding_size)
+        for folder, wanted in wanted_targets(settings).items()
+    }
+
+
+def check_push_target(
+    store: FeatureStore, wanted: tuple[str, str, list[str]], similarity: str, embedding_size: int
+) -> PushTarget:
+    """Find one of the targets. wanted: of `wanted_targets`. Raises: as `check_push_targets`."""
+    target = find_push_target(store, *wanted)
+    if EMBEDDING in target.fields:
+        require_same_space(target, similarity, embedding_size)
+    return target
 
 
 def update_feature_store(

@@ -13,16 +13,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rec_ray.config import FeastSettings
 from rec_ray.data.event_notes import sounds_negative
-from rec_ray.errors import ConfigError, list_names
+from rec_ray.data.load_items import ITEMS
+from rec_ray.errors import ConfigError, EmptyDataError, list_names
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.definitions import Side
+from rec_ray.feature_store.definitions import Side, find_events, find_side
+from rec_ray.feature_store.registry import Registry
 from rec_ray.sample.declarations import ITEM_NAMES, declare_features
 from rec_ray.sample.event_values import propose_values
 from rec_ray.sample.feast_layout import Choice, LayoutOptions
-from rec_ray.sample.feast_samples import sample_features
+from rec_ray.sample.feast_samples import sample_events, sample_features
 from rec_ray.sample.tables import WrittenTable
-from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from rec_ray.schema import EVENT_TIMESTAMP, INTERACTIONS, ITEM_ID, USER_ID
 
 TYPE_NAME = re.compile(r"type|event|action|interaction|kind|behavio|activity|verb|status")
 REFUSED_NAME = re.compile(r"return|refund|cancel|void|removed|deleted")
@@ -33,6 +36,32 @@ MOST_TYPES = 50
 """Maximum number of values of a field with event types."""
 LARGEST_SCALE = 10
 """Maximum value of a rating; larger numbers measure something else."""
+
+
+def decide_roles(
+    store: FeatureStore, registry: Registry, feast: FeastSettings, wishes: LayoutOptions, folder: Path
+) -> tuple[dict[str, Any], pa.Table, list[Choice]]:
+    """Return the values of section `features`, the sampled events and the decisions.
+
+    feast: names the views. wishes: decisions made by the user. folder: receives the samples, `events.parquet` too.
+
+    Raises:
+        EmptyDataError: the events have no usable row.
+        ConfigError, DataError, FeatureStoreError: a view or an option is wrong, or a source cannot be read.
+    """
+    view = find_events(registry, feast)
+    events = sample_events(store, view, folder / "events.parquet")
+    if not events.num_rows:
+        raise EmptyDataError(f"the events of view {view.view.name!r} have no row with both ids and a time")
+    interaction, choices = decide_events(events, wishes)
+    values: dict[str, Any] = {}
+    for name, reserved in (("user", INTERACTIONS.names), ("item", ITEMS.names)):
+        side = find_side(registry, feast, name)  # type: ignore[arg-type]
+        values[name], readable, decided = decide_features(store, side, set(reserved), folder)
+        choices += decided
+        if name == "item" and readable is not None:
+            values["item_name"] = readable
+    return {**values, "interaction": interaction}, events, choices
 
 
 def decide_features(
@@ -53,7 +82,8 @@ def decide_features(
             kind = rows.schema.field(name).type
             used = f"{view.name}__{name}" if name in reserved else name
             if not _is_usable(kind):
-                choices.append(Choice(what, "left out", f"{kind} is not a feature type"))
+                why = "every value is null" if pa.types.is_null(kind) else f"{kind} is not a feature type"
+                choices.append(Choice(what, "left out", why))
                 continue
             table = WrittenTable(side.side, path, rows.num_rows, pa.schema([rows.schema.field(name)]))
             declared = declare_features(table)

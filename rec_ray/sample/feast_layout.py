@@ -16,10 +16,11 @@ from rec_ray.config import FeastSettings
 from rec_ray.errors import ConfigError, list_names
 from rec_ray.feature_store.definitions import find_events, find_side, why_not_computed
 from rec_ray.feature_store.registry import Registry, hint
+from rec_ray.sample.roles import Ask, Question
 
 USER_WORDS = re.compile(
     r"user|customer|client|member|viewer|visitor|shopper|buyer|account|person|people|reader|listener|subscriber|guest"
-    r"|player|student|patient|profile|consumer|household|session|passenger|traveller|traveler|kunde|cust"
+    r"|player|student|learner|employee|donor|citizen|tenant|rider|driver|follower|patient|profile|consumer|household|session|passenger|traveller|traveler|kunde|cust"
 )
 ITEM_WORDS = re.compile(
     r"item|product|article|sku|film|movie|book|song|track|video|title|listing|offer|content|good|recipe|game|course"
@@ -62,12 +63,14 @@ class Layout:
 def find_layout(
     registry: Registry,
     wishes: LayoutOptions,
-    count_rows: Callable[[Any], int | None],
+    count_rows: Callable[[Any], int],
     count_ids: Callable[[Any, str], int],
+    ask: Ask | None = None,
 ) -> Layout:
     """Decide which view contains the events and which entity is the user.
 
-    count_rows: rows of a view, None if unknown before reading. count_ids: distinct ids in a column of a view.
+    count_rows: rows of a view. count_ids: distinct ids in a column of a view.
+    ask: prompts where several views or columns qualify; None takes the likely one.
 
     Raises:
         ConfigError: no view can contain the events, or an option names a missing view or column.
@@ -75,9 +78,9 @@ def find_layout(
     views = {name: view for name, view in registry.views.items() if not is_result(view)}
     results = sorted(set(registry.views) - set(views))
     choices: list[Choice] = []
-    events = _find_events(registry, views, wishes, count_rows, choices)
+    events = _find_events(registry, views, wishes, count_rows, choices, ask)
     ids = _ids_of(events, views, registry)
-    user, item = _user_and_item(events, ids, registry, wishes, count_ids, choices)
+    user, item = _user_and_item(events, ids, registry, wishes, count_ids, choices, ask)
     user_key = _key_of(user, "user", registry, views, other=item)
     item_key = _key_of(item, "item", registry, views, other=user)
     settings: dict[str, Any] = {"user_key": user_key, "item_key": item_key}
@@ -160,8 +163,9 @@ def _find_events(
     registry: Registry,
     views: Mapping[str, Any],
     wishes: LayoutOptions,
-    count_rows: Callable[[Any], int | None],
+    count_rows: Callable[[Any], int],
     choices: list[Choice],
+    ask: Ask | None,
 ) -> Any:
     option = "--events-view"
     if wishes.events_view is not None:
@@ -190,9 +194,13 @@ def _find_events(
         )
         return view
     counts = {name: count_rows(view) for name, view in found.items()}
-    name = max(found, key=lambda each: (counts[each] or 0, each == "interactions"))
-    rows = ", ".join(f"{each} {'?' if count is None else format(count, ',')}" for each, count in counts.items())
-    choices.append(Choice("events", name, f"most rows of the views with two ids: {rows}", option))
+    name = max(found, key=lambda each: (counts[each], each == "interactions"))
+    rows = ", ".join(f"{each} {count:,}" for each, count in counts.items())
+    why = f"most rows of the views with two ids: {rows}"
+    if ask is not None:
+        text = f"Which view has the events to learn from? Rows: {rows}"
+        name, why = ask(Question(text, option, name, tuple(found))), "your answer"
+    choices.append(Choice("events", name, why, option))
     return found[name]
 
 
@@ -203,6 +211,7 @@ def _user_and_item(
     wishes: LayoutOptions,
     count_ids: Callable[[Any, str], int],
     choices: list[Choice],
+    ask: Ask | None,
 ) -> tuple[str, str]:
     columns = [*events.join_keys, *(each.name for each in events.features)]
     for name, option in ((wishes.user_column, "--user-column"), (wishes.item_column, "--item-column")):
@@ -213,13 +222,16 @@ def _user_and_item(
             )
     user, item = wishes.user_column, wishes.item_column
     ids = ids or columns
-    why = {"user": "set by the option", "item": "set by the option"}
+    why = {side: "set by the option" for side, name in (("user", user), ("item", item)) if name is not None}
     for side in ("user", "item"):
         named = [name for name in ids if _side_of(name, registry) == side and name not in (user, item)]
+        if len(named) > 1 and ask is not None and (user if side == "user" else item) is None:
+            text = f"Which id is that of the {side}s? Several names suggest {'people' if side == 'user' else 'things'}"
+            named, why[side] = [ask(Question(text, f"--{side}-column", named[0], tuple(named)))], "your answer"
         if side == "user" and user is None and named:
-            user, why["user"] = named[0], "the name suggests people"
+            user, why["user"] = named[0], why.get("user", "the name suggests people")
         if side == "item" and item is None and named:
-            item, why["item"] = named[0], "the name suggests things"
+            item, why["item"] = named[0], why.get("item", "the name suggests things")
     left = [name for name in ids if name not in (user, item)]
     if user is None and item is None and len(left) > 1:
         counts = {name: count_ids(events, name) for name in left}
@@ -228,6 +240,14 @@ def _user_and_item(
         why["user"] = why["item"] = "usually there are more users than items: " + ", ".join(
             f"{n} {c:,}" for n, c in counts.items()
         )
+        if ask is not None:
+            text = f"Which id is that of the users? Distinct ids: {', '.join(f'{n} {c:,}' for n, c in counts.items())}"
+            user = ask(Question(text, "--user-column", user, tuple(left)))
+            left.remove(user)
+            item, why["user"], why["item"] = left[0], "your answer", "the other id of the events"
+            if len(left) > 1:
+                item = ask(Question("Which id is that of the items?", "--item-column", item, tuple(left)))
+                why["item"] = "your answer"
     elif user is None and left:
         user, why["user"] = left[0], "the other id of the events"
     elif item is None and left:

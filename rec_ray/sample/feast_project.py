@@ -13,25 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
 from rec_ray.config import FeastSettings, PublishSettings, Settings
 from rec_ray.config.loading import SETTINGS_FILE
-from rec_ray.data.load_items import ITEMS
-from rec_ray.errors import ConfigError, EmptyDataError
-from rec_ray.feature_store.definitions import find_events, find_side
+from rec_ray.data.feature_sample import examine_features
+from rec_ray.errors import ConfigError, DataError
+from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.feast_views import SIMILAR_SOURCE
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.repository import open_store
-from rec_ray.sample.feast_features import decide_events, decide_features
+from rec_ray.sample.feast_features import decide_roles
 from rec_ray.sample.feast_layout import Choice, LayoutOptions, find_layout
-from rec_ray.sample.feast_samples import count_ids, count_rows, earliest_time, sample_events
+from rec_ray.sample.feast_samples import count_ids, count_rows
 from rec_ray.sample.project import NEWCOMERS, REPEATS
+from rec_ray.sample.roles import Ask
 from rec_ray.sample.survey import share_of_newcomers, share_of_repeats
-from rec_ray.schema import EVENT_TIMESTAMP, INTERACTIONS, ITEM_ID, USER_ID
+from rec_ray.schema import ITEM_ID, USER_ID
 
 SIMILAR_ITEMS = 20
 
@@ -50,13 +50,16 @@ class FeastProject:
     warnings: tuple[str, ...]
 
 
-def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions | None = None) -> FeastProject:
+def init_from_feast(
+    folder: str | Path, repo: str | Path, wishes: LayoutOptions | None = None, ask: Ask | None = None
+) -> FeastProject:
     """Write the settings file of a project that reads an existing Feast repository.
 
     Args:
         folder: receives `rec_ray.yaml`; it may be the one that contains the repository.
         repo: folder with feature_store.yaml, or that file.
         wishes: decisions made by the user.
+        ask: prompts for an ambiguous decision; None takes the likely one.
 
     Raises:
         ConfigError: the settings file exists already, or the repository is unreadable or has no events or items.
@@ -70,35 +73,23 @@ def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions 
     store = open_store(repo)
     registry = read_registry(store)
     layout = find_layout(
-        registry, wishes, lambda view: count_rows(store, view), lambda view, column: count_ids(store, view, column)
+        registry, wishes, lambda view: count_rows(store, view), lambda view, column: count_ids(store, view, column), ask
     )
     feast = FeastSettings.model_validate(dict(layout.settings))
-    choices, warnings = list(layout.choices), []
+    choices = list(layout.choices)
     with tempfile.TemporaryDirectory(prefix="rec_ray_") as temporary:
         scratch = Path(temporary)
-        view = find_events(registry, feast)
-        events = sample_events(store, view, scratch / "events.parquet")
-        if not events.num_rows:
-            raise EmptyDataError(f"the events of view {view.view.name!r} have no row with both ids and a time")
-        interaction, decided = decide_events(events, wishes)
+        features, events, decided = decide_roles(store, registry, feast, wishes, scratch)
         choices += decided
-        features: dict[str, Any] = {}
-        for name, reserved in (("user", INTERACTIONS.names), ("item", ITEMS.names)):
-            side = find_side(registry, feast, name)  # type: ignore[arg-type]
-            features[name], readable, decided = decide_features(store, side, set(reserved), scratch)
-            choices += decided
-            if name == "item" and readable is not None:
-                features["item_name"] = readable
-            warnings += _late_views(store, side.views, events)
         values: dict[str, Any] = {"feast": {"repo": _place(Path(repo), folder), **layout.settings}}
         if not is_published(store, PublishSettings()):
             # The views of `rec-ray feast-views` include one for similar items.
             values["publish"] = {"similar_push_source": SIMILAR_SOURCE}
             values["candidates"] = {"similar_items": SIMILAR_ITEMS}
-        values["features"] = {**features, "interaction": interaction}
-        for section, decided_values in _protocol(scratch / "events.parquet", interaction, choices).items():
+        values["features"] = features
+        for section, decided_values in _protocol(scratch / "events.parquet", features["interaction"], choices).items():
             values[section] = {**values.get(section, {}), **decided_values}
-    Settings.model_validate(values)
+    warnings = _suspicious(store, Settings.model_validate(values))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(_render(values, choices), encoding="utf-8")
@@ -116,18 +107,12 @@ def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions 
     )
 
 
-def _late_views(store: Any, views: Any, events: pa.Table) -> list[str]:
-    """Return a warning for each view whose rows begin after half of the events: its features are null before."""
-    middle = pc.quantile(pc.cast(events[EVENT_TIMESTAMP], pa.int64()), 0.5, interpolation="lower")[0].as_py()
-    said = []
-    for each in views:
-        earliest = earliest_time(store, each.view)
-        if earliest is not None and int(earliest.timestamp() * 1_000_000) > middle:
-            said.append(
-                f"the rows of view {each.name!r} begin on {earliest:%Y-%m-%d}, after half of the events, for which its "
-                "features are unknown; date its rows when they became true"
-            )
-    return said
+def _suspicious(store: FeatureStore, settings: Settings) -> list[str]:
+    """Return warnings about ids of events without a match and features unknown in training or today."""
+    try:
+        return examine_features(store, settings.feast, settings.features, settings.evaluation)
+    except DataError as error:
+        return [str(error)]
 
 
 def _protocol(path: Path, interaction: Mapping[str, Any], choices: list[Choice]) -> dict[str, Any]:

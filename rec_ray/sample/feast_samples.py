@@ -27,11 +27,13 @@ EVENT_ROWS = 1_000_000
 _ENTITY = "entity_id"
 
 
-def count_rows(store: FeatureStore, view: Any) -> int | None:
-    """Return the number of rows of a view, None if unknown before reading."""
+def count_rows(store: FeatureStore, view: Any) -> int:
+    """Return the number of rows of a view; of a source without files, the rows of a sample, which is large enough."""
     source = FeatureSource.of(view.batch_source, {}, what=f"view {view.name!r}")
     counts = [part.rows for part in slice_source(store, source, SAMPLE_ROWS)]
-    return None if None in counts else sum(count or 0 for count in counts)
+    if None in counts:
+        return _sample(store, source, SAMPLE_ROWS).num_rows
+    return sum(count or 0 for count in counts)
 
 
 def count_ids(store: FeatureStore, view: Any, column: str) -> int:
@@ -76,7 +78,7 @@ def sample_features(store: FeatureStore, side: Side, view: SideView, path: Path)
         name: side.find(name, "features")[1].name for name in side.field_names if side.find(name, "features")[0] is view
     }
     if view in side.computed:
-        ids, times = _entities(store, side)
+        ids, times = _entities(store, view)
         rows = point_in_time(portable_config(store), side.join(names), ids, times) if len(ids) else None
         table = rows if rows is not None else pa.table({name: pa.nulls(0) for name in names})
     else:
@@ -95,17 +97,13 @@ def sample_features(store: FeatureStore, side: Side, view: SideView, path: Path)
     return table
 
 
-def earliest_time(store: FeatureStore, view: Any) -> Any:
-    """Return the earliest time of a view's rows in a sample, None without rows."""
-    source = FeatureSource.of(view.batch_source, {}, what=f"view {view.name!r}")
-    return pc.min(_sample(store, source, SAMPLE_ROWS)[EVENT_TIMESTAMP]).as_py()
-
-
-def _entities(store: FeatureStore, side: Side) -> tuple[pa.Array, pa.Array]:
-    view = side.views[0].view
-    source = FeatureSource.of(view.batch_source, {_ENTITY: view.join_keys[0]}, what=f"view {view.name!r}")
-    rows = _sample(store, source, SAMPLE_ROWS)
-    grouped = rows.group_by(_ENTITY).aggregate([(EVENT_TIMESTAMP, "max")])
+def _entities(store: FeatureStore, computed: SideView) -> tuple[pa.Array, pa.Array]:
+    """Return the ids in the views that an on-demand view reads, each with the time of its newest row in any of them."""
+    rows = []
+    for view in computed.sources.values():
+        source = FeatureSource.of(view.batch_source, {_ENTITY: view.join_keys[0]}, what=f"view {view.name!r}")
+        rows.append(_sample(store, source, SAMPLE_ROWS))
+    grouped = pa.concat_tables(rows).group_by(_ENTITY).aggregate([(EVENT_TIMESTAMP, "max")])
     return grouped[_ENTITY].combine_chunks(), grouped[f"{EVENT_TIMESTAMP}_max"].combine_chunks()
 
 

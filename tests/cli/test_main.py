@@ -54,7 +54,7 @@ def test_a_stopped_command_reports_whether_a_version_went_live_whatever_the_step
     # What a shell starts in the background ignores Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert main(["run", "-C", str(tmp_path)]) == code
+        assert main(["run", "-C", str(tmp_path), "--run-id", "any"]) == code
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines()[-1] == f"rec-ray: {word}; {made}"

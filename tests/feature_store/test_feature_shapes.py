@@ -14,6 +14,7 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSo
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Bytes, Float64, Int64, String, UnixTimestamp
+from tiny_offline_store import TinySource
 
 from rec_ray.config import FeastSettings
 from rec_ray.errors import ConfigError
@@ -117,6 +118,17 @@ class Database:
             frame.to_sql(name, connection, schema=self.schema, index=False)
         place = {"query": f"SELECT * FROM {self.schema}.{name}", "timestamp_field": "event_timestamp"}
         return PostgreSQLSource(name=f"{name}_source", **place, **more)
+
+
+@dataclass
+class TinyTables:
+    """Tables that only an offline store of one's own reads."""
+
+    path: Path
+
+    def write(self, name, frame, **more):
+        frame.to_pickle(self.path / f"{name}.table")
+        return TinySource(str(self.path / f"{name}.table"), timestamp_field="event_timestamp", **more)
 
 
 def view(name, source, fields, entities=None, ttl=timedelta(0)):
@@ -315,6 +327,18 @@ def test_each_value_is_that_of_the_newest_row_of_its_user(shape, tmp_path, make_
 
 ON_FILES_ONLY = (a_folder_of_parts, bytes_beside)
 """A database has no folders, and Feast knows no type for its bytes."""
+
+
+def test_each_value_is_right_in_an_offline_store_of_ones_own(tmp_path, make_repo):
+    """Such as Snowflake or BigQuery: rows come through the two methods that every offline store has."""
+    for shape in SHAPES:
+        if shape in ON_FILES_ONLY:
+            continue
+        folder = tmp_path / shape.__name__
+        folder.mkdir()
+        made = shape(TinyTables(folder))
+        store = make_repo(folder, made.objects, offline="tiny_offline_store.TinyOfflineStore")
+        require_right_values(store, made)
 
 
 @pytest.mark.usefixtures("processes")

@@ -1,16 +1,20 @@
 """`rec-ray init --feast` on repositories as people have them: what it decides, and that the settings fit."""
 
+import contextlib
+import os
+import pty
 import re
-from datetime import timedelta
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, RequestSource, ValueType
-from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
+from feast import FeatureService, Field, FileSource, PushSource, RequestSource, ValueType
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String, UnixTimestamp
+from feast.types import Array, Bool, Float32, Float64, Int64, String, UnixTimestamp
+from feast_shops import START, N, Repo, TableRepo, entity, events, films, people
 
 from rec_ray.config.loading import load_settings
 from rec_ray.errors import ConfigError, SchemaError
@@ -22,77 +26,6 @@ from rec_ray.feature_store.repository import open_store
 from rec_ray.preflight import find_faults
 from rec_ray.sample.feast_layout import LayoutOptions
 from rec_ray.sample.feast_project import init_from_feast
-
-START = pd.Timestamp("2026-01-01", tz="UTC")
-N = 400
-
-
-def entity(name, key, kind=ValueType.INT64):
-    return Entity(name=name, join_keys=[key], value_type=kind)
-
-
-class Repo:
-    """Files and definitions of a repository."""
-
-    def __init__(self, folder):
-        self.folder, self.objects = folder, []
-        (folder / "data").mkdir(parents=True)
-
-    def source(self, name, frame, time="event_timestamp", **more):
-        path = self.folder / "data" / f"{name}.parquet"
-        frame.to_parquet(path, index=False)
-        return FileSource(name=f"{name}_source", path=str(path), timestamp_field=time, **more)
-
-    def view(self, name, entities, fields, source):
-        schema = [Field(name=field, dtype=dtype) for field, dtype in fields.items()]
-        view = FeatureView(name=name, entities=entities, ttl=timedelta(0), schema=schema, source=source)
-        self.objects += [*entities, view]
-        return view
-
-
-class TableRepo(Repo):
-    """The same in a schema of PostgreSQL."""
-
-    def __init__(self, folder, engine):
-        super().__init__(folder)
-        self.engine = engine
-
-    def source(self, name, frame, time="event_timestamp", **more):
-        with self.engine.begin() as connection:
-            connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS theirs")
-            frame.to_sql(name, connection, schema="theirs", index=False)
-        table = f"SELECT * FROM theirs.{name}"
-        return PostgreSQLSource(name=f"{name}_source", query=table, timestamp_field=time, **more)
-
-
-def people(random, key):
-    begun = START - pd.Timedelta("400D")
-    return pd.DataFrame({key: np.arange(1, N + 1), "event_timestamp": begun, "age": random.integers(15, 80, N)})
-
-
-def films(folder, random, repo=None):
-    """Ratings without a type, three views, no service, no push source."""
-    repo = repo or Repo(folder)
-    viewer, film = entity("viewer", "userid"), entity("film", "movie_id")
-    viewers = people(random, "userid").assign(gender=random.choice(["F", "M"], N))
-    repo.view("viewer_features", [viewer], {"age": Int64, "gender": String}, repo.source("viewers", viewers))
-    genres = ["|".join(random.choice(["Drama", "War", "Noir", "Comedy"], 2, replace=False)) for _ in range(N)]
-    catalogue = pd.DataFrame({"movie_id": np.arange(1, N + 1), "event_timestamp": START - pd.Timedelta("400D")})
-    catalogue = catalogue.assign(title=[f"The film {k}" for k in range(N)], genres=genres, poster=b"x")
-    fields = {"title": String, "genres": String, "poster": Bytes}
-    repo.view("film_features", [film], fields, repo.source("films", catalogue))
-    rated = events(random, "userid", "movie_id").assign(rating=random.integers(1, 6, 4 * N).astype("float32"))
-    rated = rated.assign(created=rated.event_timestamp)
-    source = repo.source("ratings", rated, created_timestamp_column="created")
-    repo.view("ratings", [viewer, film], {"rating": Float32}, source)
-    return repo
-
-
-def events(random, user, item):
-    times = START + pd.to_timedelta(np.sort(random.integers(0, 100 * 86400, 4 * N)), unit="s")
-    return pd.DataFrame(
-        {user: random.integers(1, N + 1, 4 * N), item: random.integers(1, N + 1, 4 * N), "event_timestamp": times}
-    )
 
 
 def test_a_film_shop_is_understood_and_its_settings_fit(tmp_path, make_repo):
@@ -337,3 +270,110 @@ def test_tables_of_a_database_are_understood_as_files_are(tmp_path, make_repo, p
     source = event_source(read_registry(store), settings.feast, settings.features)
     parts = [read_slice(portable_config(store), part) for part in slice_source(store, source, N)]
     assert sum(part.num_rows for part in parts) == 4 * N
+
+
+def test_a_view_computed_from_two_views_is_known_from_the_time_of_the_later_one(tmp_path, make_repo):
+    """Rows of the second view begin after those of the first: sampled as of the first, every value would be null."""
+    random = np.random.default_rng(9)
+    repo = films(tmp_path / "theirs", random)
+    viewer = entity("viewer", "userid")
+    habits = people(random, "userid").drop(columns="age").assign(hours=random.random(N), event_timestamp=START)
+    habits = repo.view("habits", [viewer], {"hours": Float64}, repo.source("habits", habits))
+    viewers = next(each for each in repo.objects if each.name == "viewer_features")
+
+    @on_demand_feature_view(sources=[viewers, habits], schema=[Field(name="hours_per_year", dtype=Float64)])
+    def ratio(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"hours_per_year": inputs["hours"] / inputs["age"]})
+
+    make_repo(tmp_path / "theirs" / "repo", [*repo.objects, ratio])
+    made = init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    assert load_settings(made.settings).features.user["hours_per_year"].kind == "numeric"
+
+
+def test_ids_that_do_not_match_are_warned_of(tmp_path, make_repo):
+    """Numbers in the events, text with zeros in front in the view of users: no user has a feature."""
+    random = np.random.default_rng(10)
+    repo = Repo(tmp_path / "theirs")
+    learner, course = entity("learner", "learner", ValueType.STRING), entity("course", "course")
+    padded = people(random, "learner").assign(learner=lambda rows: rows.learner.map("{:06d}".format))
+    repo.view("learners", [learner], {"age": Int64}, repo.source("learners", padded))
+    repo.view("courses", [course], {"age": Int64}, repo.source("courses", people(random, "course")))
+    starts = repo.source("starts", events(random, "learner", "course").assign(progress=random.random(4 * N)))
+    repo.view("starts", [learner, course], {"progress": Float64}, starts)
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    made = init_from_feast(tmp_path / "shop", tmp_path / "theirs" / "repo")
+    (said,) = made.warnings
+    assert "user ids in the events have nothing in the feature store: events have '1', the feature store has" in said
+
+
+def two_event_views(folder, random):
+    """Two views with two ids, and ids whose names say nothing."""
+    repo = Repo(folder)
+    left, right = entity("a", "a"), entity("b", "b")
+    repo.view("of_a", [left], {"age": Int64}, repo.source("of_a", people(random, "a")))
+    repo.view("of_b", [right], {"age": Int64}, repo.source("of_b", people(random, "b").head(N // 2)))
+    many = events(random, "a", "b").assign(b=lambda rows: rows.b % (N // 2) + 1, seconds=random.random(4 * N))
+    repo.view("many", [left, right], {"seconds": Float64}, repo.source("many", many))
+    repo.view("few", [left, right], {"seconds": Float64}, repo.source("few", many.head(N)))
+    return repo
+
+
+def test_ambiguous_decisions_are_asked_on_a_terminal(tmp_path, make_repo):
+    repo = two_event_views(tmp_path / "theirs", np.random.default_rng(11))
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    asked = []
+
+    def ask(question):
+        asked.append(question)
+        return {"--events-view": "few", "--user-column": "b"}[question.option]
+
+    made = init_from_feast(tmp_path / "asked", tmp_path / "theirs" / "repo", ask=ask)
+    assert [(question.guess, question.choices) for question in asked] == [("many", ("many", "few")), ("a", ("a", "b"))]
+    feast = load_settings(made.settings).feast
+    assert (feast.events_view, feast.user_key, feast.item_key) == ("few", "b", "a")
+    assert "your answer" in {choice.why for choice in made.choices}
+    made = init_from_feast(tmp_path / "decided", tmp_path / "theirs" / "repo")
+    feast = load_settings(made.settings).feast
+    assert (feast.events_view, feast.user_key, feast.item_key) == ("many", "a", "b")
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(("more", "answers", "events_view"), [((), "nine\nfew\n\n", "few"), (("--yes",), "", "many")])
+def test_the_command_asks_on_a_terminal_and_yes_takes_the_decisions(tmp_path, make_repo, more, answers, events_view):
+    repo = two_event_views(tmp_path / "theirs", np.random.default_rng(11))
+    make_repo(tmp_path / "theirs" / "repo", repo.objects)
+    command = [sys.executable, "-m", "rec_ray.cli", "init", str(tmp_path / "shop")]
+    code, said = type_into([*command, "--feast", str(tmp_path / "theirs" / "repo"), *more], answers)
+    assert code == 0, said
+    assert ("Which view has the events" in said) == ("'nine' is none of them" in said) == (not more)
+    assert load_settings(tmp_path / "shop" / "rec_ray.yaml").feast.events_view == events_view
+
+
+def type_into(command, answers):
+    """Run a command on a pseudo terminal with these answers; return its exit code and what it printed."""
+    terminal, other = pty.openpty()
+    with subprocess.Popen(command, stdin=other, stdout=other, stderr=other, close_fds=True) as running:
+        os.close(other)
+        os.write(terminal, answers.encode())
+        said = b""
+        with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+            while part := os.read(terminal, 4096):
+                said += part
+    os.close(terminal)
+    return running.returncode, " ".join(said.decode().split())
+
+
+def test_views_to_publish_to_are_written_with_the_project(tmp_path, make_repo, capsys):
+    from rec_ray.cli.main import main
+
+    repo = films(tmp_path / "theirs", np.random.default_rng(0))
+    place, shop = tmp_path / "theirs" / "repo", tmp_path / "shop"
+    make_repo(place, repo.objects)
+    assert main(["init", str(shop), "--feast", str(place), "--publish-views"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        f"Views to publish to: {place / 'rec_ray_views.py'}",
+        f"Next: rec-ray feast-views -C {shop} --apply && rec-ray run -C {shop}",
+    ]
+    compile((place / "rec_ray_views.py").read_text(), "rec_ray_views.py", "exec")
+    assert "user_items" not in read_registry(open_store(place)).views, "only --apply adds them"
