@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from rec_ray.config import FeastSettings, Settings
+from rec_ray.config.decided_features import with_decisions, without_decisions
 from rec_ray.data.load_items import ITEMS
 from rec_ray.errors import ConfigError, DataError, RecRayError, SchemaError, list_names
 from rec_ray.feature_store.api import FeatureStore
@@ -36,7 +37,7 @@ from rec_ray.logs import LOGGER
 from rec_ray.publishing.push import check_push_target, wanted_targets
 from rec_ray.retrieval.features.columns import as_numbers, as_values, as_vectors
 from rec_ray.retrieval.lists.item_filters import try_filters
-from rec_ray.sample.run_features import DecidedFeatures, decide_run_features, with_decisions, without_decisions
+from rec_ray.sample.run_features import DecidedFeatures, decide_run_features
 from rec_ray.schema import INTERACTIONS, FeatureDeclaration
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from rec_ray.candidate_store.increments import increments_folder
 from rec_ray.candidate_store.manifest import PENDING
 from rec_ray.candidates.generate import generate_candidates
 from rec_ray.config import FeatureSettings, deciding_settings, hash_settings, redact_settings
-from rec_ray.config.stored_features import with_stored_features
+from rec_ray.config.decided_features import with_stored_features
 from rec_ray.contracts import (
     ActiveUsers,
     Candidates,

@@ -23,6 +23,7 @@ import ray
 from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER
 from rec_ray.cli.plan import plan_run
 from rec_ray.config import Settings
+from rec_ray.config.decided_features import without_decisions
 from rec_ray.data.event_sample import examine_events
 from rec_ray.data.feature_sample import examine_features
 from rec_ray.data.side_tables import find_side_tables
@@ -40,7 +41,6 @@ from rec_ray.preflight import DEFINITIONS, SOURCES, complete_settings, find_faul
 from rec_ray.publishing.push import check_push_targets, find_push_targets
 from rec_ray.runs.context import open_feature_store
 from rec_ray.runs.stores import open_object_store, open_version_database
-from rec_ray.sample.run_features import without_decisions
 from rec_ray.schema import ITEM_IDS, SCORES, USER_ID
 from rec_ray.search_views.vectors import search_dimensions
 

@@ -15,7 +15,7 @@ from rec_ray.candidate_store.manifest import ITEM_FOLDER, read_manifest, read_pa
 from rec_ray.candidate_store.parts import StoredCandidates
 from rec_ray.candidate_store.stored_lists import any_user, newest_candidates, read_list
 from rec_ray.config import Settings
-from rec_ray.config.stored_features import with_stored_features
+from rec_ray.config.decided_features import with_stored_features
 from rec_ray.errors import DataError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import read_items

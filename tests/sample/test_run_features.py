@@ -5,8 +5,8 @@ import pytest
 from feast_shops import films
 
 from rec_ray.config import Settings
+from rec_ray.config.decided_features import with_stored_features
 from rec_ray.config.loading import load_settings
-from rec_ray.config.stored_features import with_stored_features
 from rec_ray.errors import ConfigError
 from rec_ray.feature_store.repository import open_store
 from rec_ray.preflight import complete_settings, find_faults
@@ -69,6 +69,10 @@ def test_a_stored_model_brings_the_features_that_were_decided_for_it(place):
     metadata = {"settings": decided.model_dump(mode="json")}
     assert with_stored_features(settings, metadata).features == decided.features
     assert with_stored_features(Settings(), metadata) == Settings()
+    # Users who are excluded after the training stay excluded.
+    excluding = {"auto": True, "interaction": {"exclude_users": ["7"]}}
+    later = with_stored_features(Settings.model_validate({"feast": VIEWS, "features": excluding}), metadata).features
+    assert later.interaction.exclude_users == ["7"] and later.item == decided.features.item
 
 
 def test_faults_of_the_views_are_told_before_anything_is_decided(place):
