@@ -11,6 +11,7 @@ from tiny_offline_store import TinySource
 
 START = pd.Timestamp("2026-01-01", tz="UTC")
 N = 400
+GROUPS = 20
 WEEKS = pd.to_timedelta(np.arange(0, 100, 7), unit="D")
 
 
@@ -76,14 +77,14 @@ def people(random, key):
 def films(folder, random, repo=None):
     """Ratings without a type, three views, no service, no push source.
 
-    Women see films of odd numbers, which are dramas; men see the others, which are about war.
+    Viewers of a town see films of one genre: both are numbers modulo GROUPS.
     """
     repo = repo or Repo(folder)
     viewer, film = entity("viewer", "userid"), entity("film", "movie_id")
-    viewers = people(random, "userid").assign(gender=lambda rows: np.where(rows.userid % 2, "F", "M"))
-    repo.view("viewer_features", [viewer], {"age": Int64, "gender": String}, repo.source("viewers", viewers))
+    viewers = people(random, "userid").assign(town=lambda rows: [f"town {k % GROUPS}" for k in rows.userid])
+    repo.view("viewer_features", [viewer], {"age": Int64, "town": String}, repo.source("viewers", viewers))
     more = random.choice(["Noir", "Comedy", "Silent", "Short"], N)
-    genres = ["|".join(random.permutation([["War", "Drama"][k % 2], more[k - 1]])) for k in range(1, N + 1)]
+    genres = ["|".join(random.permutation([f"genre {k % GROUPS}", more[k - 1]])) for k in range(1, N + 1)]
     catalogue = pd.DataFrame({"movie_id": np.arange(1, N + 1), "event_timestamp": START - pd.Timedelta("400D")})
     catalogue = catalogue.assign(title=[f"The film {k}" for k in range(N)], genres=genres, poster=b"x")
     fields = {"title": String, "genres": String, "poster": Bytes}
@@ -99,7 +100,7 @@ def model_shop(repo, random):
     """Text keys, views that are pushed to, two views of events, features that expire, one service for a model."""
     user, item = entity("user", "uid", ValueType.STRING), entity("product", "pid", ValueType.STRING)
     begun = START - pd.Timedelta("1D")
-    of_group = lambda key: lambda rows: rows[key].map(lambda k: f"group {int(k[1:]) % 2}")  # noqa: E731
+    of_group = lambda key: lambda rows: rows[key].map(lambda k: f"group {int(k[1:]) % GROUPS}")  # noqa: E731
     users = people(random, "uid").assign(uid=lambda rows: "u" + rows.uid.astype(str), town=of_group("uid"))
     profile = repo.view("profile", [user], {"age": Int64, "town": String}, repo.pushed("profile", users))
     weeks = [users[["uid"]].assign(visits=random.integers(0, 9, N), event_timestamp=begun + week) for week in WEEKS]
@@ -121,8 +122,8 @@ def model_shop(repo, random):
 
 
 def events(random, user, item):
-    """Return events of which nine in ten are of a user and an item whose numbers are both even, or both odd."""
+    """Return events of which nine in ten are of a user and an item of one group: their number modulo GROUPS."""
     times = START + pd.to_timedelta(np.sort(random.integers(0, 100 * 86400, 4 * N)), unit="s")
     who, what = random.integers(1, N + 1, 4 * N), random.integers(1, N + 1, 4 * N)
-    alike = (what - 1) // 2 * 2 + 1 + (who % 2 == 0)
+    alike = (who - 1) % GROUPS + 1 + GROUPS * random.integers(0, N // GROUPS, 4 * N)
     return pd.DataFrame({user: who, item: np.where(random.random(4 * N) < 0.9, alike, what), "event_timestamp": times})

@@ -37,7 +37,7 @@ def test_a_film_shop_is_understood_and_its_settings_fit(tmp_path, make_repo):
     feast, features = settings.feast, settings.features
     assert (feast.user_key, feast.item_key, feast.events_view) == ("userid", "movie_id", "ratings")
     assert (feast.user_views, feast.item_views) == (["viewer_features"], ["film_features"])
-    assert {name: each.kind for name, each in features.user.items()} == {"age": "numeric", "gender": "categorical"}
+    assert {name: each.kind for name, each in features.user.items()} == {"age": "numeric", "town": "categorical"}
     assert {name: each.kind for name, each in features.item.items()} == {"title": "text", "genres": "categories"}
     assert (features.item_name, features.item["genres"].separator) == ("title", "|")
     assert (features.interaction.type_field, features.interaction.value_field) == (None, "rating")
@@ -59,7 +59,7 @@ def test_the_command_prints_each_decision_and_the_next_command(tmp_path, make_re
     shop = tmp_path / "shop"
     assert main(["init", str(shop), "--feast", str(tmp_path / "theirs" / "repo"), "--value-column", "rating"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"^  viewer_features\.gender +categorical +.* values in 400 rows$", said, re.M)
+    assert re.search(r"^  viewer_features\.town +categorical +.* values in 400 rows$", said, re.M)
     rating = r"^  rating +value of an event +rating 1 to 5, a rating of 1 to 5: .*\[--value-column\]$"
     assert re.search(rating, said, re.M)
     assert said.rstrip().endswith(f"Next: rec-ray run -C {shop}")
@@ -258,7 +258,7 @@ def test_tables_of_a_database_are_understood_as_files_are(tmp_path, make_repo, p
     assert (made.events, settings.feast.events_view) == (4 * N, "ratings")
     assert {name: each.kind for name, each in settings.features.user.items()} == {
         "age": "numeric",
-        "gender": "categorical",
+        "town": "categorical",
     }
     assert {name: each.kind for name, each in settings.features.item.items()} == {
         "title": "text",
