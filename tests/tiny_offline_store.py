@@ -135,8 +135,9 @@ class TinyOfflineStore(OfflineStore):
             order = [view.timestamp_field, *([view.created_timestamp_column] if view.created_timestamp_column else [])]
             rows = rows.sort_values(order, kind="stable")
             times = pd.to_datetime(rows[view.timestamp_field], utc=True)
+            places = rows.reset_index(drop=True).groupby(key).indices
             found = [
-                _newest(rows, times, rows[key] == asked, when, view.ttl)
+                _newest(times, places.get(asked, ()), when, view.ttl)
                 for asked, when in zip(entity_df[view.entities[0]], entity_df[ENTITY_TIME], strict=True)
             ]
             for column in view.features:
@@ -147,10 +148,11 @@ class TinyOfflineStore(OfflineStore):
         return TinyJob(answer, full_feature_names, computed)
 
 
-def _newest(rows: pd.DataFrame, times: pd.Series, of_entity: pd.Series, when: Any, ttl: int) -> int | None:
-    """Return the place of the last row that was valid, row by row, as slowly as can be."""
-    valid = of_entity & (times <= when)
-    if ttl:
-        valid &= when - times <= pd.Timedelta(seconds=ttl)
-    places = valid.to_numpy().nonzero()[0]
-    return int(places[-1]) if len(places) else None
+def _newest(times: pd.Series, places: Iterable[int], when: Any, ttl: int) -> int | None:
+    """Return the place of the last row of an entity that was valid. places: of its rows, in order of time."""
+    newest = None
+    for place in places:
+        age = when - times.iloc[place]
+        if age >= pd.Timedelta(0) and (not ttl or age <= pd.Timedelta(seconds=ttl)):
+            newest = int(place)
+    return newest

@@ -147,4 +147,4 @@ def test_the_page_for_own_repositories_names_settings_and_options_that_there_are
     assert main(["init", "--help"]) == 0
     known = capsys.readouterr().out
     options = set(re.findall(r"`(--[a-z-]+)`", page)) - {"--apply"}
-    assert len(options) == 5 and all(option in known for option in options)
+    assert len(options) == 7 and all(option in known for option in options)
