@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from rec_ray.config import Settings
 from rec_ray.feature_store.api import FeatureStore
-from rec_ray.feature_store.offline_source import FeatureSource, read_slice, slice_source
-from rec_ray.feature_store.online_features import OnlineView, compare_online, find_online_views
-from rec_ray.feature_store.point_in_time import portable_config
+from rec_ray.feature_store.online_features import OnlineView, compare_online, find_online_views, source_ids
 from rec_ray.publishing.backend_bucket import BUCKET, backend_bucket, legacy_names
 from rec_ray.publishing.materialize_features import wanted_views
 from rec_ray.publishing.user_encoder import check_user_encoder
-from rec_ray.schema import ITEM_ID, USER_ID
 from rec_ray.storage.object_store import Storage
 
 SAMPLED = 100
@@ -57,13 +53,8 @@ def _describe(store: FeatureStore, settings: Settings, view: OnlineView, is_want
 
 def _some_ids(store: FeatureStore, settings: Settings, view: OnlineView) -> list[str]:
     """Return some ids of the rows behind a view."""
-    column = ITEM_ID if view.side.side == "item" else USER_ID
-    source = FeatureSource.of(
-        view.view.batch_source, {column: view.view.join_keys[0]}, what=f"the rows of view {view.name!r}"
-    )
     found: list[str] = []
-    for part in slice_source(store, source, settings.feast.join_rows):
-        ids = pc.unique(read_slice(portable_config(store), part)[column]).drop_null()
+    for ids in source_ids(store, view, settings.feast.join_rows):
         found = list(dict.fromkeys([*found, *ids.slice(0, SAMPLED).to_pylist()]))[:SAMPLED]
         if len(found) == SAMPLED:
             break

@@ -11,19 +11,24 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from rec_ray.candidate_store.erasure import Erased, hash_id
 from rec_ray.config import FeastSettings
 from rec_ray.errors import ConfigError, FeatureStoreError, SchemaError, list_names
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.definitions import Side, SideName, arrow_type, find_side
+from rec_ray.feature_store.offline_source import FeatureSource, read_slice, slice_source
+from rec_ray.feature_store.online_deletion import delete_online_rows
 from rec_ray.feature_store.point_in_time import in_repo, point_in_time, portable_config
 from rec_ray.feature_store.registry import first_line, read_registry
+from rec_ray.schema import ITEM_ID, USER_ID
 
 FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """Start of the first materialisation of a view without TTL; Feast's own start, a year ago, would omit older rows."""
@@ -153,6 +158,42 @@ def compare_online(store: FeatureStore, view: OnlineView, ids: Sequence[str], no
     return OnlineState(len(ids), sum(there), differing)
 
 
+def source_ids(store: FeatureStore, view: OnlineView, rows: int) -> Iterator[pa.Array]:
+    """Yield the distinct ids of the rows behind a view as strings, a slice of about `rows` rows at a time.
+
+    Raises:
+        FeatureStoreError, DataError: the source cannot be read.
+    """
+    column = ITEM_ID if view.side.side == "item" else USER_ID
+    source = FeatureSource.of(
+        view.view.batch_source, {column: view.view.join_keys[0]}, what=f"the rows of view {view.name!r}"
+    )
+    for part in slice_source(store, source, rows):
+        yield pc.unique(read_slice(portable_config(store), part)[column]).drop_null()
+
+
+def delete_forgotten_rows(store: FeatureStore, view: OnlineView, erased: Erased, rows: int) -> int:
+    """Delete the online rows of forgotten users or items that a materialisation wrote again; return their number.
+
+    Their owner has not removed them from the source yet.
+
+    Raises:
+        FeatureStoreError: the online store does not support deletion, or fails.
+    """
+    hashes = erased.items if view.side.side == "item" else erased.users
+    if not hashes:
+        return 0
+    forgotten = {
+        each
+        for ids in source_ids(store, view, rows)
+        for each in ids.to_pylist()
+        if hash_id(view.side.side, each) in hashes
+    }
+    if forgotten:
+        delete_online_rows(store, view.view.join_keys[0], _as_keys(view, sorted(forgotten)))
+    return len(forgotten)
+
+
 def read_online_fields(store: FeatureStore, view: OnlineView, ids: Sequence[str]) -> dict[str, list[Any]]:
     """Return the fields of a view for some ids from the online store; an id without a row has nulls.
 
@@ -160,12 +201,7 @@ def read_online_fields(store: FeatureStore, view: OnlineView, ids: Sequence[str]
         FeatureStoreError: the online store does not respond.
         SchemaError: the join key is a whole number, and an id is not one.
     """
-    key = view.view.join_keys[0]
-    kind = next((arrow_type(each) for each in view.view.entity_columns if each.name == key), None) or pa.string()
-    try:
-        keys = pa.array(ids, pa.string()).cast(kind).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise SchemaError(f"view {view.name!r} has {key} as {kind}, but an id has another type: {error}") from None
+    key, keys = view.view.join_keys[0], _as_keys(view, ids)
     found: dict[str, list[Any]] = {field: [] for field in view.fields}
     features = [f"{view.name}:{field}" for field in view.fields]
     for start in range(0, len(keys), READ_ROWS):
@@ -179,6 +215,21 @@ def read_online_fields(store: FeatureStore, view: OnlineView, ids: Sequence[str]
         for field in view.fields:
             found[field] += answer[field]
     return found
+
+
+def _as_keys(view: OnlineView, ids: Sequence[str]) -> list[Any]:
+    """Return ids with the type of the view's join key.
+
+    Raises:
+        SchemaError: the join key is a whole number, and an id is not one.
+    """
+    key = view.view.join_keys[0]
+    kind = next((arrow_type(each) for each in view.view.entity_columns if each.name == key), None) or pa.string()
+    try:
+        keys: list[Any] = pa.array(ids, pa.string()).cast(kind).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise SchemaError(f"view {view.name!r} has {key} as {kind}, but an id has another type: {error}") from None
+    return keys
 
 
 def _is_same(expected: Any, online: Any) -> bool:

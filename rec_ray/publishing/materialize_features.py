@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+from rec_ray.candidate_store.erasure import Erased
 from rec_ray.candidate_store.manifest import ITEM_FOLDER, USER_FOLDER
 from rec_ray.candidate_store.parts import PartSlice, StoredCandidates, read_slice
 from rec_ray.config import FeastSettings, PublishSettings
@@ -19,6 +20,7 @@ from rec_ray.feature_store.online_features import (
     OnlineState,
     OnlineView,
     compare_online,
+    delete_forgotten_rows,
     find_online_views,
     materialize_view,
 )
@@ -48,10 +50,12 @@ def materialize_features(
     feast: FeastSettings,
     settings: PublishSettings,
     check: Callable[[], None] = lambda: None,
+    erased: Erased | None = None,
 ) -> dict[str, tuple[int, int]]:
     """Materialise the wanted views; return view -> published ids that were compared, and those with a row.
 
-    check: called between views; raises if this process may not continue.
+    check: called between views; raises if this process may not continue. erased: forgotten users and items, whose rows
+    are deleted again, because their owner may not have removed them from the source yet.
 
     Raises:
         ConfigError: `publish.materialize` names a view that cannot be materialised.
@@ -76,6 +80,9 @@ def materialize_features(
             )
             materialize_view(store, view, now, again=True)
             state = compare_online(store, view, ids[side], now)
+        forgotten = delete_forgotten_rows(store, view, erased or Erased(), feast.join_rows)
+        if forgotten:
+            LOGGER.info("view %s: the rows of %s forgotten ids are deleted again", view.name, f"{forgotten:,}")
         _report(view, state)
         found[view.name] = (state.ids, state.there)
         check()
@@ -96,7 +103,8 @@ def _report(view: OnlineView, state: OnlineState) -> None:
     LOGGER.info("view %s is materialised: %s of %s published ids have a row online", view.name, state.there, state.ids)
     if state.differing:
         LOGGER.warning(
-            "view %s: %s of %s published ids have other values online than offline; does another job write this view?",
+            "view %s: %s of %s published ids have other values online than offline; does another job write this view, "
+            "or does the online store keep the first of several rows of one time (Redis)?",
             view.name,
             f"{state.differing:,}",
             f"{state.ids:,}",

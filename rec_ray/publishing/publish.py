@@ -80,7 +80,13 @@ def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[s
         candidates, sha256 = _recorded_candidates(publisher, version, candidates_folder(version))
         require_lists(candidates.manifest, _live_manifest(database, storage, version), publisher.settings.list_floor)
         online = materialize_features(
-            publisher.store, storage, candidates, publisher.feast, publisher.settings, lock.check
+            publisher.store,
+            storage,
+            candidates,
+            publisher.feast,
+            publisher.settings,
+            check=lock.check,
+            erased=database.erased(),
         )
         if publisher.settings.legacy_user_encoder:
             publish_user_encoder(storage, version)

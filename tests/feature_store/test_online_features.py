@@ -10,12 +10,14 @@ import pytest
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.types import Float32, Int64, String
 
+from rec_ray.candidate_store.erasure import Erased
 from rec_ray.config import FeastSettings
 from rec_ray.errors import ConfigError, FeatureStoreError
 from rec_ray.feature_store.online_features import (
     OnlineState,
     OnlineView,
     compare_online,
+    delete_forgotten_rows,
     find_online_views,
     materialize_view,
     read_online_fields,
@@ -127,3 +129,11 @@ def test_a_file_that_is_gone_is_an_error_of_one_line(repo: Any) -> None:
     (Path(repo.repo_path) / "items.parquet").unlink()
     with pytest.raises(FeatureStoreError, match=r"view 'items' could not be materialised: .*is the online store up"):
         materialize_view(repo, view_of(repo, "items"), NOW)
+
+
+def test_forgotten_items_do_not_come_back(repo: Any) -> None:
+    view = view_of(repo, "items")
+    materialize_view(repo, view, NOW)
+    assert delete_forgotten_rows(repo, view, Erased.of(users=["1"]), 100) == 0
+    assert delete_forgotten_rows(repo, view, Erased.of(items=["1", "77"]), 100) == 1
+    assert read_online_fields(repo, view, ["1", "2"])["name"] == [None, "new"]
