@@ -29,8 +29,9 @@ Array = npt.NDArray[Any]
 SIZE, TEXT_SIZE = 64, 384
 """Dimensions of a vector and of a text vector, both constants of the replaced system."""
 PREFERENCES = "preferences"
-"""Field of a new user on which this model depends; the backend joins its values with `SEPARATOR`."""
+"""Field of a new user on which this model depends."""
 SEPARATOR = "|"
+"""Separator with which the backend joins preferences, unless the feature declares another."""
 USERS = 2_000
 """New users that are drawn to fit the encoder; one in five is held out."""
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -81,8 +82,11 @@ def fit_legacy_user_encoder(
         same = embed_new_users(bundle, pa.array([None], pa.string()))[0]
         return LegacyUserEncoder(_weights(np.zeros((TEXT_SIZE, SIZE)), same), None, why)
     rng = np.random.default_rng(seed)
-    chosen = [rng.choice(len(vocabulary), rng.integers(1, min(5, len(vocabulary)) + 1), False) for _ in range(USERS)]
-    preferences = [SEPARATOR.join(vocabulary[place] for place in places) for places in chosen]
+    declared = bundle.preprocessor.users.declarations[PREFERENCES]
+    most = min(5, len(vocabulary)) if declared.kind == "categories" else 1
+    chosen = [rng.choice(len(vocabulary), rng.integers(1, most + 1), False) for _ in range(USERS)]
+    between = declared.separator or SEPARATOR
+    preferences = [between.join(vocabulary[place] for place in places) for places in chosen]
     inputs = _embed_texts(encode, preferences, rng)
     targets = embed_new_users(bundle, pa.array(preferences, pa.string()))
     held_out = np.arange(USERS) % 5 == 0

@@ -23,10 +23,12 @@ from rec_ray.schema import FeatureDeclaration
 TOPICS = ["Kitchen", "Phones", "Cables", "Lamps", "Watches", "Kitchen&Home"]
 
 
-def make_bundle(size: int = 64, *, with_preferences: bool = True, history: str = "mean") -> TwoTowerBundle:
+def make_bundle(
+    size: int = 64, *, with_preferences: bool = True, history: str = "mean", kind: str = "categories"
+) -> TwoTowerBundle:
     declared = {"age": FeatureDeclaration("numeric")}
     if with_preferences:
-        declared |= {"preferences": FeatureDeclaration("categories", separator="|")}
+        declared |= {"preferences": FeatureDeclaration(kind, separator=None if kind == "categorical" else "|")}
     table = pa.table({"preferences": TOPICS, "age": [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]})
     users = fit_features(collect_statistics(table, declared), declared, text_buckets=0, max_vocabulary=10)
     nothing = FeaturePreprocessor({}, {}, {})
@@ -74,9 +76,11 @@ def embed(tower: OldTower, preferences: str, gender: str = "female") -> Any:
         return tower(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.long), texts[None])[0].numpy()
 
 
-@pytest.mark.parametrize("history", ["mean", "none", "transformer"])
-def test_a_new_user_gets_nearly_the_vector_of_the_model(history: str) -> None:
-    bundle = make_bundle(history=history)
+@pytest.mark.parametrize(
+    ("history", "kind"), [("mean", "categories"), ("none", "categorical"), ("transformer", "categories")]
+)
+def test_a_new_user_gets_nearly_the_vector_of_the_model(history: str, kind: str) -> None:
+    bundle = make_bundle(history=history, kind=kind)
     encoder = fit_legacy_user_encoder(bundle, encode)
     tower = load(encoder)
     wanted = embed_new_users(bundle, pa.array([*TOPICS, None], pa.string()))
