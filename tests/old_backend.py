@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import sqlalchemy as sa
 import torch
 from torch import Tensor, nn
@@ -104,13 +105,23 @@ class OldBackend:
         return self.nearest("item_embedding", vector.tolist(), k)
 
     def search(self, text: str, k: int = 5) -> list[str]:
-        """Return the items whose description is next to a text."""
-        return self.nearest("item_textual_features_embed", [float(each) for each in self.encode([text])[0]], k)
+        """Return the items whose description is next to a text, with their features from the offline store."""
+        found = self._documents("item_textual_features_embed", [float(each) for each in self.encode([text])[0]], k)
+        found["event_timestamp"] = pd.to_datetime("now", utc=True)
+        service = self.store.get_feature_service("item_service")
+        values = self.store.get_historical_features(entity_df=found, features=service).to_df()
+        if values["product_name"].isna().any():
+            raise TypeError("a product that was found has no name")
+        return list(values["item_id"])
 
     def nearest(self, view: str, vector: list[float], k: int) -> list[str]:
         """Return the items of a view whose vectors are next to a vector."""
-        found = self.store.retrieve_online_documents(query=vector, top_k=k, features=[f"{view}:item_id"])
-        return list(found.to_df()["item_id"])
+        return list(self._documents(view, vector, k)["item_id"])
+
+    def _documents(self, view: str, vector: list[float], k: int) -> pd.DataFrame:
+        answer = self.store.retrieve_online_documents(query=vector, top_k=k, features=[f"{view}:item_id"])
+        found: pd.DataFrame = answer.to_df()
+        return found
 
     def _read(self, name: str) -> bytes:
         with self.objects.open_input_stream(f"user-encoder/{name}") as stream:

@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 from rec_ray.errors import SchemaError
 from rec_ray.feature_store.as_of_join import find_newest_rows
 from rec_ray.feature_store.source_files import (
-    as_timestamp,
     as_utc,
     check_columns,
     column_in_file,
@@ -162,7 +161,7 @@ def check_view_columns(schema: pa.Schema, view: JoinedView, path: str) -> None:
     for column in created:
         if not pa.types.is_timestamp(schema.field(column).type):
             kind = schema.field(column).type
-            raise SchemaError(f"{view.in_words}: column {column!r} of {path} is {kind}; {as_timestamp(column, kind)}")
+            raise SchemaError(f"{view.in_words}: column {column!r} of {path} is {kind}; expected a timestamp")
     kind = schema.field(key).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):

@@ -108,18 +108,8 @@ def check_columns(schema: pa.Schema, columns: Iterable[str], time: str, where: s
         )
     kind = schema.field(time).type
     if not pa.types.is_timestamp(kind):
-        raise SchemaError(f"{what}: column {time!r} of {where} is {kind}; {as_timestamp(time, kind)}")
+        raise SchemaError(f"{what}: column {time!r} of {where} is {kind}; expected a timestamp")
     return kind.tz is None
-
-
-def as_timestamp(name: str, kind: pa.DataType) -> str:
-    """Return the remedy for a column of times that has another type."""
-    unit = ", unit='s'" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else ""
-    other = " (or 'ms', 'us')" if unit else ""
-    return (
-        f"Feast joins timestamps only: write it as one, with pandas as pd.to_datetime(frame[{name!r}]{unit}, "
-        f"utc=True){other}"
-    )
 
 
 def read_row_groups(

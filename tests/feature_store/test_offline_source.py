@@ -165,7 +165,7 @@ def test_a_missing_column_is_named_beside_those_there_are(tmp_path):
 def test_a_time_of_another_type_is_an_error_that_names_column_and_type(tmp_path, times):
     pq.write_table(events(2).set_column(2, "event_timestamp", times), tmp_path / "e.parquet")
     with pytest.raises(
-        SchemaError, match=r"'event_timestamp' of .*e\.parquet is (string|int64|date32\S*); .*pd\.to_datetime\("
+        SchemaError, match=r"'event_timestamp' of .*e\.parquet is (string|int64|date32\S*); expected a timestamp"
     ):
         slices_of(tmp_path / "e.parquet")
 
