@@ -20,6 +20,7 @@ from rec_ray.contracts import TEST, VALIDATION
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.timelines import TimelineBatch, Timelines, training_batch, training_windows
 from rec_ray.retrieval.learning.learner import shuffled_batches
+from rec_ray.retrieval.ragged import value_rows
 
 STREAMED_TIMELINES = 20_000
 """Timelines that are shuffled together if a shard does not fit into the cache."""
@@ -95,9 +96,18 @@ class Shard:
             for chosen in shuffled_batches(windows, batch_size, of_part):
                 yield training_batch(timelines, windows, chosen, ahead=ahead, generator=generator)
 
-    def sample(self) -> Timelines | None:
-        """Return the first timelines of the shard, at most one block; None if it is empty."""
-        return next(self._parts(), None)
+    def sample_positives(self, max_split: int) -> tuple[Array, Array]:
+        """Return the positives before `max_split` of the first users, at most one block of them if the shard streams.
+
+        Returns:
+            Item indices [events] in the order of time within a user, and the offsets of the users [users + 1].
+        """
+        timelines = next(self._parts(), None)
+        if timelines is None:
+            return np.zeros(0, np.int64), np.zeros(1, np.int64)
+        chosen = (timelines.split < max_split) & (timelines.weight > 0)
+        count = np.bincount(value_rows(timelines.first)[chosen], minlength=len(timelines))
+        return timelines.item_index[chosen], np.concatenate([[0], np.cumsum(count)])
 
     def _parts(self) -> Iterator[Timelines]:
         if self.cached is not None:

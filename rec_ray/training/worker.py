@@ -34,6 +34,7 @@ from rec_ray.retrieval.learning.attempts import SPREAD_ITEMS, Attempt, careful_a
 from rec_ray.retrieval.learning.gradients import world_size
 from rec_ray.retrieval.learning.learner import Learner, LearningSettings
 from rec_ray.retrieval.learning.prefetch import prefetched
+from rec_ray.retrieval.learning.spectral_start import start_from_counts
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.model.warm_start import load_start, share_unknown_row
 from rec_ray.storage.object_store import Storage
@@ -182,17 +183,9 @@ def _learn_attempts(shared: _Shared, stage: Stage, asked: int) -> None:
 
 def _order_of_events(shared: _Shared) -> EventOrder:
     """Measure the order of the training positives on a part of each worker's users."""
-    timelines = shared.shard.sample()
-    hits = np.zeros(3, np.int64)
-    if timelines is not None:
-        chosen = (timelines.split < VALIDATION) & (timelines.weight > 0)
-        user = np.repeat(np.arange(len(timelines)), np.diff(timelines.first))
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(user[chosen], minlength=len(timelines)))])
-        seed = shared.plan.train.seed
-        hits += dataclasses.astuple(
-            measure_order(timelines.item_index[chosen], offsets, shared.plan.items + 1, seed=seed)
-        )
-    return EventOrder(*_summed(hits, shared.device).tolist())
+    items, offsets = shared.shard.sample_positives(VALIDATION)
+    order = measure_order(items, offsets, shared.plan.items + 1, seed=shared.plan.train.seed)
+    return EventOrder(*_summed(np.array(dataclasses.astuple(order)), shared.device).tolist())
 
 
 @dataclass(frozen=True)
@@ -232,11 +225,11 @@ class _Worker:
         settings = attempt.adapt(LearningSettings.of(train, ahead=shared.ahead))
         if self.from_best:
             settings = dataclasses.replace(settings, learning_rate=settings.learning_rate * REFIT_RATE)
+        self.catalogue = _read_catalogue(self.plan, now=stage.name == PUBLISH)
         model, known_rows = self._first_model()
-        catalogue = _read_catalogue(self.plan, now=stage.name == PUBLISH)
         self.learner = Learner(
             model,
-            dataclasses.replace(catalogue, count=shared.positives[: stage.max_split].sum(axis=0)),
+            dataclasses.replace(self.catalogue, count=shared.positives[: stage.max_split].sum(axis=0)),
             settings,
             total_steps=steps * scheduled,
             device=shared.device,
@@ -249,13 +242,17 @@ class _Worker:
 
     def _first_model(self) -> tuple[TwoTower, torch.Tensor | None]:
         """Return the initial towers and a mask of the item-id rows that an earlier version has learned."""
-        # Towers start equal on all workers; dropout and negatives must not: see `_seed`.
+        # Equal on all workers, unlike dropout and negatives: see `_seed`.
         torch.manual_seed(self.plan.train.seed)
         model, known_rows = build_two_tower(**self.plan.arguments, history=self.attempt.history), None
         if self.plan.start is not None:
             known_rows = load_start(self.plan.storage.read_bytes(self.plan.start), model)
         if self.from_best:
             model.load_state_dict(self.progress.models[LEARN])
+        elif self.plan.start is None:
+            counted = self.shard.sample_positives(self.stage.max_split)
+            total = functools.partial(_summed_tensor, device=self.shared.device)
+            start_from_counts(model, self.catalogue, *counted, total=total, seed=self.plan.train.seed)
         return model, known_rows
 
     def learn(self) -> None:
@@ -339,9 +336,7 @@ class _Worker:
         batches = prefetched(made, self.learner.device)
         while True:
             batch = next(batches, None)
-            if self.world > 1 and not self._agreed(int(batch is not None), dist.ReduceOp.MIN):
-                return
-            if batch is None:
+            if not self._agreed(int(batch is not None), dist.ReduceOp.MIN) or batch is None:
                 return
             yield batch
 
@@ -394,6 +389,12 @@ def _summed(values: Array, device: torch.device) -> Array:
     """Return the sums over all workers."""
     if world_size() == 1:
         return values
-    tensor = torch.from_numpy(values).to(device)
-    dist.all_reduce(tensor)
-    return tensor.cpu().numpy()
+    return _summed_tensor(torch.from_numpy(values), device).numpy()
+
+
+def _summed_tensor(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the sums over all workers, on the CPU."""
+    if world_size() > 1:
+        values = values.to(device)
+        dist.all_reduce(values)
+    return values.cpu()

@@ -86,7 +86,11 @@ class MeanHistory(nn.Module):
         self.begin = init_parameter(embedding_size)
         self.norm = nn.LayerNorm(embedding_size)
         self.dropout = nn.Dropout(dropout)
+        # Starts as the identity: a user lies close to the items of the history, as in item-kNN.
         self.output = nn.Linear(embedding_size, embedding_size)
+        nn.init.zeros_(self.output.weight)
+        nn.init.ones_(self.output.weight.diagonal())
+        nn.init.zeros_(self.output.bias)
 
     def forward(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
         """vectors: [b, L, d]; event_type, gap_seconds: [b, L]; length: [b] -> [b, L + 1, d]."""
