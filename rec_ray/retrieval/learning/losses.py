@@ -209,20 +209,25 @@ class _ChunkedSoftmax(torch.autograd.Function):
                 logits.masked_fill_(hit.scatter_(1, columns, False), float("-inf"))
             of_target = logits.gather(1, columns)
             most = logits.amax(1, keepdim=True)
-            summed = logits.sub_(most).exp_().sum(1, keepdim=True)
+            logits.sub_(most).exp_()
+            own = logits.gather(1, columns)
+            others = logits.scatter_(1, columns, 0.0).sum(1, keepdim=True)
+            summed = others + own
             total = most + summed.log()
             if extra is not None and extra_gradient is not None:
                 seen = total
                 total = torch.logaddexp(seen, extra[part, None])
                 extra_gradient[part] = (weight * (extra[part, None] - total).exp())[:, 0]
-                summed = summed * (total - seen).exp()
+                added = summed * torch.expm1(total - seen)
+                others, summed = others + added, summed + added
             loss += (weight * (total - of_target)).sum()
+            # With p - 1 in the target's column, as the negative sum of the others, no product has to be subtracted from
+            # another one: in bf16 that difference lost most of its digits where the loss is low.
+            logits.scatter_(1, columns, -others)
             # The softmax is never normalised in place: a row's factor goes to the small side of each product.
             factor = weight / summed
-            of_query = (logits @ candidate.float()).mul_(factor).sub_(weight * candidate[target[part]])
-            query_gradient[part] = of_query.mul_(scale).to(query.dtype)
+            query_gradient[part] = (logits @ candidate.float()).float().mul_(factor * scale).to(query.dtype)
             candidate_gradient += (logits.T @ (q * factor)).to(candidate.dtype)
-            candidate_gradient.index_add_(0, target[part], (q * -weight).to(candidate.dtype))
         ctx.save_for_backward(query_gradient, candidate_gradient, extra_gradient)
         return loss
 
