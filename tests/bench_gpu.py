@@ -58,7 +58,7 @@ def device_seconds(run: Callable[[], Any]) -> float:
 
 def bench_search(device: str, kind: str, count: int, users: int, k: int, rounds: int) -> dict[str, Any]:
     """Return users a second of the search, arrays in and lists out, and of the bare product of its tiles."""
-    items, queries = MAKERS[kind](1, count, DIMENSIONS), MAKERS[kind](2, users, DIMENSIONS)
+    items, queries = MAKERS[kind](count, users, DIMENSIONS)
     exclude = Exclusions(
         np.random.default_rng(3).integers(0, count, users * EVENTS), np.arange(0, users * EVENTS + 1, EVENTS)
     )
