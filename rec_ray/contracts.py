@@ -300,6 +300,7 @@ class UpdateReport:
     departed: empty rows for those that the version before had and this one has not.
     pruned: versions whose files were removed, as `publish.keep_versions` asks.
     withdrawn: items that Feast knows no more and that were left out.
+    online: materialised view -> published ids that were looked up in it, and how many of them have a row.
     """
 
     version: str
@@ -307,3 +308,4 @@ class UpdateReport:
     departed: dict[str, int] = field(default_factory=dict)
     pruned: int = 0
     withdrawn: int = 0
+    online: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -24,7 +24,14 @@ from rec_ray.contracts import (
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.preflight import check_definitions
 from rec_ray.publishing.forget import Forgotten
-from rec_ray.publishing.steps import forget_ids, publish_increment, publish_once, publish_version, roll_back
+from rec_ray.publishing.steps import (
+    encode_new_users,
+    forget_ids,
+    publish_increment,
+    publish_once,
+    publish_version,
+    roll_back,
+)
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.runs.context import RunContext, open_context, open_feature_store
 from rec_ray.runs.ledger import RunLedger, open_run
@@ -81,6 +88,7 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
             search = run.once("search_vectors", SearchVectors, lambda: encode_search(context, data, stored.version))
             counts = count_data(data) | count_candidates(candidates) | count_search(search)
             page = write_page(context, data, bundle, evaluation, stored.version, counts, verdict)
+            encode_new_users(context, bundle, stored.version)
             if publishes:
                 update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
                 counts |= count_update(update)
@@ -124,6 +132,7 @@ def run_candidates(settings: Settings, version: str | None = None, *, publish: b
         data = encode_data(context, bundle)
         counts = count_data(data) | count_candidates(recommend_items(context, data, bundle, version))
         counts |= count_search(encode_search(context, data, version))
+        encode_new_users(context, bundle, version)
         counts |= count_update(publish_version(context, version)) if publish else {}
         return report_run(context, "candidates", find_model(version, context.storage), None, counts)
 

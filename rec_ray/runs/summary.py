@@ -68,6 +68,8 @@ def count_update(update: UpdateReport) -> dict[str, int]:
     """Return the rows pushed to Feast by readable name."""
     counts = {f"rows pushed to {source}": rows for source, rows in update.rows.items()}
     counts |= {f"departed, emptied in {source}": rows for source, rows in update.departed.items() if rows}
+    for view, (ids, there) in update.online.items():
+        counts |= {f"ids looked up online in {view}": ids, f"ids with a row in {view}": there}
     counts |= {"withdrawn items, left out": update.withdrawn} if update.withdrawn else {}
     return counts | ({"old versions removed": update.pruned} if update.pruned else {})
 

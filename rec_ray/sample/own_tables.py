@@ -28,8 +28,10 @@ from rec_ray.sample.roles import (
     choose_key,
     choose_row_time,
     find_arrival,
+    find_dates,
     is_called,
     snake,
+    why_no_date,
 )
 from rec_ray.sample.survey import fetch_one, query_files, quoted
 from rec_ray.sample.times import is_time
@@ -103,7 +105,8 @@ class OwnTable:
         """Return the table with a time column as the time from which a row counts; it remains a feature too."""
         time = TimeColumn(column, None, "")
         keys = len(KEYS[self.name])
-        stamp = OwnColumn(EVENT_TIMESTAMP, TIMESTAMP, column)
+        unit = next(each.unit for each in self.columns if each.origin == column)
+        stamp = OwnColumn(EVENT_TIMESTAMP, TIMESTAMP, column, unit)
         return replace(self, time=time, columns=(*self.columns[:keys], stamp, *self.columns[keys:]))
 
     def undated(self, why: str) -> OwnTable:
@@ -202,8 +205,15 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
         files.name, [name for name in own if not is_index(name)], [column.name for column in columns]
     )
     special, unused = _special_columns(files, names, problems, decide) if is_event else ({}, {})
+    dates = {} if is_event else find_dates(files)
     for name in own:
         kind = special[name].type if name in special else _written_type(files.schema.field(name).type)
+        unit = None
+        if name in dates:
+            kind, unit = TIMESTAMP, dates[name].unit
+            decide(name, "a date", dates[name].why)
+        elif not is_event and (why := why_no_date(files, name)):
+            decide(name, "not read as a date", why)
         if is_index(name):
             decide(name, LEFT_OUT, "the index of a data frame")
         elif kind is None:
@@ -215,12 +225,12 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
                     f"written as {written[name]}",
                     "letters, digits and underscores only, and no name that rec_ray uses itself",
                 )
-            columns.append(OwnColumn(written[name], kind, name))
+            columns.append(OwnColumn(written[name], kind, name, unit))
             if is_event and name not in special:
                 decide(name, "unused", unused.get(name) or _why_unused(name))
     if len(columns) == len(origins) + (time is not None):
         decide(PLACEHOLDER, "placeholder", "no features, and Feast has no view without fields")
-    arrival = find_arrival(files) if not is_event and time is None else None
+    arrival = find_arrival(files, list(dates)) if not is_event and time is None else None
     roles = {role.role: written[name] for name, role in special.items()}
     return OwnTable(files, tuple(columns), time, tuple(decisions), arrival, roles.get("type"), roles.get("value"))
 
