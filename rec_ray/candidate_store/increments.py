@@ -12,7 +12,14 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from rec_ray.candidate_store.manifest import ITEM_FOLDER, MANIFEST, CandidatesManifest, read_manifest, read_parts
+from rec_ray.candidate_store.manifest import (
+    ITEM_FOLDER,
+    MANIFEST,
+    CandidatesManifest,
+    candidates_command,
+    read_manifest,
+    read_parts,
+)
 from rec_ray.errors import ConfigError, DataError, list_names
 from rec_ray.schema import ITEM_ID
 from rec_ray.storage.model_store import candidates_folder, model_folder
@@ -72,7 +79,7 @@ def find_increment(storage: Storage, folder: str, name: str) -> str:
     if name not in there:
         raise DataError(
             f"{storage.uri(folder)} holds no increment {name!r}; it has {list_names(there)}. Make one with "
-            "`rec-ray candidates VERSION --since TIME`"
+            f"`{candidates_command(f'{folder}/')}`"
         )
     newer = [entry for entry in published_increments(storage, folder) if entry > name]
     if newer:
