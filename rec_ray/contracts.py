@@ -157,11 +157,15 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class LiveVersion:
-    """Live version to compare with a new one: its bundle, and the same events encoded for it."""
+    """Live version to compare with a new one: its bundle, and the same events encoded for it.
+
+    without: features that it reads and the settings no longer declare; it takes them as unknown.
+    """
 
     version: str
     bundle: TwoTowerBundle
     data: TrainingData
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,8 @@ class EvaluationFacts:
         the user had seen the item before, or because the item was not known before the test.
     known_items: items that were ranked. periods: split -> number of events, seconds since 1970 of the first and the
     last. lists: method -> figures of its lists, if filters or diversity change the lists. live_version: None if not
-    compared. history, reason, effective_rank, mean_cosine, nothing_learned: as in `TrainingFacts`.
+    compared. live_without: as `LiveVersion.without`. history, reason, effective_rank, mean_cosine, nothing_learned: as
+    in `TrainingFacts`.
     """
 
     targets: int = 0
@@ -212,6 +217,7 @@ class EvaluationFacts:
     periods: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     lists: dict[str, dict[str, float]] = field(default_factory=dict)
     live_version: str | None = None
+    live_without: tuple[str, ...] = ()
     history: str | None = None
     reason: str | None = None
     effective_rank: float | None = None

@@ -40,6 +40,7 @@ from rec_ray.runs.summary import (
     say_unpublished,
 )
 from rec_ray.steps import (
+    advise,
     check_search,
     encode_data,
     encode_search,
@@ -84,7 +85,7 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
             if publishes:
                 update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
                 counts |= count_update(update)
-            report = report_run(context, "run", stored, evaluation, counts, verdict, page)
+            report = report_run(context, "run", stored, evaluation, counts, verdict, page, advise(context, evaluation))
             report = report if publishes else say_unpublished(report)
         run.finish(report)
         return report
@@ -99,7 +100,8 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
         with open_context(settings, run) as context:
             data, bundle, evaluation, stored = _learn(context, run)
             page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")
-            report = report_run(context, "train", stored, evaluation, count_data(data), page=page)
+            advice = advise(context, evaluation)
+            report = report_run(context, "train", stored, evaluation, count_data(data), page=page, advice=advice)
         run.finish(report)
         return report
 
@@ -110,7 +112,8 @@ def run_evaluation(settings: Settings, version: str) -> RunReport:
         bundle = load_model(version, context.storage)
         data = encode_data(context, bundle)
         evaluation = evaluate_version(context, data, as_evaluated(bundle), version)
-        return report_run(context, "evaluate", find_model(version, context.storage), evaluation, count_data(data))
+        stored, advice = find_model(version, context.storage), advise(context, evaluation)
+        return report_run(context, "evaluate", stored, evaluation, count_data(data), advice=advice)
 
 
 def run_candidates(settings: Settings, version: str | None = None, *, publish: bool = False) -> RunReport:

@@ -32,10 +32,11 @@ from rec_ray.contracts import (
 )
 from rec_ray.data.item_texts import HASHING, encode_item_text
 from rec_ray.data.load_features import find_active_users, load_features
+from rec_ray.data.removed_features import add_removed_features, removed_features
 from rec_ray.data.training_data import encode_tables, prepare_training_data
-from rec_ray.errors import DataError, GateError
+from rec_ray.errors import DataError, GateError, find_known_cause, list_names
 from rec_ray.evaluation.evaluate import evaluate_model
-from rec_ray.evaluation.gate import check_gate, find_reasons
+from rec_ray.evaluation.gate import check_gate, find_loss, find_reasons, suggest_changes
 from rec_ray.feature_store.point_in_time import read_items
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.logs import LOGGER
@@ -44,6 +45,7 @@ from rec_ray.publishing.forget import rewrite_candidates
 from rec_ray.reports.html import RunFigures, write_report
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.runs.context import RunContext, describe_owner
+from rec_ray.runs.epochs import EpochReports, show_epochs
 from rec_ray.runs.metrics import EpochMetrics
 from rec_ray.runs.summary import count_data
 from rec_ray.search_views.vectors import find_search_dimensions, make_search_vectors
@@ -104,7 +106,7 @@ def prepare_data(context: RunContext) -> TrainingData:
 def train_model(context: RunContext, data: TrainingData, version: str) -> TrainedModel:
     """Train the towers, starting from the live version if `train.warm_start` is live."""
     settings = context.settings
-    with step("train", context.seconds, version=version) as running:
+    with step("train", context.seconds, version=version) as running, show_epochs() as epochs:
         trained = train_two_tower(
             data,
             settings.model,
@@ -115,7 +117,7 @@ def train_model(context: RunContext, data: TrainingData, version: str) -> Traine
             validation_users=settings.evaluation.validation_users,
             exclude_seen=settings.candidates.exclude_seen,
             metadata=_metadata(context, data),
-            callbacks=[EpochMetrics()],
+            callbacks=[EpochMetrics(), EpochReports(epochs)],
             live=_live_bundle(context),
         )
         running.add(
@@ -152,6 +154,14 @@ def judge_model(
         context.database.mark(version, "refused")
         write_page(context, data, bundle, evaluation, version, count_data(data), "refused")
         raise
+
+
+def advise(context: RunContext, evaluation: Evaluation) -> list[str]:
+    """Return sentences on a model that does not beat a counting baseline: the figures, then the settings to try."""
+    loss = find_loss(evaluation)
+    if loss is None:
+        return []
+    return [f"{loss[0].upper()}{loss[1:]}.", f"Try: {'; '.join(suggest_changes(context.settings))}."]
 
 
 def _live_bundle(context: RunContext) -> TwoTowerBundle | None:
@@ -214,9 +224,14 @@ def encode_data(
     item_ids: pa.Array | None = None,
     live: bool = False,
 ) -> TrainingData:
-    """Load and encode the data for a stored model, below the prefix of the run. live: it is the live version."""
+    """Load and encode the data for a stored model, below the prefix of the run.
+
+    live: it is the live version, which takes features as unknown that the settings no longer declare.
+    """
     settings = context.settings
     tables, features = _load(context, str(bundle.metadata.get("text_encoder") or HASHING), active, live=live)
+    if live:
+        tables = add_removed_features(tables, bundle.preprocessor, features)
     with step("live_data" if live else "training_data", context.seconds) as running:
         data = encode_tables(
             tables,
@@ -266,10 +281,17 @@ def _load_live(context: RunContext, *, other_than: str) -> LiveVersion | None:
     try:
         bundle = as_evaluated(load_model(version, context.storage))
         data = encode_data(context, bundle, "live", live=True)
-        return LiveVersion(version, bundle, data)
-    except DataError as error:
-        LOGGER.warning("the live version %s is not compared: %s", version, error)
+    except Exception as error:
+        # A task of Ray wraps its error in a traceback of pages.
+        cause = find_known_cause(error)
+        if not isinstance(cause, DataError):
+            raise
+        LOGGER.warning("the live version %s is not compared: %s", version, cause)
         return None
+    without = removed_features(bundle.preprocessor, context.settings.features)
+    if without:
+        LOGGER.warning("the live version %s is compared without %s", version, list_names(without))
+    return LiveVersion(version, bundle, data, without)
 
 
 def write_page(
@@ -283,7 +305,8 @@ def write_page(
 ) -> str:
     """Write the report of a version and return its address. gate: its verdict, or empty."""
     settings = context.settings
-    reasons = tuple(find_reasons(evaluation, settings.evaluation))
+    loss = find_loss(evaluation)
+    reasons = (*find_reasons(evaluation, settings.evaluation), *([loss] if loss else []))
     run = RunFigures(gate, reasons, counts, dict(context.seconds))
     read_fields = functools.partial(read_items, context.store, settings.feast)
     with step("report", context.seconds, version=version) as running:

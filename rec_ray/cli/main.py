@@ -28,6 +28,7 @@ from rec_ray.cli.init import init_app
 from rec_ray.cli.kubernetes import kubernetes_app
 from rec_ray.cli.lookup_commands import lookup_app
 from rec_ray.cli.options import (
+    AS_IS,
     AsJson,
     Config,
     Project,
@@ -91,6 +92,8 @@ def _print_report(report: Any, as_json: bool, *following: str) -> None:
     print_rows(console, f"Version {report.version}", report.counts)
     print_rows(console, "Seconds of each step", report.seconds | {"total": sum(report.seconds.values())})
     print_rows(console, "Locations", report.where)
+    for sentence in report.advice:
+        console.print(name_project(sentence), style="yellow", **AS_IS)
     print_next(console, *_open_page(report.where.get("report", "")), *following)
 
 

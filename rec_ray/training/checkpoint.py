@@ -156,12 +156,15 @@ class Progress:
         rank: int,
         *,
         ends: bool,
+        epochs: int = 0,
+        history: str = "",
         watched: bool = False,
         send: Send = send_to_ray_train,
     ) -> None:
         """Count an epoch of the stage and report it; the first worker writes the checkpoint.
 
-        ends: whether the attempt, or the stage, is done. watched: whether the stage has attempts.
+        epochs: maximum number of epochs of the stage. history: the encoder. ends: whether the attempt, or the stage, is
+            done. watched: whether the stage has attempts.
         """
         self.stage_epochs = epoch.epoch
         if ends:
@@ -170,7 +173,15 @@ class Progress:
                 self.attempts[self.attempt].done = True
             else:
                 self.finished.append(self.stage)
-        metrics = {"stage": self.stage, "attempt": self.attempt, "epoch": epoch.epoch, "loss": epoch.loss}
+        metrics = {
+            "stage": self.stage,
+            "attempt": self.attempt,
+            "history": history,
+            "epoch": epoch.epoch,
+            "epochs": epochs,
+            "seconds": round(epoch.seconds, 3),
+            "loss": epoch.loss,
+        }
         if epoch.validation_ndcg:
             metrics["validation_ndcg@10"] = epoch.validation_ndcg
         if watched:

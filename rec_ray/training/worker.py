@@ -296,7 +296,16 @@ class _Worker:
                 progress.models[self.stage.name] = self._weights(averaged=self._takes_average(result))
             over = watches and progress.attempts[self.number].is_over(self.patience)
             ends = epoch == self.epochs or over
-            progress.report(self.learner, result, self.rank, ends=ends, watched=watches, send=self.shared.send)
+            progress.report(
+                self.learner,
+                result,
+                self.rank,
+                ends=ends,
+                epochs=self.epochs,
+                history=self.attempt.history,
+                watched=watches,
+                send=self.shared.send,
+            )
 
     def _spread(self) -> tuple[float, float]:
         """Return the effective rank and the mean cosine of the vectors of evenly spaced known items."""
