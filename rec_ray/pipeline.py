@@ -21,6 +21,7 @@ from rec_ray.contracts import (
     TrainingData,
     UpdateReport,
 )
+from rec_ray.evaluation.gate import advise
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.preflight import check_definitions
 from rec_ray.publishing.forget import Forgotten
@@ -40,7 +41,6 @@ from rec_ray.runs.summary import (
     say_unpublished,
 )
 from rec_ray.steps import (
-    advise,
     check_search,
     encode_data,
     encode_search,
@@ -85,7 +85,7 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
             if publishes:
                 update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
                 counts |= count_update(update)
-            report = report_run(context, "run", stored, evaluation, counts, verdict, page, advise(context, evaluation))
+            report = report_run(context, "run", stored, evaluation, counts, verdict, page, advise(evaluation, settings))
             report = report if publishes else say_unpublished(report)
         run.finish(report)
         return report
@@ -100,7 +100,7 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
         with open_context(settings, run) as context:
             data, bundle, evaluation, stored = _learn(context, run)
             page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")
-            advice = advise(context, evaluation)
+            advice = advise(evaluation, settings)
             report = report_run(context, "train", stored, evaluation, count_data(data), page=page, advice=advice)
         run.finish(report)
         return report
@@ -112,7 +112,7 @@ def run_evaluation(settings: Settings, version: str) -> RunReport:
         bundle = load_model(version, context.storage)
         data = encode_data(context, bundle)
         evaluation = evaluate_version(context, data, as_evaluated(bundle), version)
-        stored, advice = find_model(version, context.storage), advise(context, evaluation)
+        stored, advice = find_model(version, context.storage), advise(evaluation, settings)
         return report_run(context, "evaluate", stored, evaluation, count_data(data), advice=advice)
 
 

@@ -36,7 +36,7 @@ from rec_ray.data.removed_features import add_removed_features, removed_features
 from rec_ray.data.training_data import encode_tables, prepare_training_data
 from rec_ray.errors import DataError, GateError, find_known_cause, list_names
 from rec_ray.evaluation.evaluate import evaluate_model
-from rec_ray.evaluation.gate import check_gate, find_loss, find_reasons, suggest_changes
+from rec_ray.evaluation.gate import check_gate, find_loss, find_reasons
 from rec_ray.feature_store.point_in_time import read_items
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.logs import LOGGER
@@ -154,14 +154,6 @@ def judge_model(
         context.database.mark(version, "refused")
         write_page(context, data, bundle, evaluation, version, count_data(data), "refused")
         raise
-
-
-def advise(context: RunContext, evaluation: Evaluation) -> list[str]:
-    """Return sentences on a model that does not beat a counting baseline: the figures, then the settings to try."""
-    loss = find_loss(evaluation)
-    if loss is None:
-        return []
-    return [f"{loss[0].upper()}{loss[1:]}.", f"Try: {'; '.join(suggest_changes(context.settings))}."]
 
 
 def _live_bundle(context: RunContext) -> TwoTowerBundle | None:

@@ -63,6 +63,14 @@ def find_loss(evaluation: Evaluation) -> str | None:
     )
 
 
+def advise(evaluation: Evaluation, settings: Settings) -> list[str]:
+    """Return sentences on a model that does not beat a counting baseline: the figures, then the settings to try."""
+    loss = find_loss(evaluation)
+    if loss is None:
+        return []
+    return [f"{loss[0].upper()}{loss[1:]}.", f"Try: {'; '.join(suggest_changes(settings))}."]
+
+
 def suggest_changes(settings: Settings) -> list[str]:
     """Return the settings to try after a model did not beat a counting baseline, the most promising first."""
     train, model, features = settings.train, settings.model, settings.features

@@ -88,6 +88,7 @@ class Progress:
     attempt with the best validation. models: stage -> weights to use. finished: finished stages. stage, attempt,
     stage_epochs: current stage, its attempt, and the number of its finished epochs. average: running average of the
     weights after each of these epochs. steps: optimizer steps of the finished attempts and stages.
+    course: history and maximum number of epochs of the current stage, for its reports; not stored.
     seconds_to_first_step: from the request to the first step, including the start of the workers and reading.
     """
 
@@ -103,6 +104,7 @@ class Progress:
     steps: int = 0
     seconds_to_first_step: float | None = None
     state: Tensors = field(default_factory=dict)
+    course: dict[str, Any] = field(default_factory=dict)
 
     @property
     def epochs(self) -> list[EpochResult]:
@@ -156,15 +158,12 @@ class Progress:
         rank: int,
         *,
         ends: bool,
-        epochs: int = 0,
-        history: str = "",
         watched: bool = False,
         send: Send = send_to_ray_train,
     ) -> None:
         """Count an epoch of the stage and report it; the first worker writes the checkpoint.
 
-        epochs: maximum number of epochs of the stage. history: the encoder. ends: whether the attempt, or the stage, is
-            done. watched: whether the stage has attempts.
+        ends: whether the attempt, or the stage, is done. watched: whether the stage has attempts.
         """
         self.stage_epochs = epoch.epoch
         if ends:
@@ -173,14 +172,13 @@ class Progress:
                 self.attempts[self.attempt].done = True
             else:
                 self.finished.append(self.stage)
-        metrics = {
+        metrics: dict[str, Any] = {
             "stage": self.stage,
             "attempt": self.attempt,
-            "history": history,
             "epoch": epoch.epoch,
-            "epochs": epochs,
             "seconds": round(epoch.seconds, 3),
             "loss": epoch.loss,
+            **self.course,
         }
         if epoch.validation_ndcg:
             metrics["validation_ndcg@10"] = epoch.validation_ndcg

@@ -246,6 +246,7 @@ class _Worker:
         if (progress.stage, progress.attempt) == (stage.name, number_of_attempt) and progress.stage_epochs:
             progress.restore(self.learner)
         progress.begin(stage.name, number_of_attempt)
+        progress.course = {"history": attempt.history, "epochs": self.epochs}
 
     def _first_model(self) -> tuple[TwoTower, torch.Tensor | None]:
         """Return the initial towers and a mask of the item-id rows that an earlier version has learned."""
@@ -296,16 +297,7 @@ class _Worker:
                 progress.models[self.stage.name] = self._weights(averaged=self._takes_average(result))
             over = watches and progress.attempts[self.number].is_over(self.patience)
             ends = epoch == self.epochs or over
-            progress.report(
-                self.learner,
-                result,
-                self.rank,
-                ends=ends,
-                epochs=self.epochs,
-                history=self.attempt.history,
-                watched=watches,
-                send=self.shared.send,
-            )
+            progress.report(self.learner, result, self.rank, ends=ends, watched=watches, send=self.shared.send)
 
     def _spread(self) -> tuple[float, float]:
         """Return the effective rank and the mean cosine of the vectors of evenly spaced known items."""
