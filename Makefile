@@ -1,4 +1,4 @@
-# make demo    a sample shop in ./demo, the whole line on local Ray, ten recommendations
+# make demo    a sample shop in ./demo, the complete pipeline on local Ray, ten recommendations, the report
 # make test-fast  tests without Ray, Feast, servers and processes, in a minute
 # make test    checks and tests; what continuous integration runs
 # make faults  processes killed and servers taken away, about ten minutes on two cores
@@ -38,7 +38,9 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # PIP_FIND_LINKS. Where none lies, the registry's build comes, and with it the CUDA packages that it pins itself by exact
 # version; they are not in the lock because a CPU build must not bring them, and so `uv pip sync` would break torch.
 # --compile-bytecode: a Ray worker that imports Feast uncompiled spends 17 s on it.
-INSTALL := $(UV) pip install --compile-bytecode --constraint requirements.lock --editable
+# VERSIONS="--resolution lowest-direct" takes the oldest versions that pyproject.toml allows instead, VERSIONS= the newest.
+VERSIONS ?= --constraint requirements.lock
+INSTALL := $(UV) pip install --compile-bytecode $(VERSIONS) --editable
 
 # A stamp in .venv says that its install is done; it is done again when the lock or pyproject.toml is newer.
 PLAIN := $(VENV)/.installed-plain
@@ -59,6 +61,7 @@ $(UV):
 		$$(grep '^uv==' requirements.lock 2>/dev/null || echo uv)
 
 $(PLAIN): pyproject.toml requirements.lock | $(UV)
+	@echo "Installing rec_ray with Ray, PyTorch, Feast and DuckDB into $(VENV): 1 to 5 GB, once"
 	$(INSTALL) .
 	touch $@
 
@@ -95,10 +98,12 @@ chart: $(KUBECTL)
 install: $(TESTS) $(KUBECTL) $(HELM)
 
 demo: $(PLAIN)
-	rm -rf demo
-	$(BIN)/rec-ray init demo
+	@if test -e demo/rec_ray.yaml; then echo "demo/ is there and gets another version; rm -rf demo begins anew"; \
+		else set -x; $(BIN)/rec-ray init demo; fi
 	$(BIN)/rec-ray run -C demo
 	$(BIN)/rec-ray recommend -C demo --any
+	@echo "The report of the model: open $(CURDIR)/$$(ls -t demo/store/two-tower/*/report.html | head -n 1)"
+	@echo "Your own data: $(BIN)/rec-ray init shop --from FOLDER, then $(BIN)/rec-ray run -C shop"
 
 check: $(TESTS)
 	$(BIN)/ruff check .
