@@ -82,7 +82,8 @@ class TrainingData:
     catalogue: folder, one row per item (`retrieval.catalogue.CATALOGUE`), with features as of the test cut-off.
     catalogue_now: likewise, with features as of now.
     All three also have the raw columns of the feature tables, see `schema.RAW_ITEM`.
-    positives: number of training positives. rows: outcome of all interactions read.
+    positives: number of training positives. rows: outcome of all interactions read. read_timelines: folder of
+    `schema.USER_TIMELINES`, the summaries of the timelines as they were read; empty in data of an earlier program.
     notes: findings about the data, as sentences, for the log and the report.
     """
 
@@ -98,6 +99,7 @@ class TrainingData:
     rows: RowCounts
     facts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    read_timelines: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from rec_ray.candidate_store.increments import begin_increment
+from rec_ray.candidate_store.increments import LAST, begin_increment, find_recorded_timelines
 from rec_ray.config import Settings
 from rec_ray.contracts import (
     Candidates,
@@ -23,6 +23,7 @@ from rec_ray.contracts import (
 )
 from rec_ray.evaluation.gate import advise
 from rec_ray.feature_store.push_targets import is_published
+from rec_ray.logs import LOGGER
 from rec_ray.preflight import check_definitions
 from rec_ray.publishing.forget import Forgotten
 from rec_ray.publishing.steps import forget_ids, publish_increment, publish_once, publish_version, roll_back
@@ -141,8 +142,19 @@ def run_increment(settings: Settings, version: str | None, since: str, *, publis
         version = version or context.database.live() or newest_version(context.storage)
         bundle = load_model(version, context.storage)
         increment = begin_increment(context.storage, version, since, context.as_of)
-        active = find_active(context, increment.since)
-        counts = {"users with events since": active.count}
+        recorded = None
+        if since == LAST:
+            recorded = find_recorded_timelines(context.storage, version, context.database.erased())
+            if recorded is None:
+                LOGGER.warning(
+                    "the candidates of version %s have no record of timelines: events since %s count, late ones do "
+                    "not; make the record with: rec-ray candidates %s",
+                    version,
+                    f"{increment.since:%Y-%m-%d %H:%M} UTC",
+                    version,
+                )
+        active = find_active(context, increment.since, recorded)
+        counts = {"users with events since" if recorded is None else "users with changed events": active.count}
         if active.count:
             data = encode_data(context, bundle, active=active, item_ids=increment.item_ids)
             counts |= count_data(data) | count_candidates(

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from rec_ray.candidate_store.erasure import Erased
-from rec_ray.candidate_store.increments import increments_folder
+from rec_ray.candidate_store.increments import RecordedTimelines, increments_folder
 from rec_ray.candidate_store.manifest import PENDING
 from rec_ray.candidates.generate import generate_candidates
 from rec_ray.config import FeatureSettings, deciding_settings, hash_settings, redact_settings
@@ -31,7 +31,7 @@ from rec_ray.contracts import (
     TrainingData,
 )
 from rec_ray.data.item_texts import HASHING, encode_item_text
-from rec_ray.data.load_features import find_active_users, load_features
+from rec_ray.data.load_features import find_active_users, find_changed_users, load_features
 from rec_ray.data.removed_features import add_removed_features, removed_features
 from rec_ray.data.training_data import encode_tables, prepare_training_data
 from rec_ray.errors import DataError, GateError, find_known_cause, list_names
@@ -67,13 +67,15 @@ def check_search(context: RunContext) -> None:
     check_search_targets(context.store, search, find_search_dimensions(search))
 
 
-def find_active(context: RunContext, since: datetime) -> ActiveUsers:
-    """Find the users with an event since some time."""
+def find_active(context: RunContext, since: datetime, recorded: RecordedTimelines | None) -> ActiveUsers:
+    """Find the users with an event since some time or, with recorded timelines, those whose timelines changed."""
     settings = context.settings
+    opened = context.store, settings.feast, settings.features, context.as_of
     with step("active_users", context.seconds, since=f"{since:%Y-%m-%dT%H:%M:%SZ}") as log:
-        active = find_active_users(
-            context.store, settings.feast, settings.features, context.as_of, since, settings.side_tables
-        )
+        if recorded is None:
+            active = find_active_users(*opened, since, settings.side_tables)
+        else:
+            active = find_changed_users(*opened, recorded, settings.side_tables)
         log.add(users=active.count)
     return active
 

@@ -30,6 +30,8 @@ PENDING = "pending.json"
 """Manifest of candidates that are being computed; it becomes `MANIFEST` when they are complete."""
 ITEM_FOLDER, USER_FOLDER, RECOMMENDATION_FOLDER = "item_embeddings", "user_embeddings", "recommendations"
 SIMILAR_FOLDER = "similar_items"
+TIMELINE_FOLDER = "user_timelines"
+"""Folder with the summaries of the timelines that the lists were computed from; increments compare them."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Count = Annotated[int, Field(ge=0)]
