@@ -23,6 +23,7 @@ import typer
 from rec_ray import __version__
 from rec_ray.cli.checks import checks_app
 from rec_ray.cli.configuration import config_app
+from rec_ray.cli.data import data_app
 from rec_ray.cli.feast import feast_app
 from rec_ray.cli.forget import forget_app
 from rec_ray.cli.init import init_app
@@ -266,6 +267,7 @@ app.add_typer(kubernetes_app)
 app.add_typer(versions_app, name="versions")
 app.add_typer(forget_app)
 app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
 app.add_typer(lookup_app)
 
 
