@@ -82,7 +82,8 @@ class TrainingData:
     catalogue: folder, one row per item (`retrieval.catalogue.CATALOGUE`), with features as of the test cut-off.
     catalogue_now: likewise, with features as of now.
     All three also have the raw columns of the feature tables, see `schema.RAW_ITEM`.
-    positives: number of training positives. rows: outcome of all interactions read.
+    positives: number of training positives. rows: outcome of all interactions read. read_timelines: folder of
+    `schema.USER_TIMELINES`, the summaries of the timelines as they were read; empty in data of an earlier program.
     notes: findings about the data, as sentences, for the log and the report.
     """
 
@@ -98,6 +99,7 @@ class TrainingData:
     rows: RowCounts
     facts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    read_timelines: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,11 +159,15 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class LiveVersion:
-    """Live version to compare with a new one: its bundle, and the same events encoded for it."""
+    """Live version to compare with a new one: its bundle, and the same events encoded for it.
+
+    without: features that it reads and the settings no longer declare; it takes them as unknown.
+    """
 
     version: str
     bundle: TwoTowerBundle
     data: TrainingData
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,7 +208,8 @@ class EvaluationFacts:
         the user had seen the item before, or because the item was not known before the test.
     known_items: items that were ranked. periods: split -> number of events, seconds since 1970 of the first and the
     last. lists: method -> figures of its lists, if filters or diversity change the lists. live_version: None if not
-    compared. history, reason, effective_rank, mean_cosine, nothing_learned: as in `TrainingFacts`.
+    compared. live_without: as `LiveVersion.without`. history, reason, effective_rank, mean_cosine, nothing_learned: as
+    in `TrainingFacts`.
     """
 
     targets: int = 0
@@ -212,6 +219,7 @@ class EvaluationFacts:
     periods: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     lists: dict[str, dict[str, float]] = field(default_factory=dict)
     live_version: str | None = None
+    live_without: tuple[str, ...] = ()
     history: str | None = None
     reason: str | None = None
     effective_rank: float | None = None

@@ -82,7 +82,8 @@ def evaluate_model(
     found = EvaluationAccumulator(SegmentMetrics(settings.ks, counted.bounds, data.items))
     for row in _rank(timelines, plan(MODEL, bundle, data.catalogue, counted.baselines)):
         found.add(row)
-    training = bundle.metadata.get("training") or {}
+    training: dict[str, Any] = bundle.metadata.get("training") or {}
+    learned: dict[str, Any] = {name: training.get(name) for name in TRAINING_FACTS}
     facts = EvaluationFacts(
         targets=found.counts["targets"],
         seen_targets=found.counts["seen_targets"],
@@ -90,7 +91,7 @@ def evaluate_model(
         known_items=found.known.get("known_items", 0),
         periods=counted.periods,
         lists={method: own.means() for method, own in found.lists.items()},
-        **{name: training.get(name) for name in TRAINING_FACTS},
+        **learned,
     )
     users = found.sums.users(MODEL)
     if not users:
@@ -106,7 +107,7 @@ def evaluate_model(
             beside.add_table(read_sums(row["sums"]))
         if beside.users(LIVE) == users:
             found.sums.add_table(beside.to_table())
-            facts = replace(facts, live_version=live.version)
+            facts = replace(facts, live_version=live.version, live_without=live.without)
         else:
             LOGGER.warning(
                 "the live version %s is not compared: it was evaluated on %s users and the model on %s, so events "

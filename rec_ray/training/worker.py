@@ -239,6 +239,7 @@ class _Worker:
         if (progress.stage, progress.attempt) == (stage.name, number_of_attempt) and progress.stage_epochs:
             progress.restore(self.learner)
         progress.begin(stage.name, number_of_attempt)
+        progress.course = {"history": attempt.history, "epochs": self.epochs}
 
     def _first_model(self) -> tuple[TwoTower, torch.Tensor | None]:
         """Return the initial towers and a mask of the item-id rows that an earlier version has learned."""
