@@ -336,8 +336,7 @@ class _Worker:
     def _in_step(self, epoch: int) -> Iterator[TimelineBatch]:
         """Yield a worker's batches while every worker has one, because gradients are averaged at each step."""
         seed = (self.plan.train.seed * 10 + self._place()) * 1000 + epoch
-        ahead = self.shared.ahead
-        made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed, ahead=ahead)
+        made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed, ahead=self.shared.ahead)
         batches = prefetched(made, self.learner.device)
         while True:
             batch = next(batches, None)
