@@ -154,7 +154,8 @@ def kill_often(killed: Killed, times: int) -> None:
             began = time.perf_counter()
             killed.do(line)
             if turn:
-                time.sleep(drawn.uniform(0, took))
+                # A new process takes longer than the one that was timed.
+                time.sleep(drawn.uniform(0, 1.5 * took))
                 kills += 1
                 killed.kill()
                 killed.start()

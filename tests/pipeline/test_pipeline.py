@@ -51,8 +51,10 @@ def as_json(*arguments: object) -> Any:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rec_ray.sample.project import init_project
+
     folder = tmp_path_factory.mktemp("line") / "shop"
-    rec_ray("init", folder)
+    init_project(folder)
     return folder
 
 
