@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rec_ray.schema import Split
-from rec_ray.schema import SplitTimes as SplitTimes
+from rec_ray.schema import SplitTimes
 
 if TYPE_CHECKING:
     import ray
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
     from rec_ray.retrieval.features.preprocessing import Preprocessor
     from rec_ray.retrieval.model.bundle import TwoTowerBundle
-
-TRAIN, VALIDATION, TEST = Split.TRAIN, Split.VALIDATION, Split.TEST
 
 MODEL, REFITTED, LIVE = "model", "model_refitted", "live"
 POPULARITY, RECENT, KNN, TRANSITIONS = "popularity", "recent_popularity", "item_knn", "item_transitions"

@@ -44,9 +44,9 @@ from rec_ray.runs.summary import (
     count_data,
     count_search,
     count_update,
+    note_unpublished,
     report_run,
     restore_report,
-    say_unpublished,
 )
 from rec_ray.steps import (
     check_search,
@@ -95,7 +95,7 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
                 update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
                 counts |= count_update(update)
             report = report_run(context, "run", stored, evaluation, counts, verdict, page, advise(evaluation, settings))
-            report = report if publishes else say_unpublished(report)
+            report = report if publishes else note_unpublished(report)
         run.finish(report)
         return report
 

@@ -20,7 +20,7 @@ import ray
 import ray.data
 
 from rec_ray.config import FeatureSettings
-from rec_ray.contracts import FeatureTables, SplitTimes, TrainingData
+from rec_ray.contracts import FeatureTables, TrainingData
 from rec_ray.data.event_notes import EventFacts, log_events
 from rec_ray.data.feature_coverage import Coverage, cover_users
 from rec_ray.data.late_features import describe_ids, drop_late_features
@@ -45,6 +45,7 @@ from rec_ray.schema import (
     RAW_NOW,
     RAW_TEST,
     TIMESTAMP,
+    SplitTimes,
     require_columns,
 )
 from rec_ray.storage.object_store import Storage

@@ -85,7 +85,7 @@ def restore_report(run: RunLedger) -> RunReport:
     return RunReport(**values)
 
 
-def say_unpublished(report: RunReport) -> RunReport:
+def note_unpublished(report: RunReport) -> RunReport:
     """Return the report of a run without a view to publish to; its last line has the command for publishing."""
     todo = f"no view takes the lists yet; rec-ray feast-views --apply adds some, then: rec-ray publish {report.version}"
     return dataclasses.replace(report, where={**report.where, "not published": todo})

@@ -212,7 +212,7 @@ class Progress:
 
         With another number of workers the total number of steps differs; the finished share stays the same.
         """
-        learner.steps = round(int(self.state["steps"]) * learner.total_steps / int(self.state["total_steps"]))
+        finished = round(int(self.state["steps"]) * learner.total_steps / int(self.state["total_steps"]))
         learner.model.load_state_dict(_below(self.state, "model."))
         for kind, optimizer in (("dense", learner.dense), ("tables", learner.tables)):
             entries: dict[int, Tensors] = {}
@@ -220,6 +220,7 @@ class Progress:
                 index, key = name.split(".", 1)
                 entries.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        learner.resume(finished)
         LOGGER.info("training resumes after epoch %d of stage %s", self.stage_epochs, self.stage)
 
     @classmethod

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from rec_ray.contracts import TEST, VALIDATION
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.timelines import TimelineBatch, Timelines, training_batch, training_windows
 from rec_ray.retrieval.learning.learner import shuffled_batches
 from rec_ray.retrieval.ragged import value_rows
+from rec_ray.schema import Split
 
 STREAMED_TIMELINES = 20_000
 """Timelines that are shuffled together if a shard does not fit into the cache."""
@@ -60,7 +60,7 @@ class Shard:
         self.pieces = own_rows(folder, filesystem, rank, world)
         self.cached: Timelines | None = None
         self.watched: Timelines | None = None
-        self.events = dict.fromkeys((VALIDATION, TEST, TEST + 1), 0)
+        self.events = dict.fromkeys((Split.VALIDATION, Split.TEST, Split.TEST + 1), 0)
         self.positives: Array = np.zeros((3, items + 1), np.int64)
         kept: list[pa.Table] | None = []
         self.asked = 0
@@ -68,7 +68,7 @@ class Shard:
         for table in self._tables():
             timelines = Timelines.from_table(table, user_shape)
             self._count(timelines)
-            users = np.flatnonzero(np.diff(timelines.positives(VALIDATION)[1]) > 0)
+            users = np.flatnonzero(np.diff(timelines.positives(Split.VALIDATION)[1]) > 0)
             watched.add(table, users)
             self.asked += len(users)
             size += table.nbytes

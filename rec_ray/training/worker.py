@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from rec_ray.config import TrainSettings
-from rec_ray.contracts import TEST, VALIDATION, EpochResult
+from rec_ray.contracts import EpochResult
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.catalogue import Catalogue
@@ -32,11 +32,12 @@ from rec_ray.retrieval.features.event_order import EventOrder, measure_order
 from rec_ray.retrieval.features.timelines import TimelineBatch
 from rec_ray.retrieval.learning.attempts import SPREAD_ITEMS, Attempt, careful_attempt, measure_spread, plan_attempts
 from rec_ray.retrieval.learning.gradients import world_size
-from rec_ray.retrieval.learning.learner import Learner, LearningSettings
+from rec_ray.retrieval.learning.learner import Learner
 from rec_ray.retrieval.learning.prefetch import prefetched
 from rec_ray.retrieval.learning.spectral_start import start_from_counts
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.model.warm_start import load_start, share_unknown_row
+from rec_ray.schema import Split
 from rec_ray.storage.object_store import Storage
 from rec_ray.training.checkpoint import AttemptRecord, Progress, Send, send_to_ray_train
 from rec_ray.training.shard import Shard
@@ -92,11 +93,11 @@ class Stage:
 
 def stages_of(train: TrainSettings) -> list[Stage]:
     """Return the stages that the settings select, in order."""
-    learn = Stage(LEARN, VALIDATION)
+    learn = Stage(LEARN, Split.VALIDATION)
     if train.refit == "off":
         return [learn]
-    check = [Stage(CHECK, TEST)] if train.refit_check else []
-    return [learn, *check, Stage(PUBLISH, TEST + 1)]
+    check = [Stage(CHECK, Split.TEST)] if train.refit_check else []
+    return [learn, *check, Stage(PUBLISH, Split.TEST + 1)]
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
@@ -150,7 +151,7 @@ def _ahead(plan: TrainingPlan, positives: Array, asked: int) -> int:
     if plan.train.ahead != "auto":
         return plan.train.ahead
     # Subtract a quarter: with 1.25 validation events per user, most targets are just the next event.
-    return max(1, min(MOST_AHEAD, math.ceil(positives[VALIDATION].sum() / max(1, asked) - 0.25)))
+    return max(1, min(MOST_AHEAD, math.ceil(positives[Split.VALIDATION].sum() / max(1, asked) - 0.25)))
 
 
 def _learn_attempts(shared: _Shared, stage: Stage, asked: int) -> None:
@@ -183,7 +184,7 @@ def _learn_attempts(shared: _Shared, stage: Stage, asked: int) -> None:
 
 def _order_of_events(shared: _Shared) -> EventOrder:
     """Measure the order of the training positives on a part of each worker's users."""
-    items, offsets = shared.shard.sample_positives(VALIDATION)
+    items, offsets = shared.shard.sample_positives(Split.VALIDATION)
     order = measure_order(items, offsets, shared.plan.items + 1, seed=shared.plan.train.seed)
     return EventOrder(*_summed(np.array(dataclasses.astuple(order)), shared.device).tolist())
 
@@ -222,9 +223,9 @@ class _Worker:
             self.epochs = train.refit_epochs if self.from_best else progress.best_epoch
         # A full refit repeats the schedule of the training up to its best epoch.
         scheduled = self.epochs if self.from_best else most
-        settings = attempt.adapt(LearningSettings.of(train, ahead=shared.ahead))
+        settings = attempt.adapt(train)
         if self.from_best:
-            settings = dataclasses.replace(settings, learning_rate=settings.learning_rate * REFIT_RATE)
+            settings = settings.model_copy(update={"learning_rate": settings.learning_rate * REFIT_RATE})
         self.catalogue = _read_catalogue(self.plan, now=stage.name == PUBLISH)
         model, known_rows = self._first_model()
         self.learner = Learner(
@@ -232,6 +233,7 @@ class _Worker:
             dataclasses.replace(self.catalogue, count=shared.positives[: stage.max_split].sum(axis=0)),
             settings,
             total_steps=steps * scheduled,
+            ahead=shared.ahead,
             device=shared.device,
             known_rows=known_rows,
         )
@@ -332,8 +334,7 @@ class _Worker:
     def _in_step(self, epoch: int) -> Iterator[TimelineBatch]:
         """Yield a worker's batches while every worker has one, because gradients are averaged at each step."""
         seed = (self.plan.train.seed * 10 + self._place()) * 1000 + epoch
-        ahead = self.shared.ahead
-        made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed, ahead=ahead)
+        made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed, ahead=self.shared.ahead)
         batches = prefetched(made, self.learner.device)
         while True:
             batch = next(batches, None)
@@ -364,7 +365,7 @@ class _Worker:
             self.learner.validation_ndcg,
             watched,
             np.arange(len(watched)),
-            split=VALIDATION,
+            split=Split.VALIDATION,
             query=0,
             history_length=self.plan.history_length,
             exclude_seen=self.plan.exclude_seen,

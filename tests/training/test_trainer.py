@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from rec_ray.config import ModelSettings, RaySettings, TrainSettings
-from rec_ray.contracts import TEST, TRAIN, VALIDATION
 from rec_ray.errors import DataError, RecRayError
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines, query_batch
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries
+from rec_ray.schema import Split
 from rec_ray.storage.object_store import open_storage
+
+TRAIN, VALIDATION, TEST = Split
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
