@@ -39,6 +39,7 @@ from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.preflight import DEFINITIONS, SOURCES, find_faults, raise_faults
 from rec_ray.publishing.push import check_push_targets, find_push_targets
+from rec_ray.retrieval.search.byte_products import fastest_kernel
 from rec_ray.runs.context import open_feature_store
 from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.schema import ITEM_IDS, SCORES, USER_ID
@@ -260,12 +261,14 @@ def _ray(settings: Settings) -> str:
         ready, late = ray.wait(asked, num_returns=len(asked), timeout=120)
         if late:
             raise UnavailableError(f"{len(late)} of {len(asked)} Ray nodes ran no task in 120 s; is the cluster full?")
-        for node, there in zip(pinned, ray.get(asked), strict=True):
+        kernels = set()
+        for node, (there, kernel) in zip(pinned, ray.get(asked), strict=True):
+            kernels.add(kernel)
             differing = [f"{name} {there[name]} instead of {here[name]}" for name in here if here[name] != there[name]]
             if differing:
                 raise ConfigError(f"Ray's {node} has {', '.join(differing)}; use the same image everywhere")
         del ready
-        return _room(settings, len(nodes))
+        return f"{_room(settings, len(nodes))}; exact search by {', '.join(sorted(kernels))}"
     finally:
         if ours:
             ray.shutdown()
@@ -282,8 +285,9 @@ def _versions() -> dict[str, str]:
 
 
 @ray.remote
-def _versions_there() -> dict[str, str]:
-    return _versions()
+def _versions_there() -> tuple[dict[str, str], str]:
+    """Return the versions and the kernel of exact searches of a node."""
+    return _versions(), fastest_kernel()
 
 
 def _room(settings: Settings, nodes: int) -> str:

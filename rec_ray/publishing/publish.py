@@ -29,7 +29,7 @@ from rec_ray.publishing.commit_candidates import candidates_name, require_record
 from rec_ray.publishing.materialize_features import materialize_features
 from rec_ray.publishing.previous_ids import pushed_candidates, replaced_folder
 from rec_ray.publishing.prune import prune_versions
-from rec_ray.publishing.push import update_feature_store
+from rec_ray.publishing.push import PushLock, update_feature_store
 from rec_ray.storage.model_store import candidates_folder, read_metadata, verify_model
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.lock import PublishingLock
@@ -95,11 +95,9 @@ def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[s
             storage,
             candidates,
             publisher.settings,
-            begin_push=lambda: database.begin_push(version, lock),
+            PushLock(lambda: database.begin_push(version, lock), lock.check, database.fence(lock)),
             before=_known_before(database, storage),
             search=publisher.search,
-            check=lock.check,
-            fence=database.fence(lock),
             erased=database.erased() | Erased.of(items=withdrawn),
         )
         row = VersionRow(
@@ -159,9 +157,11 @@ def publish_increment(publisher: Publisher, version: str, name: str) -> UpdateRe
             storage,
             increment,
             publisher.settings,
-            begin_push=lambda: database.begin_push(version, lock, candidates_name(version, prefix)),
-            check=lock.check,
-            fence=database.fence(lock),
+            PushLock(
+                lambda: database.begin_push(version, lock, candidates_name(version, prefix)),
+                lock.check,
+                database.fence(lock),
+            ),
             erased=database.erased(),
         )
         storage.write_bytes(f"{prefix}/{PUBLISHED}", json.dumps(report.rows).encode())

@@ -21,8 +21,8 @@ from rec_ray.sample.own_files import OwnFiles, Problems, find_tables
 from rec_ray.sample.roles import (
     OPTIONS,
     TIME_NAMES,
-    Ask,
     ColumnNames,
+    Prompt,
     TimeColumn,
     choose_event_time,
     choose_key,
@@ -129,7 +129,7 @@ class OwnTables:
 
 
 def read_own_tables(
-    source: str | Path, scratch: Path, names: ColumnNames | None = None, ask: Ask | None = None
+    source: str | Path, scratch: Path, names: ColumnNames | None = None, prompt: Prompt | None = None
 ) -> OwnTables:
     """Read the tables of a folder or an address and plan their columns.
 
@@ -138,7 +138,7 @@ def read_own_tables(
         scratch: an empty folder for copies of files that are not local Parquet; it must exist until the tables are
             written.
         names: columns that the user names.
-        ask: called with a question that only the user can answer; with None it becomes a fault.
+        prompt: called with a question that only the user can answer; with None it becomes a fault.
 
     Raises:
         ConfigError: the folder or its interactions are missing, or a table has several possible event times.
@@ -149,7 +149,7 @@ def read_own_tables(
     """
     names, problems = names or ColumnNames(), Problems()
     files = find_tables(source, scratch, problems)
-    tables = {name: _plan(found, names, ask, problems) for name, found in files.items()}
+    tables = {name: _plan(found, names, prompt, problems) for name, found in files.items()}
     have = {column for found in files.values() for column in found.schema.names}
     for key in (USER_ID, ITEM_ID):
         for name in names.of_key(key):
@@ -170,7 +170,7 @@ def read_own_tables(
     return OwnTables(tables.get("users"), tables.get("items"), interactions)
 
 
-def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Problems) -> OwnTable | None:
+def _plan(files: OwnFiles, names: ColumnNames, prompt: Prompt | None, problems: Problems) -> OwnTable | None:
     lower = [column.lower() for column in files.schema.names]
     twice = sorted({column for column in files.schema.names if lower.count(column.lower()) > 1})
     if twice:
@@ -184,7 +184,7 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
 
     origins: dict[str, str] = {}
     for key in KEYS[files.name]:
-        origin = choose_key(files, key, names, ask, problems)
+        origin = choose_key(files, key, names, prompt, problems)
         if origin is None or not _can_be_id(files, origin, problems):
             continue
         origins[key] = origin
@@ -193,7 +193,7 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
         fault = f"{files.shown}: column {origins[USER_ID]!r} cannot be the id of the user and of the item"
         problems.add(ConfigError(fault), "--user-column NAME --item-column NAME")
     is_event = files.name == "interactions"
-    time = choose_event_time(files, names, ask, problems) if is_event else choose_row_time(files, names, problems)
+    time = choose_event_time(files, names, prompt, problems) if is_event else choose_row_time(files, names, problems)
     columns = [OwnColumn(key, pa.string(), origin) for key, origin in origins.items()]
     if time is not None:
         columns.append(OwnColumn(EVENT_TIMESTAMP, TIMESTAMP, time.column, time.unit))

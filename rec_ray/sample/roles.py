@@ -61,7 +61,7 @@ class Question:
     choices: tuple[str, ...]
 
 
-Ask = Callable[[Question], str]
+Prompt = Callable[[Question], str]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def is_called(name: str, *known: str) -> bool:
     return snake(name).replace("_", "") in {each.replace("_", "") for each in known}
 
 
-def choose_key(files: OwnFiles, key: str, names: ColumnNames, ask: Ask | None, problems: Problems) -> str | None:
+def choose_key(files: OwnFiles, key: str, names: ColumnNames, prompt: Prompt | None, problems: Problems) -> str | None:
     """Return the column with the ids of users or items, or None after adding a problem."""
     have = files.schema.names
     spelt = [name for name in have if is_called(name, key)]
@@ -97,9 +97,9 @@ def choose_key(files: OwnFiles, key: str, names: ColumnNames, ask: Ask | None, p
     if len(spelt) == 1:
         return spelt[0]
     guess = _guess(key, have, files.name)
-    if ask is not None:
+    if prompt is not None:
         text = f"Which column of {files.shown} has the id of the {key.removesuffix('_id')}?"
-        answer = ask(Question(text, OPTIONS[key], guess, tuple(have)))
+        answer = prompt(Question(text, OPTIONS[key], guess, tuple(have)))
         if answer in have:
             return answer
     wanted = names.of_key(key) or (key,)
@@ -120,7 +120,9 @@ def _guess(key: str, have: Sequence[str], table: str) -> str | None:
     return plain.get("id") if table == {USER_ID: "users", ITEM_ID: "items"}[key] else None
 
 
-def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Problems) -> TimeColumn | None:
+def choose_event_time(
+    files: OwnFiles, names: ColumnNames, prompt: Prompt | None, problems: Problems
+) -> TimeColumn | None:
     """Return the column with the time of an event, or None after adding a problem."""
     if names.time is not None:
         if names.time in files.schema.names:
@@ -151,9 +153,9 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
         why = "the only column with times" if times else "the only column that can be read as times"
         return _read_as_time(files, candidates[0], names.time_unit, why, problems)
     guess = (happened or candidates)[0]
-    if ask is not None:
+    if prompt is not None:
         text = f"Which column of {files.shown} has the time of an event? Columns with times: {', '.join(candidates)}."
-        answer = ask(Question(text, "--time-column", guess, tuple(files.schema.names)))
+        answer = prompt(Question(text, "--time-column", guess, tuple(files.schema.names)))
         if answer in files.schema.names:
             return _read_as_time(files, answer, names.time_unit, "your answer", problems)
     if happened:
