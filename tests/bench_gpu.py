@@ -24,10 +24,11 @@ import torch
 from bench_candidates import make_bundle, make_items, make_users
 from bench_top_k import MAKERS
 
+from rec_ray.config import TrainSettings
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines, query_batch, training_windows
-from rec_ray.retrieval.learning.learner import Learner, LearningSettings, multiplies_in_half
+from rec_ray.retrieval.learning.learner import Learner, multiplies_in_half
 from rec_ray.retrieval.learning.prefetch import prefetched
 from rec_ray.retrieval.model.inference import embed_queries
 from rec_ray.retrieval.model.towers import build_two_tower
@@ -130,7 +131,7 @@ def bench_learning(
     model = build_two_tower(
         vocabulary_size=len(catalogue) + 1, item_shape=shape, user_shape=shape, event_types=2, history=history
     )
-    settings = LearningSettings(
+    settings = TrainSettings(
         batch_size=4096,
         learning_rate=2e-3,
         weight_decay=0.01,

@@ -22,6 +22,7 @@ import ray
 
 from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER
 from rec_ray.cli.plan import plan_run
+from rec_ray.cli.reader_checks import check_online_features, check_user_encoder_objects
 from rec_ray.config import Settings
 from rec_ray.data.event_sample import examine_events
 from rec_ray.data.feature_sample import examine_features
@@ -90,6 +91,8 @@ def examine(settings: Settings) -> list[Check]:
         _try("offline store", lambda: with_feast(lambda store: _offline(store, settings))),
         _try("push sources", lambda: with_feast(lambda store: _push_sources(store, settings))),
         _try("online store", lambda: with_feast(lambda store: _canary(store, settings))),
+        _try("online features", lambda: with_feast(lambda store: _online_features(store, settings))),
+        _try("user encoder", lambda: _user_encoder(settings)),
         _try("Ray", lambda: _ray(settings)),
     ]
     return checks
@@ -204,6 +207,20 @@ def _canary(store: FeatureStore, settings: Settings) -> str:
     _push_and_read(store, target, user, [item], now)
     _push_and_read(store, target, user, [], now + timedelta(seconds=1))
     return f"a canary row went through {target.view} of the {store.config.online_store.type} store and back"
+
+
+def _online_features(store: FeatureStore, settings: Settings) -> str:
+    if not is_published(store, settings.publish):
+        return "not used, as nothing is published"
+    return check_online_features(store, settings)
+
+
+def _user_encoder(settings: Settings) -> str:
+    try:
+        live = open_version_database(settings).live()
+        return check_user_encoder_objects(open_object_store(settings), settings, live)
+    except UnavailableError:
+        return "not checked, because the object store or the version database does not respond"
 
 
 def _is_number(target: PushTarget, name: str) -> bool:

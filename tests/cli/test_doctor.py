@@ -25,6 +25,8 @@ NAMES = [
     "offline store",
     "push sources",
     "online store",
+    "online features",
+    "user encoder",
     "Ray",
 ]
 
