@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 
@@ -100,6 +98,9 @@ def stages_of(train: TrainSettings) -> list[Stage]:
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Run all stages of the plan in `config["plan"]`, from the checkpoint of the run if there is one."""
+    # Lazy import: `train_stages` also runs in a process without Ray.
+    import ray.train.torch
+
     context = ray.train.get_context()
     train_stages(
         config["plan"],
