@@ -14,7 +14,7 @@ SHELL := /bin/bash -euo pipefail
 .DELETE_ON_ERROR:
 
 # What the tests need beyond the plain install; the lock holds every extra.
-TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,text
+TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,serve,text
 
 PYTHON ?= python3.11
 VENV := .venv
