@@ -20,7 +20,8 @@ from rec_ray.api.frames import Frame
 from rec_ray.api.held_out_metrics import HeldOutMetrics, measure_held_out
 from rec_ray.api.item_vectors import ItemVectors
 from rec_ray.api.list_builders import AS_TRAINED, FilterChoice
-from rec_ray.api.recommender import POPULARITY, Recommendation, Recommender
+from rec_ray.api.recommendation import POPULARITY, Recommendation
+from rec_ray.api.recommender import Recommender
 from rec_ray.api.training_tables import EncodedTables
 from rec_ray.candidate_store.manifest import (
     ITEM_FOLDER,

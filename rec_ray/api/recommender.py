@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +21,7 @@ from rec_ray.api.frames import Frame, id_column, require_names, to_table
 from rec_ray.api.history import HistoryReader
 from rec_ray.api.item_vectors import ItemVectors, embed_item_rows
 from rec_ray.api.list_builders import AS_TRAINED, FilterChoice, ListBuilders
+from rec_ray.api.recommendation import MODEL, POPULARITY, Recommendation
 from rec_ray.api.stored_version import StoredVersion, open_version
 from rec_ray.config import CandidateSettings, InteractionSettings
 from rec_ray.errors import ConfigError, DataError
@@ -39,25 +39,6 @@ ALL_EVENTS = Split.TEST + 1
 """Split label above all others: every event is history."""
 FEWEST_ROWS = 16
 """Rows from which torch's matrix products round each row as in a batch of thousands; see `retrieval.search.exact`."""
-MODEL, POPULARITY = "model", "popularity"
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """A list of items, best first.
-
-    version: model version that made it. scores: the similarity of user and item vector, or for popularity the item's
-    share of all positive events. method: `model` or `popularity`.
-    """
-
-    version: str
-    item_ids: list[str]
-    scores: list[float]
-    method: str = MODEL
-
-    def __len__(self) -> int:
-        """Number of items."""
-        return len(self.item_ids)
 
 
 class Recommender:

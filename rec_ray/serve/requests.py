@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rec_ray.api.recommender import Recommendation
+from rec_ray.api.recommendation import Recommendation
 from rec_ray.errors import RecRayError, UnavailableError
 
 
