@@ -88,6 +88,9 @@ def fit(
 
 def _settings(given: Mapping[str, Mapping[str, Any]], declared: dict[str, Any]) -> Settings:
     """Return the settings of a fit: those of the caller over the declared features and the defaults."""
+    wrong = [name for name, section in given.items() if not isinstance(section, Mapping)]
+    if wrong:
+        raise ConfigError(f"{wrong[0]} takes a mapping of settings, such as train={{'epochs': 3}}")
     values: dict[str, Any] = {name: dict(section) for name, section in given.items()}
     features = values.setdefault("features", {})
     for side in ("user", "item"):
@@ -104,6 +107,7 @@ def _settings(given: Mapping[str, Mapping[str, Any]], declared: dict[str, Any]) 
         raise ConfigError(f"{where}: {str(first['msg']).removeprefix('Value error, ')}") from None
     refused = {
         "features.text_encoder": settings.features.text_encoder != "hashing",
+        "candidates.segment": settings.candidates.segment is not None,
         "train.warm_start": settings.train.warm_start != "off",
         "features.user_history": settings.features.user_history != "as_of_now",
         "features.item_history": settings.features.item_history != "as_of_now",

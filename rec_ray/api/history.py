@@ -99,7 +99,9 @@ class HistoryReader:
         for name in names:
             value = features.get(name)
             try:
-                columns[name] = plain_column(pa.array([value.item() if isinstance(value, np.generic) else value]))
+                columns[name] = plain_column(
+                    pa.array([value.item() if isinstance(value, np.generic) else value], from_pandas=True)
+                )
             except (pa.ArrowException, TypeError, ValueError):
                 raise SchemaError(
                     f"the feature {name!r} is a {type(value).__name__}, which Arrow cannot hold"
@@ -108,7 +110,7 @@ class HistoryReader:
         return pa.table(columns) if columns else pa.table({"": pa.nulls(1)})
 
     def _events(self, history: Any, timezone: str | None, needs_times: bool) -> tuple[Array, Array, Array]:
-        if history is None or _is_ids(history):
+        if history is None or _is_list(history):
             ids = [] if history is None else [_as_id(each) for each in history]
             if needs_times and ids:
                 raise ConfigError(
@@ -171,15 +173,19 @@ def _named(table: pa.Table, name: str, declared: str | None) -> str | None:
     return next((each for each in (name, declared) if each in table.column_names), None)
 
 
-def _is_ids(history: Any) -> bool:
+def _is_list(history: Any) -> bool:
     """Return True for a sequence of ids, as opposed to a table or a list of rows."""
     if isinstance(history, str) or not isinstance(history, (Sequence, np.ndarray)):
         return False
-    return all(isinstance(each, (str, int, np.integer, np.str_)) and not isinstance(each, bool) for each in history)
+    return not any(isinstance(each, Mapping) for each in history)
 
 
 def _as_id(each: Any) -> str:
-    return each if isinstance(each, str) else str(int(each))
+    if isinstance(each, str):
+        return str(each)
+    if isinstance(each, (int, np.integer)) and not isinstance(each, bool):
+        return str(int(each))
+    raise DataError(f"{WHAT} has {each!r}; expected ids as strings or whole numbers")
 
 
 def _first_of_repeats(*keys: Array) -> Array:

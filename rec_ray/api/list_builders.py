@@ -100,9 +100,10 @@ class ListBuilders:
         fields = self._fields if self._fields is not None else pa.table({ITEM_ID: vectors.item_ids})
         missing = [name for name in wanted if name not in fields.column_names]
         if missing:
+            without = "" if FIRST_SEEN in missing else ", or filters=None to recommend without filters"
             raise ConfigError(
-                f"{wanted[missing[0]]} reads the item fields {list_names(missing)}; give them as "
-                f"items=TABLE with {ITEM_ID!r} when opening the version, or filters=None to recommend without filters"
+                f"{wanted[missing[0]]} reads the item fields {list_names(missing)}; give them as items=TABLE with "
+                f"{ITEM_ID!r} when opening the version{without}"
             )
         evaluated = evaluate_item_filters(
             chosen,

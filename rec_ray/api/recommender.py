@@ -204,8 +204,9 @@ class Recommender:
             ConfigError: an argument is wrong.
             DataError: the history cannot be read, or the batch has no list of the user.
         """
-        if k < 1:
-            raise ConfigError(f"k must be at least 1, got {k}")
+        k = _length(k)
+        if isinstance(exclude, str):
+            raise ConfigError(f"exclude is the text {exclude!r}; give a list of ids")
         if user_id is not None:
             if history is not None or features is not None or filters != AS_TRAINED:
                 raise ConfigError("user_id takes the stored list; leave out history, features and filters")
@@ -291,8 +292,7 @@ class Recommender:
             DataError: the version has no such item.
             ConfigError: an argument is wrong.
         """
-        if k < 1:
-            raise ConfigError(f"k must be at least 1, got {k}")
+        k = _length(k)
         place = self._vectors.places([str(item_id)])
         if not len(place):
             raise DataError(f"version {self.version} has no item {str(item_id)!r}; is the id right?")
@@ -365,3 +365,14 @@ class Recommender:
         hidden = {*map(str, exclude), *self._stored.withdrawn}
         kept = [(item, score) for item, score in zip(item_ids, scores, strict=True) if item not in hidden][:k]
         return Recommendation(self.version, [item for item, _ in kept], [score for _, score in kept], method)
+
+
+def _length(k: Any) -> int:
+    """Return the length of a list.
+
+    Raises:
+        ConfigError: it is no whole number from 1 on.
+    """
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise ConfigError(f"k must be at least 1, got {k!r}")
+    return int(k)

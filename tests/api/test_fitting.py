@@ -109,6 +109,8 @@ def test_random_numbers_and_threads_of_the_caller_stay(fitted):
         (events(), {"now": START - timedelta(days=1)}, DataError, "no usable interaction among 40 rows"),
         (events(), {"now": datetime(2024, 1, 1)}, ConfigError, "now has no time zone"),
         (events(), {"epochs": {}}, ConfigError, "fit takes no argument 'epochs'; sections are 'features', 'model'"),
+        (events(), {"train": 3}, ConfigError, "train takes a mapping of settings"),
+        (events(), {"candidates": {"segment": "age"}}, ConfigError, "candidates.segment: fit has no such choice"),
         (events(), {"train": {"epoch": 3}}, ConfigError, "train.epoch: Extra inputs are not permitted"),
         (events(), {"model": {"embedding_size": 7, "history": "auto"}}, ConfigError, "not a multiple of model.heads"),
         (events(), {"features": {"text_encoder": "transformers:x"}}, ConfigError, "fit has no such choice"),

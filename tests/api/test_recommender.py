@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -182,6 +183,9 @@ def test_excluded_and_filtered_items_are_not_listed(fitted, opened):
     ("arguments", "said"),
     [
         ({"k": 0}, "k must be at least 1, got 0"),
+        ({"k": "3"}, "k must be at least 1, got '3'"),
+        ({"k": 2.5}, "k must be at least 1, got 2.5"),
+        ({"exclude": "i1"}, "exclude is the text 'i1'; give a list of ids"),
         ({"user_id": "u1", "history": ["i1"]}, "user_id takes the stored list"),
         ({"user_id": "u1", "k": 21}, "k is 21, but the stored lists have 20 items"),
         ({"features": {"heihgt": 3}}, "no user feature 'heihgt'; it has 'taste', 'age'"),
@@ -205,6 +209,9 @@ def test_wrong_arguments_are_one_line(opened, arguments, said):
         ({"item_id": ["i1"], "event_timestamp": [1]}, "'event_timestamp' holds int64; expected timestamps"),
         ({"item_id": ["i1", "i2"], "user_id": ["u1", "u2"]}, "the history has events of 2 users in 'user_id'"),
         ("i1", "the history is a str; expected"),
+        (["i1", None], "the history has None; expected ids as strings or whole numbers"),
+        ([1.5], "the history has 1.5; expected ids"),
+        ({"i1"}, "the history is a set; expected"),
     ],
 )
 def test_a_history_that_cannot_be_read_is_one_line(opened, history, said):
@@ -230,6 +237,15 @@ def test_histories_of_every_kind_are_equal(opened):
         "event_timestamp": [TINY_START.replace(tzinfo=None) - timedelta(days=n) for n in range(3)],
     }
     assert np.array_equal(opened.embed_user(naive, timezone="UTC"), expected)
+
+
+def test_missing_values_of_every_kind_are_unknown(opened):
+    expected = opened.embed_user(["i3"], {"taste": "group 1"})
+    for value in (None, pd.NA, float("nan"), pd.NaT, np.float64("nan")):
+        assert np.array_equal(opened.embed_user(["i3"], {"taste": "group 1", "age": value}), expected)
+    assert not np.array_equal(opened.embed_user(["i3"], {"taste": "group 1", "age": Decimal("30")}), expected)
+    with pytest.raises(SchemaError, match="'age' is declared as numeric, but its values are string"):
+        opened.embed_user(["i3"], {"age": "old"})
 
 
 def test_threads_get_the_answers_of_one(opened):
