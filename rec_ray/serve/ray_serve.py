@@ -4,8 +4,7 @@ Input: requests to `/recommend`, `/similar` and `/healthz`. Output: lists as JSO
 replaces it when another version becomes live.
 """
 
-from __future__ import annotations
-
+# No postponed annotations: Ray Serve (2.60) hands FastAPI the annotations of methods as they are.
 from typing import Any
 
 import torch
