@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from rec_ray.api.frames import Frame, id_column, require_names, time_column, to_table
 from rec_ray.config import Settings
-from rec_ray.contracts import SplitTimes
 from rec_ray.data.block_survey import encode_items, encode_users, fit_preprocessor, require_positives, survey_block
 from rec_ray.data.event_notes import log_events
 from rec_ray.data.events import as_events, as_query_markers, count_rows, split_times, survey_events, with_query_rows
@@ -42,6 +41,7 @@ from rec_ray.schema import (
     ITEM_ID,
     TIMESTAMP,
     USER_ID,
+    SplitTimes,
 )
 
 TYPES = ("interaction_type", "event_type")

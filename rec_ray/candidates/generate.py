@@ -47,6 +47,7 @@ from rec_ray.candidates.batch_recommender import (
     recommend_items,
 )
 from rec_ray.candidates.item_shards import ItemShards, make_shards
+from rec_ray.candidates.recorded_timelines import record_timelines
 from rec_ray.config import CandidateSettings
 from rec_ray.contracts import Candidates, TrainingData
 from rec_ray.distributed.parquet_source import read_rows
@@ -145,6 +146,7 @@ def generate_candidates(
             parts |= _write_similar_items(items, shared, storage, prefix, generation)
         user_sink = _write_users(data, shared, storage, prefix, generation)
     parts |= user_sink.parts | (item_sink.parts if items is not None else {})
+    parts |= record_timelines(data, storage, prefix, generation)
     facts |= _facts(user_sink, settings.k)
     manifest = CandidatesManifest(
         version=version,

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rec_ray.config import FeatureSettings
-from rec_ray.contracts import SplitTimes
 from rec_ray.data.event_notes import EventFacts
 from rec_ray.data.feature_coverage import Coverage, cover_users
 from rec_ray.errors import DataError, EmptyDataError
@@ -37,6 +36,7 @@ from rec_ray.schema import (
     RAW_NOW,
     RAW_TEST,
     TIMESTAMP,
+    SplitTimes,
     require_columns,
 )
 

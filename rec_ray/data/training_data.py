@@ -16,7 +16,7 @@ import ray
 import ray.data
 
 from rec_ray.config import FeatureSettings
-from rec_ray.contracts import FeatureTables, SplitTimes, TrainingData
+from rec_ray.contracts import FeatureTables, TrainingData
 from rec_ray.data.block_survey import (
     BlockSurvey,
     encode_items,
@@ -28,16 +28,18 @@ from rec_ray.data.block_survey import (
 )
 from rec_ray.data.event_notes import log_events
 from rec_ray.data.late_features import describe_ids, drop_late_features
+from rec_ray.data.read_timelines import summarise_events
 from rec_ray.data.user_events import events_per_user
 from rec_ray.distributed.parquet_source import ROW_GROUP
 from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.encoding import Labelling
 from rec_ray.retrieval.features.preprocessing import FeatureStatistics, Preprocessor
-from rec_ray.schema import ITEM_ID
+from rec_ray.schema import ITEM_ID, SplitTimes
 from rec_ray.storage.object_store import Storage
 
 TIMELINES_FOLDER, CATALOGUE_FOLDER, CATALOGUE_NOW_FOLDER = "timelines", "catalogue", "catalogue_now"
+READ_FOLDER = "read_timelines"
 
 
 def prepare_training_data(
@@ -142,6 +144,7 @@ def _write(
         labelling=labelling,
         raw=tables.raw_users,
     )
+    read_timelines = write(interactions, summarise_events, READ_FOLDER)
     times = tables.split_times
     catalogue = write(
         items,
@@ -180,6 +183,7 @@ def _write(
         rows=tables.rows,
         facts=dict(survey.facts),
         notes=tuple(survey.notes),
+        read_timelines=read_timelines,
     )
 
 

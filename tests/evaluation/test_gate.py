@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from rec_ray.config import EvaluationSettings
+from rec_ray.config import EvaluationSettings, Settings
 from rec_ray.contracts import Evaluation, EvaluationFacts
 from rec_ray.errors import GateError
-from rec_ray.evaluation.gate import check_gate
+from rec_ray.evaluation.gate import check_gate, find_loss, suggest_changes
 
 
 def compared(model, popularity, live=None):
@@ -19,10 +19,11 @@ def compared(model, popularity, live=None):
     return Evaluation(metrics, users=1234, targets=1234, facts=facts)
 
 
-def test_a_model_as_good_as_popularity_within_the_margin_passes():
+def test_a_model_within_the_margin_of_popularity_is_not_refused_and_passes_only_if_it_is_better():
     for gate in ("warn", "refuse"):
-        assert check_gate(compared(0.1, 0.1), EvaluationSettings(gate=gate)) == "passed"
-        assert check_gate(compared(0.091, 0.1), EvaluationSettings(gate=gate, gate_margin=0.1)) == "passed"
+        assert check_gate(compared(0.1, 0.1), EvaluationSettings(gate=gate)) == "behind"
+        assert check_gate(compared(0.091, 0.1), EvaluationSettings(gate=gate, gate_margin=0.1)) == "behind"
+        assert check_gate(compared(0.11, 0.1), EvaluationSettings(gate=gate)) == "passed"
     assert check_gate(compared(0.0, 0.1), EvaluationSettings(gate="off")) == "off"
     assert check_gate(Evaluation({}, 0, 0), EvaluationSettings(gate="refuse")) == "off", "nothing to compare by"
 
@@ -68,3 +69,22 @@ def test_a_model_that_learned_nothing_is_refused_or_warned_about_whatever_its_fi
     assert "learned nothing beyond popularity" in caplog.messages[0]
     with pytest.raises(GateError, match="learned nothing beyond popularity"):
         check_gate(evaluation, EvaluationSettings(gate="refuse"))
+
+
+def test_a_model_behind_the_best_counting_baseline_is_named_with_what_to_try():
+    evaluation = compared(0.2, 0.1)
+    metrics = {**evaluation.metrics, "item_knn": {"ndcg@10": 0.3}, "random_walk": {"ndcg@10": 0.25}}
+    behind = dataclasses.replace(evaluation, metrics=metrics, differences={"item_knn": {"ndcg@10": (-0.2, -0.05)}})
+    assert check_gate(behind, EvaluationSettings(gate="refuse")) == "behind"
+    said = "the model's NDCG@10 0.2000 does not beat the 0.3000 of item-kNN, which only counts"
+    assert find_loss(behind) == said
+    by_chance = dataclasses.replace(behind, differences={"item_knn": {"ndcg@10": (-0.2, 0.05)}})
+    assert find_loss(by_chance) == f"{said}, which may be chance"
+    assert find_loss(evaluation) is None and find_loss(Evaluation({}, 0, 0)) is None
+    tried = suggest_changes(Settings(train={"epochs": 3, "learning_rate": 0.003}, model={"history": "none"}))
+    assert tried[:3] == [
+        "declare features of users and items in section features",
+        "--set model.history=auto",
+        "--set train.epochs=auto",
+    ]
+    assert "--set train.learning_rate=0.001, or 0.009" in tried
