@@ -28,6 +28,7 @@ from rec_ray.config.publishing import PublishSettings
 from rec_ray.config.search import ImageVector, SearchSettings
 from rec_ray.config.section import ENV_PREFIX, Section
 from rec_ray.config.training import TrainSettings
+from rec_ray.config.tuning import TuneSettings
 
 __all__ = [
     "ENV_PREFIX",
@@ -51,6 +52,7 @@ __all__ = [
     "SideTableSettings",
     "StorageSettings",
     "TrainSettings",
+    "TuneSettings",
     "UserRule",
     "deciding_settings",
     "hash_settings",
@@ -65,8 +67,8 @@ SECRETS = {
     ("side_tables", "password"),
 }
 
-PLACEMENT_SECTIONS = ("storage", "database", "ray", "publish")
-"""Sections that place a run and its outputs but do not change the result."""
+PLACEMENT_SECTIONS = ("storage", "database", "ray", "publish", "tune")
+"""Sections that place a run and its outputs, or that a run does not read: they do not change its result."""
 
 
 class Settings(Section):
@@ -84,6 +86,7 @@ class Settings(Section):
     candidates: CandidateSettings = Field(default_factory=CandidateSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
+    tune: TuneSettings = Field(default_factory=TuneSettings)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
