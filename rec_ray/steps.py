@@ -50,7 +50,7 @@ from rec_ray.runs.metrics import EpochMetrics
 from rec_ray.runs.summary import count_data
 from rec_ray.search_views.vectors import find_search_dimensions, make_search_vectors
 from rec_ray.step_events import step
-from rec_ray.storage.model_store import candidates_folder, load_model, model_folder, save_model
+from rec_ray.storage.model_store import candidates_folder, load_model, save_model
 from rec_ray.training.trainer import train_two_tower
 
 
@@ -310,7 +310,6 @@ def write_page(
             evaluation,
             data,
             context.storage,
-            model_folder(version),
             read_fields,
             item_name=settings.features.item_name,
             run=run,

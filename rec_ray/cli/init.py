@@ -73,7 +73,7 @@ def init(
         value_column,
     )
     on_terminal = sys.stdin.isatty() and console.is_terminal and not as_json
-    summary = init_project(folder, source, seed=seed, names=names, ask=ask if on_terminal else None)
+    summary = init_project(folder, source, seed=seed, names=names, prompt=ask if on_terminal else None)
     if as_json:
         print(json.dumps(dataclasses.asdict(summary), default=str))
         return

@@ -61,7 +61,7 @@ def find_recommendations(settings: Settings, user_id: str | None, count: int) ->
     first = [str(item_id) for item_id in list(item_ids)[:count]]
     title = f"Recommendations for user {user_id}" + (f", version {version}" if version else "")
     return RankedItems(
-        title, version, first, [float(s) for s in list(scores or [])[:count]], _names(store, settings, first)
+        title, version, first, [float(s) for s in list(scores or [])[:count]], read_item_names(store, settings, first)
     )
 
 
@@ -72,7 +72,7 @@ def _stored_recommendations(store: FeatureStore, settings: Settings, user_id: st
     found = read_list(storage, candidates, user_id if user_id is not None else any_user(storage, candidates))
     title = f"Recommendations for user {found.user_id}, version {found.version} (stored, not published)"
     shown = found.item_ids[:count]
-    return RankedItems(title, found.version, shown, found.scores[:count], _names(store, settings, shown))
+    return RankedItems(title, found.version, shown, found.scores[:count], read_item_names(store, settings, shown))
 
 
 def _any_user(settings: Settings) -> str:
@@ -109,7 +109,7 @@ def similar_items(settings: Settings, item_id: str, count: int) -> RankedItems:
     nearest = np.setdiff1d(np.lexsort((np.arange(len(scores)), -scores))[: count + len(places)], places)
     nearest = nearest[np.lexsort((nearest, -scores[nearest]))][:count]
     ids = [str(item_ids[place]) for place in nearest]
-    names = _names(store, settings, [item_id, *ids])
+    names = read_item_names(store, settings, [item_id, *ids])
     title = f"Items like {names.get(item_id, item_id)}, version {version}"
     return RankedItems(title, version, ids, [float(scores[place]) for place in nearest], names)
 
@@ -125,7 +125,7 @@ def _published_similar_items(
     ids = [str(similar) for similar in found[target.fields[SIMILAR_IDS]]][:count]
     scores = found[target.fields[SIMILAR_SCORES]] if SIMILAR_SCORES in target.fields else []
     version = found[target.fields[MODEL_VERSION]] if MODEL_VERSION in target.fields else None
-    names = _names(store, settings, [item_id, *ids])
+    names = read_item_names(store, settings, [item_id, *ids])
     title = f"Items like {names.get(item_id, item_id)}" + (f", version {version}" if version else "")
     return RankedItems(title, version, ids, [float(score) for score in list(scores or [])[:count]], names)
 
@@ -136,7 +136,7 @@ def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
     return table[ITEM_ID].to_numpy(), vectors.reshape(table.num_rows, -1)
 
 
-def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
+def read_item_names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
     """Read the current names of items from Feast's offline store; empty unless `features.item_name` is set."""
     name = settings.features.item_name
     if name is None or not item_ids:

@@ -19,7 +19,7 @@ import ray.data
 
 from rec_ray.candidate_store.increments import RecordedTimelines
 from rec_ray.config import CandidateSettings, EvaluationSettings, FeastSettings, FeatureSettings, SideTableSettings
-from rec_ray.contracts import ActiveUsers, FeatureTables, SplitTimes
+from rec_ray.contracts import ActiveUsers, FeatureTables
 from rec_ray.data.event_surveys import (
     active_in_side_table,
     active_in_slice,
@@ -62,6 +62,7 @@ from rec_ray.schema import (
     SIGN_UP_FIELD,
     TIMESTAMP,
     USER_ID,
+    SplitTimes,
 )
 
 SIDE_ORDER = 2**61

@@ -34,7 +34,7 @@ from rec_ray.contracts import (
 from rec_ray.distributed.parquet_source import read_rows
 from rec_ray.evaluation.baseline_counts import fit_baselines
 from rec_ray.evaluation.gate import GATE_METRIC
-from rec_ray.evaluation.rank_task import RECOMMENDED, SHOWN_USERS, ListFigures, RankingPlan, rank_targets, read_sums
+from rec_ray.evaluation.rank_task import EXAMPLE_USERS, RECOMMENDED, ListFigures, RankingPlan, rank_targets, read_sums
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.learning.attempts import COLLAPSED_COSINE
 from rec_ray.retrieval.metrics.rankers import LIST_LENGTH
@@ -153,7 +153,7 @@ class EvaluationAccumulator:
             own = self.examples.setdefault(example["segment"], [])
             own.append(example)
             own.sort(key=lambda one: (one["number"], one["user_id"]))
-            del own[SHOWN_USERS:]
+            del own[EXAMPLE_USERS:]
 
     def chosen_examples(self) -> tuple[Example, ...]:
         """Return users of all segments in turn until there are enough."""
@@ -161,7 +161,7 @@ class EvaluationAccumulator:
             (place, segment, own[place]) for segment, own in sorted(self.examples.items()) for place in range(len(own))
         ]
         chosen.sort(key=lambda one: one[:2])
-        first = sorted(chosen[:SHOWN_USERS], key=lambda one: one[1])
+        first = sorted(chosen[:EXAMPLE_USERS], key=lambda one: one[1])
         return tuple(
             Example(
                 user_id=one["user_id"],

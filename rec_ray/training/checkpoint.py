@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -31,6 +30,9 @@ Send = Callable[[dict[str, Any], str | None], None]
 
 def send_to_ray_train(metrics: dict[str, Any], folder: str | None) -> None:
     """Report an epoch to Ray Train from one of its workers."""
+    # Lazy import here and in `load`: a training in a process without Ray sends its epochs elsewhere.
+    import ray.train
+
     if folder is None:
         ray.train.report(metrics)
     else:
@@ -212,7 +214,7 @@ class Progress:
 
         With another number of workers the total number of steps differs; the finished share stays the same.
         """
-        learner.steps = round(int(self.state["steps"]) * learner.total_steps / int(self.state["total_steps"]))
+        finished = round(int(self.state["steps"]) * learner.total_steps / int(self.state["total_steps"]))
         learner.model.load_state_dict(_below(self.state, "model."))
         for kind, optimizer in (("dense", learner.dense), ("tables", learner.tables)):
             entries: dict[int, Tensors] = {}
@@ -220,11 +222,14 @@ class Progress:
                 index, key = name.split(".", 1)
                 entries.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        learner.resume(finished)
         LOGGER.info("training resumes after epoch %d of stage %s", self.stage_epochs, self.stage)
 
     @classmethod
     def load(cls) -> Progress:
         """Return the progress of this run's last checkpoint, or a new one."""
+        import ray.train
+
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return cls()

@@ -209,7 +209,6 @@ def test_a_report_that_fails_is_said_and_stops_nothing(tiny_data: Any) -> None:
         Evaluation({}, 0, 0),
         tiny_data.data,
         tiny_data.storage,
-        "two-tower/1",
         read_fields,
         item_name="name",
         run=figures,

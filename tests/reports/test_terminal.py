@@ -114,7 +114,7 @@ def test_names_come_from_a_repository_with_numbers_as_ids_and_relative_files(mak
     from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
     from feast.types import Int64, String
 
-    from rec_ray.cli.lookup import _names
+    from rec_ray.cli.lookup import read_item_names
 
     repo = tmp_path / "repo"
     repo.mkdir()
@@ -134,6 +134,6 @@ def test_names_come_from_a_repository_with_numbers_as_ids_and_relative_files(mak
     store = make_repo(repo, [item, view, FeatureService(name="item_service", features=[view])])
     monkeypatch.chdir(here)
     settings = Settings(feast=FeastSettings(item_key="article"), features=FeatureSettings(item_name="label"))
-    assert _names(store, settings, ["30", "1", "77"]) == {"1": MARKUP}
-    assert _names(store, settings, []) == {}
-    assert _names(store, settings.model_copy(update={"features": FeatureSettings()}), ["1"]) == {}
+    assert read_item_names(store, settings, ["30", "1", "77"]) == {"1": MARKUP}
+    assert read_item_names(store, settings, []) == {}
+    assert read_item_names(store, settings.model_copy(update={"features": FeatureSettings()}), ["1"]) == {}
