@@ -29,6 +29,7 @@ from rec_ray.publishing.push import check_push_targets
 from rec_ray.publishing.user_encoder import check_user_encoder
 from rec_ray.retrieval.features.columns import as_numbers, as_values, as_vectors
 from rec_ray.retrieval.lists.item_filters import try_filters
+from rec_ray.sample.own_tables import PLACEHOLDER
 from rec_ray.schema import INTERACTIONS, FeatureDeclaration
 
 T = TypeVar("T")
@@ -183,9 +184,12 @@ def _try_kind(side: Side, name: str, declaration: FeatureDeclaration) -> None:
 def _usable_fields(store: FeatureStore, settings: Settings) -> str:
     registry = read_registry(store)
     sides = [find_side(registry, settings.feast, "user"), find_side(registry, settings.feast, "item")]
-    fields = " and ".join(f"{list_names(side.field_names, 30)} of {side.side}s" for side in sides if side.field_names)
+    usable = {side.side: [name for name in side.field_names if name != PLACEHOLDER] for side in sides}
+    fields = " and ".join(f"{list_names(names, 30)} of {side}s" for side, names in usable.items() if names)
+    if not fields:
+        return "there are no features of users and items, so the model learns from ids alone"
     return (
-        f"no feature is declared, so the model learns from ids alone; there are {fields or 'none'}. Declare them in "
+        f"no feature is declared, so the model learns from ids alone; there are {fields}. Declare them in "
         "section `features`, or let `rec-ray init --feast` do it"
     )
 

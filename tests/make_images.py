@@ -93,7 +93,8 @@ def take_screenshot(page: Path, picture: Path) -> None:
     if browser is None:
         raise SystemExit(f"a picture of the report needs one of {', '.join(BROWSERS)}")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,1100"]
-    subprocess.run([browser, *options, f"--screenshot={picture}", page.as_uri()], check=True, timeout=120)
+    command = [browser, *options, f"--screenshot={picture}", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
 def main() -> None:

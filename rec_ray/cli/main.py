@@ -214,7 +214,8 @@ def candidates(
     else:
         report = redirect_stdout(run_increment, settings, version, since, publish=publish)
     ready = f"rec-ray publish {report.version}" if since is None else "rec-ray publish --increment newest"
-    _print_report(report, as_json, "rec-ray recommend --any" if publish else ready)
+    made = "users with recommendations" in report.counts
+    _print_report(report, as_json, "rec-ray recommend --any" if publish or not made else ready)
 
 
 @app.command()
