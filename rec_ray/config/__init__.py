@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from rec_ray.config.candidates import CandidateSettings, FilterSettings, UserRule
+from rec_ray.config.checks import CheckSettings
 from rec_ray.config.evaluation import EvaluationSettings
 from rec_ray.config.features import FeatureSettings, InteractionSettings
 from rec_ray.config.infrastructure import (
@@ -35,6 +36,7 @@ __all__ = [
     "SECRETS",
     "SQLITE_ADDRESS",
     "CandidateSettings",
+    "CheckSettings",
     "DatabaseSettings",
     "EvaluationSettings",
     "FeastSettings",
@@ -65,8 +67,8 @@ SECRETS = {
     ("side_tables", "password"),
 }
 
-PLACES = ("storage", "database", "ray", "publish")
-"""Sections that place a run and its outputs but do not change the result."""
+PLACES = ("storage", "database", "ray", "publish", "checks")
+"""Sections that place a run and its outputs, or refuse them, but do not change the result."""
 
 
 class Settings(Section):
@@ -83,6 +85,7 @@ class Settings(Section):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     candidates: CandidateSettings = Field(default_factory=CandidateSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
+    checks: CheckSettings = Field(default_factory=CheckSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
 
     @model_validator(mode="after")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from rec_ray.retrieval.features.encoding import Labelling, encode_timelines, lab
 from rec_ray.retrieval.features.preprocessing import FeatureStatistics, Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import TIMELINES
 from rec_ray.retrieval.features.user_share import largest_user
+from rec_ray.retrieval.profiles.data_profile import PROFILE, DataProfile, profile_events, profile_items
 from rec_ray.schema import (
     AS_OF,
     FIRST_SEEN,
@@ -68,6 +70,7 @@ class _Survey:
     unknown_items: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     largest_user: tuple[str, int] = ("", 0)
+    profile: DataProfile = field(default_factory=DataProfile)
 
     @property
     def event_facts(self) -> EventFacts:
@@ -88,6 +91,7 @@ class _Survey:
         self.coverage.merge(other.coverage)
         self.unknown_items |= other.unknown_items
         self.largest_user = max(self.largest_user, other.largest_user, key=lambda user: (user[1], user[0]))
+        self.profile.merge(other.profile)
         return self
 
 
@@ -106,7 +110,7 @@ def prepare_training_data(
     """
     interactions = tables.interactions.materialize()
     items = tables.items.materialize()
-    item_ids, item_statistics = _survey_items(items, features, tables.split_times)
+    item_ids, item_statistics, profile = _survey_items(items, features, tables.split_times)
     item_ids_ref = ray.put(item_ids)
     most = events_per_user(interactions, features.interaction.events_per_user)
     labelling = Labelling.of(features.interaction, split, tables.split_times).with_events_per_user(most)
@@ -134,9 +138,14 @@ def prepare_training_data(
     )
     labelling = labelling.with_value_maximum(survey.value_maximum)
     survey.notes += [*tables.notes, *unmatched, *late]
-    return _write(
+    data = _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
     )
+    profile.merge(survey.profile)
+    profile.as_of, profile.kept = int(tables.split_times.as_of.timestamp()), tables.rows.kept
+    profile.future, profile.sources = tables.rows.in_the_future, dict(tables.sources)
+    storage.write_bytes(f"{prefix}/{PROFILE}", profile.to_json())
+    return replace(data, profile=f"{prefix}/{PROFILE}")
 
 
 def encode_tables(
@@ -159,7 +168,7 @@ def encode_tables(
     interactions = tables.interactions.materialize()
     items = tables.items.materialize()
     if item_ids is None:
-        item_ids, _ = _survey_items(items, None, tables.split_times)
+        item_ids, _, _ = _survey_items(items, None, tables.split_times)
     else:
         items = items.map_batches(
             _of_items, batch_size=None, batch_format="pyarrow", fn_kwargs={"item_ids": ray.put(item_ids)}
@@ -278,6 +287,7 @@ def _survey_block(
     survey.unknown_items.update(unknown.filter(pc.invert(pc.is_in(unknown, value_set=item_ids))).to_pylist())
     if features is not None:
         survey.users = collect_statistics(events.table.filter(training), features.user)
+        survey.profile = profile_events(events, item_ids, features.user)
         learned = events.is_training
         survey.coverage = cover_users(
             events.rows,
@@ -297,30 +307,40 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 def _survey_items(
     items: ray.data.Dataset, features: FeatureSettings | None, times: SplitTimes
-) -> tuple[pa.Array, FeatureStatistics]:
-    """Return all item ids, sorted, and the statistics of their features as of the test cut-off."""
+) -> tuple[pa.Array, FeatureStatistics, DataProfile]:
+    """Return all item ids, sorted, the statistics of features as of the test cut-off, and the profile as of now."""
     pending = [_survey_item_block.remote(ref, features, times) for ref in items.to_arrow_refs()]
-    ids, statistics = [], FeatureStatistics()
+    ids, statistics, profile = [], FeatureStatistics(), DataProfile()
     while pending:
         done, pending = ray.wait(pending, num_returns=1)
-        block_ids, block_statistics = ray.get(done[0])
+        block_ids, block_statistics, block_profile = ray.get(done[0])
         ids.append(block_ids)
         statistics = statistics.merge(block_statistics)
+        profile.merge(block_profile)
     distinct = pc.unique(pa.chunked_array(ids, pa.string()))
-    return distinct.take(pc.sort_indices(distinct)), statistics
+    return distinct.take(pc.sort_indices(distinct)), statistics, profile
 
 
 @ray.remote(num_cpus=1)
 def _survey_item_block(
     block: pa.Table, features: FeatureSettings | None, times: SplitTimes
-) -> tuple[pa.Array, FeatureStatistics]:
+) -> tuple[pa.Array, FeatureStatistics, DataProfile]:
     if block.num_rows == 0:
-        return pa.array([], pa.string()), FeatureStatistics()
+        return pa.array([], pa.string()), FeatureStatistics(), DataProfile()
     ids = pc.unique(block[ITEM_ID])
     if features is None:
-        return ids, FeatureStatistics()
+        return ids, FeatureStatistics(), DataProfile()
     then = block.filter(pc.equal(block[AS_OF], pa.scalar(times.test_start, TIMESTAMP)))
-    return ids, collect_statistics(then.filter(pc.less_equal(then[FIRST_SEEN], then[AS_OF])), features.item)
+    statistics = collect_statistics(then.filter(pc.less_equal(then[FIRST_SEEN], then[AS_OF])), features.item)
+    return ids, statistics, profile_items(_rows_as_of(block, times.as_of, times.test_start, first=False), features.item)
+
+
+def _rows_as_of(block: pa.Table, instant: datetime, other: datetime, *, first: bool) -> pa.Table:
+    """Return the rows of one instant; if both instants are equal, the first or the second half of the rows."""
+    if instant == other:
+        half = block.num_rows // 2
+        return block.slice(0, half) if first else block.slice(half)
+    return block.filter(pc.equal(block[AS_OF], pa.scalar(instant, TIMESTAMP)))
 
 
 def _encode_block(block: pa.Table, item_ids: Any, fitted: Any, labelling: Labelling, raw: pa.Schema) -> pa.Table:
@@ -348,16 +368,12 @@ def _of_items(block: pa.Table, item_ids: ray.ObjectRef) -> pa.Table:
 def _encode_items(
     block: pa.Table, item_ids: Any, fitted: Any, counts: Any, instant: Any, other: Any, first: bool, raw: pa.Schema
 ) -> pa.Table:
-    """Encode the rows of one instant; if both instants are equal, the first or the second half of the rows."""
+    """Encode the rows of one instant; see `_rows_as_of`."""
     if block.num_rows == 0:
         return _with_raw(CATALOGUE.empty_table(), RAW_ITEM, raw, block, [])
     preprocessor: Preprocessor = _get(fitted)
     positives, before_test = _get(counts)
-    if instant == other:
-        half = block.num_rows // 2
-        rows = block.slice(0, half) if first else block.slice(half)
-    else:
-        rows = block.filter(pc.equal(block[AS_OF], pa.scalar(instant, TIMESTAMP)))
+    rows = _rows_as_of(block, instant, other, first=first)
     ids = rows[ITEM_ID].combine_chunks() if isinstance(rows[ITEM_ID], pa.ChunkedArray) else rows[ITEM_ID]
     index = index_of(ids, _get(item_ids)) + 1
     if (index == 0).any():

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rec_ray.logs import LOGGER
+from rec_ray.runs.step_progress import watch_progress
 
 LINE_SECONDS = 60.0
 """Seconds between two log lines."""
@@ -74,13 +75,29 @@ def show_progress(
     )
     showing.start()
     try:
-        yield name
+        with watch_progress(what, total, lambda: _rows_done(name)):
+            yield name
     finally:
         stopped.set()
         showing.join()
         # Without the cluster there are no counts, and the error of the step itself is the one to report.
         with contextlib.suppress(RayError):
             internal_kv._internal_kv_del(name.encode(), del_by_prefix=True, namespace=_NAMESPACE)
+
+
+def report_epoch(run_id: str, epoch: int) -> None:
+    """Report, in the controller of a training, the epoch that ended; the first one is 1."""
+    internal_kv._internal_kv_put(_epoch_key(run_id), str(epoch).encode(), overwrite=True, namespace=_NAMESPACE)
+
+
+def epochs_done(run_id: str) -> int:
+    """Return the epochs of a training that have ended, 0 before the first."""
+    found = internal_kv._internal_kv_get(_epoch_key(run_id), namespace=_NAMESPACE)
+    return int(found) if found else 0
+
+
+def _epoch_key(run_id: str) -> bytes:
+    return f"epochs/{run_id}".encode()
 
 
 def _rows_done(name: str) -> int:
