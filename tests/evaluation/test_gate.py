@@ -7,7 +7,7 @@ import pytest
 from rec_ray.config import EvaluationSettings
 from rec_ray.contracts import Evaluation, EvaluationFacts
 from rec_ray.errors import GateError
-from rec_ray.evaluation.gate import check_gate
+from rec_ray.evaluation.gate import check_gate, check_quality
 
 
 def compared(model, popularity, live=None):
@@ -68,3 +68,33 @@ def test_a_model_that_learned_nothing_is_refused_or_warned_about_whatever_its_fi
     assert "learned nothing beyond popularity" in caplog.messages[0]
     with pytest.raises(GateError, match="learned nothing beyond popularity"):
         check_gate(evaluation, EvaluationSettings(gate="refuse"))
+
+
+@pytest.mark.parametrize(
+    ("high", "margin", "verdict"),
+    [(-0.001, 0.0, "refused"), (0.001, 0.0, "passed"), (-0.01, 0.1, "passed"), (-0.03, 0.1, "refused")],
+)
+def test_the_best_counting_method_must_not_be_surely_better(high, margin, verdict):
+    metrics = {"model": {"ndcg@10": 0.2}, "popularity": {"ndcg@10": 0.1}}
+    metrics |= {"recent_popularity": {"ndcg@10": 0.15}, "item_knn": {"ndcg@10": 0.21}}
+    differences = {"item_knn": {"ndcg@10": (-0.05, high)}, "recent_popularity": {"ndcg@10": (0.01, 0.09)}}
+    evaluation = Evaluation(metrics, users=1234, targets=1234, differences=differences)
+    settings = EvaluationSettings(gate="refuse", gate_margin=margin)
+    found = {each.name: each for each in check_quality(evaluation, settings)}
+    assert found["quality.counting"].verdict == verdict
+    assert "0.2100 of the best counting method, item knn" in found["quality.counting"].said
+    assert found["quality.popularity"].verdict == "passed"
+    if verdict == "refused":
+        with pytest.raises(GateError, match=r"below 0\.2100 of the best counting method, item knn"):
+            check_gate(evaluation, settings)
+    else:
+        assert check_gate(evaluation, settings) == "passed"
+
+
+def test_item_vectors_that_are_nearly_alike_warn():
+    facts = EvaluationFacts(known_items=100, mean_cosine=0.97, effective_rank=1.4)
+    evaluation = dataclasses.replace(compared(0.2, 0.1), facts=facts)
+    found = {each.name: each.verdict for each in check_quality(evaluation, EvaluationSettings(gate="refuse"))}
+    assert (found["geometry.item_cosine"], found["geometry.item_rank"]) == ("warned", "warned")
+    assert found["learning.learned"] == "passed"
+    assert check_gate(evaluation, EvaluationSettings(gate="refuse")) == "warned"

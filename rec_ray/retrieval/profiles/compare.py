@@ -42,7 +42,7 @@ def compare_profiles(new: DataProfile, live: DataProfile, *, loss: float, shift:
         *_sizes(new, live, loss),
         *_times(new, live, loss),
         *compare_days(EventDays.of(new, live), loss=loss, shift=shift),
-        *_order_of_items(new, live),
+        *_items_of_events(new, live, loss),
         *_sources(new, live),
         *_features("user", new, live, loss, shift),
         *_features("item", new, live, loss, shift),
@@ -113,8 +113,12 @@ def _usual_day(live: DataProfile) -> float:
     return float(np.median([day.events for day in live.days.values()])) if live.days else 0.0
 
 
-def _order_of_items(new: DataProfile, live: DataProfile) -> Iterator[Check]:
-    """Compare the order of items by their events: events under other item ids change it."""
+def _items_of_events(new: DataProfile, live: DataProfile, loss: float) -> Iterator[Check]:
+    """Compare the items that have events, and their order by events: events under other item ids change both."""
+    share, sampled = kept_share(new.sold, live.sold)
+    if sampled >= LEAST_IDS:
+        said = f"{share:.0%} of the items with events still have some, of a sample of {sampled}"
+        yield at_least("data.items_with_events", share, 1 - loss, said)
     both, _ = live.sold.shared(new.sold)
     if len(both) < LEAST_IDS:
         return
