@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from rec_ray.candidate_store.increments import begin_increment
+from rec_ray.candidate_store.increments import LAST, begin_increment, find_recorded_timelines
 from rec_ray.config import Settings
 from rec_ray.contracts import (
     Candidates,
@@ -21,11 +21,20 @@ from rec_ray.contracts import (
     TrainingData,
     UpdateReport,
 )
+from rec_ray.evaluation.gate import advise
 from rec_ray.feature_store.push_targets import is_published
+from rec_ray.logs import LOGGER
 from rec_ray.night_checks import check_data, check_lists, check_online, require_lists, worse
 from rec_ray.preflight import check_definitions
 from rec_ray.publishing.forget import Forgotten
-from rec_ray.publishing.steps import forget_ids, publish_increment, publish_once, publish_version, roll_back
+from rec_ray.publishing.steps import (
+    encode_new_users,
+    forget_ids,
+    publish_increment,
+    publish_once,
+    publish_version,
+    roll_back,
+)
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.runs.context import RunContext, open_context, open_feature_store
 from rec_ray.runs.ledger import RunLedger, open_run
@@ -36,9 +45,9 @@ from rec_ray.runs.summary import (
     count_data,
     count_search,
     count_update,
+    note_unpublished,
     report_run,
     restore_report,
-    say_unpublished,
 )
 from rec_ray.steps import (
     check_search,
@@ -85,12 +94,13 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
             counts = count_data(data) | count_candidates(candidates) | count_search(search)
             page = write_page(context, data, bundle, evaluation, stored.version, counts, verdict)
             require_lists(context, stored.version, lists)
+            encode_new_users(context, bundle, stored.version)
             if publishes:
                 update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
                 counts |= count_update(update)
                 check_online(context, stored.version)
-            report = report_run(context, "run", stored, evaluation, counts, verdict, page)
-            report = report if publishes else say_unpublished(report)
+            report = report_run(context, "run", stored, evaluation, counts, verdict, page, advise(evaluation, settings))
+            report = report if publishes else note_unpublished(report)
         run.finish(report)
         return report
 
@@ -104,7 +114,8 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
         with open_context(settings, run) as context:
             data, bundle, evaluation, stored = _learn(context, run, publishes=False)
             page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")
-            report = report_run(context, "train", stored, evaluation, count_data(data), page=page)
+            advice = advise(evaluation, settings)
+            report = report_run(context, "train", stored, evaluation, count_data(data), page=page, advice=advice)
         run.finish(report)
         return report
 
@@ -115,7 +126,8 @@ def run_evaluation(settings: Settings, version: str) -> RunReport:
         bundle = load_model(version, context.storage)
         data = encode_data(context, bundle)
         evaluation = evaluate_version(context, data, as_evaluated(bundle), version)
-        return report_run(context, "evaluate", find_model(version, context.storage), evaluation, count_data(data))
+        stored, advice = find_model(version, context.storage), advise(evaluation, settings)
+        return report_run(context, "evaluate", stored, evaluation, count_data(data), advice=advice)
 
 
 def run_candidates(settings: Settings, version: str | None = None, *, publish: bool = False) -> RunReport:
@@ -129,6 +141,7 @@ def run_candidates(settings: Settings, version: str | None = None, *, publish: b
         data = encode_data(context, bundle)
         counts = count_data(data) | count_candidates(recommend_items(context, data, bundle, version))
         counts |= count_search(encode_search(context, data, version))
+        encode_new_users(context, bundle, version)
         counts |= count_update(publish_version(context, version)) if publish else {}
         return report_run(context, "candidates", find_model(version, context.storage), None, counts)
 
@@ -143,8 +156,19 @@ def run_increment(settings: Settings, version: str | None, since: str, *, publis
         version = version or context.database.live() or newest_version(context.storage)
         bundle = load_model(version, context.storage)
         increment = begin_increment(context.storage, version, since, context.as_of)
-        active = find_active(context, increment.since)
-        counts = {"users with events since": active.count}
+        recorded = None
+        if since == LAST:
+            recorded = find_recorded_timelines(context.storage, version, context.database.erased())
+            if recorded is None:
+                LOGGER.warning(
+                    "the candidates of version %s have no record of timelines: events since %s count, late ones do "
+                    "not; make the record with: rec-ray candidates %s",
+                    version,
+                    f"{increment.since:%Y-%m-%d %H:%M} UTC",
+                    version,
+                )
+        active = find_active(context, increment.since, recorded)
+        counts = {"users with events since" if recorded is None else "users with changed events": active.count}
         if active.count:
             data = encode_data(context, bundle, active=active, item_ids=increment.item_ids)
             counts |= count_data(data) | count_candidates(

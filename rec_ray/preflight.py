@@ -24,7 +24,9 @@ from rec_ray.feature_store.registry import Registry, read_registry
 from rec_ray.feature_store.search_targets import find_search_targets
 from rec_ray.feature_store.source_files import find_files, is_parquet, read_footer, reads_files
 from rec_ray.logs import LOGGER
+from rec_ray.publishing.materialize_features import wanted_views
 from rec_ray.publishing.push import check_push_targets
+from rec_ray.publishing.user_encoder import check_user_encoder
 from rec_ray.retrieval.features.columns import as_numbers, as_values, as_vectors
 from rec_ray.retrieval.lists.item_filters import try_filters
 from rec_ray.schema import INTERACTIONS, FeatureDeclaration
@@ -97,6 +99,8 @@ def find_faults(
         model = settings.model
         if publishing.attempt(is_published, store, settings.publish):
             publishing.attempt(check_push_targets, store, settings.publish, model.similarity, model.embedding_size)
+            publishing.attempt(wanted_views, store, settings.feast, settings.publish)
+            publishing.attempt(check_user_encoder, settings)
         publishing.attempt(find_search_targets, store, settings.search)
     return [fault for group in found if group in set(groups) for fault in found[group]]
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from rec_ray.cli.options import AsJson, Config, Project, Set, settings_of
+from rec_ray.cli.options import AS_IS, AsJson, Config, Project, Set, open_console, print_next, settings_of
 
 Feast = Annotated[
     Path | None, typer.Option("--feast", help="Your own Feast repository: its folder or its feature_store.yaml.")
@@ -33,17 +33,18 @@ def init_feast(folder: Path, repo: Path, wished: Wished, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(made), default=str))
         return
-    console = Console()
+    console = open_console()
     wide = max(len(choice.what) for choice in made.choices), max(len(choice.decision) for choice in made.choices)
-    console.print(f"Decisions on {made.repo}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Decisions on {made.repo}", **AS_IS)
     for choice in made.choices:
         option = f"  [{choice.option}]" if choice.option else ""
         line = f"  {choice.what:<{wide[0]}}  {choice.decision:<{min(wide[1], DECISION)}}  {choice.why}{option}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, **AS_IS)
     console.print(f"{made.events:,} events of {made.users:,} users and {made.items:,} items", highlight=False)
     for warning in made.warnings:
         console.print(f"WARNING: {warning}", markup=False, highlight=False)
-    console.print(f"Settings: {made.settings}\nNext: rec-ray run -C {folder}", markup=False, soft_wrap=True)
+    console.print(f"Settings: {made.settings}", **AS_IS)
+    print_next(console, f"rec-ray run -C {shlex.quote(str(folder))}")
 
 
 feast_app = typer.Typer()
@@ -65,16 +66,16 @@ def feast_views(
     store = open_store(settings.feast.repo)
     plan = plan_views(store, settings)
     if not as_json:
-        console = Console(highlight=False, soft_wrap=True)
-        console.print(f"{'To add to' if plan.is_new else 'Already in'} Feast project {store.project}:", markup=False)
+        console = open_console()
+        console.print(f"{'To add to' if plan.is_new else 'Already in'} Feast project {store.project}:", **AS_IS)
         for view, fields in plan.views.items():
-            console.print(f"  + view {view}: {', '.join(fields)}", markup=False)
-        console.print(f"  + push sources {', '.join(plan.push_sources)}; feature service recommendations", markup=False)
+            console.print(f"  + view {view}: {', '.join(fields)}", **AS_IS)
+        console.print(f"  + push sources {', '.join(plan.push_sources)}; feature service recommendations", **AS_IS)
     write_views(store, settings, plan)
     if apply:
         apply_views(store, plan)
     if as_json:
         print(json.dumps({"file": str(plan.file), "views": plan.views, "new": plan.is_new, "applied": apply}))
         return
-    rest = "Applied. Next: rec-ray publish" if apply else "Next: rec-ray feast-views --apply (or `feast apply` there)"
-    console.print(f"Written: {plan.file}\n{rest}", markup=False)
+    console.print(f"Written{' and applied' if apply else ''}: {plan.file}", **AS_IS)
+    print_next(console, "rec-ray publish" if apply else "rec-ray feast-views --apply   (or `feast apply` there)")

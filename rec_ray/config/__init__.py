@@ -32,7 +32,7 @@ from rec_ray.config.training import TrainSettings
 
 __all__ = [
     "ENV_PREFIX",
-    "PLACES",
+    "PLACEMENT_SECTIONS",
     "SECRETS",
     "SQLITE_ADDRESS",
     "CandidateSettings",
@@ -67,7 +67,7 @@ SECRETS = {
     ("side_tables", "password"),
 }
 
-PLACES = ("storage", "database", "ray", "publish", "checks")
+PLACEMENT_SECTIONS = ("storage", "database", "ray", "publish", "checks")
 """Sections that place a run and its outputs, or refuse them, but do not change the result."""
 
 
@@ -112,7 +112,7 @@ def deciding_settings(settings: Settings) -> dict[str, Any]:
 
     The cluster and the storage places are left out, because a run may be resumed elsewhere, with other workers.
     """
-    plain = {name: value for name, value in redact_settings(settings).items() if name not in PLACES}
+    plain = {name: value for name, value in redact_settings(settings).items() if name not in PLACEMENT_SECTIONS}
     for section, address in (("feast", "repo"), ("side_tables", "url")):
         plain[section] = {name: value for name, value in plain[section].items() if name != address}
     return plain

@@ -21,10 +21,11 @@ import ray
 import ray.data
 
 from rec_ray.config import FeatureSettings
-from rec_ray.contracts import FeatureTables, SplitTimes, TrainingData
+from rec_ray.contracts import FeatureTables, TrainingData
 from rec_ray.data.event_notes import EventFacts, log_events
 from rec_ray.data.feature_coverage import Coverage, cover_users
 from rec_ray.data.late_features import describe_ids, drop_late_features
+from rec_ray.data.read_timelines import summarise_events
 from rec_ray.data.user_events import events_per_user
 from rec_ray.distributed.parquet_source import ROW_GROUP
 from rec_ray.distributed.worker_cache import get_shared
@@ -46,6 +47,7 @@ from rec_ray.schema import (
     RAW_NOW,
     RAW_TEST,
     TIMESTAMP,
+    SplitTimes,
     require_columns,
 )
 from rec_ray.storage.object_store import Storage
@@ -53,6 +55,7 @@ from rec_ray.storage.object_store import Storage
 NOW = 2
 """Index of the row as of now among a user's query rows."""
 TIMELINES_FOLDER, CATALOGUE_FOLDER, CATALOGUE_NOW_FOLDER = "timelines", "catalogue", "catalogue_now"
+READ_FOLDER = "read_timelines"
 
 
 @dataclass
@@ -215,6 +218,7 @@ def _write(
         labelling=labelling,
         raw=tables.raw_users,
     )
+    read_timelines = write(interactions, summarise_events, READ_FOLDER)
     times = tables.split_times
     catalogue = write(
         items,
@@ -253,6 +257,7 @@ def _write(
         rows=tables.rows,
         facts=dict(survey.facts),
         notes=tuple(survey.notes),
+        read_timelines=read_timelines,
     )
 
 

@@ -118,7 +118,7 @@ class RunLedger:
             LockedError: another process has taken this run over.
             DataError: the record is damaged.
         """
-        # Lazy: records of models import torch, and commands that only look at runs must start fast.
+        # Commands that only look something up use this module without torch, which the records import.
         from rec_ray.runs.step_records import from_files, to_files
 
         folder = f"{work_folder(self.run_id)}/steps/{step}"

@@ -14,7 +14,6 @@ import ray.train
 from ray.util.metrics import Counter, Gauge
 
 from rec_ray.contracts import MODEL, Candidates, Evaluation, RowCounts, TrainedModel, UpdateReport
-from rec_ray.runs.progress import report_epoch
 from rec_ray.step_events import StepEvent, StepFailed, StepFinished, StepStarted, subscribe, unsubscribe
 
 PREFIX = "rec_ray_"
@@ -67,17 +66,12 @@ class RunMetrics:
 class EpochMetrics(ray.train.UserCallback):
     """Exports the progress of a training; Ray Train calls it in its controller, which collects from all workers."""
 
-    def __init__(self, run_id: str = "") -> None:
-        self.run_id = run_id
-
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Export the first worker's values of an epoch; `validation_ndcg@10` becomes `train_validation_ndcg_10`."""
         for name, value in metrics[0].items():
             if isinstance(value, int | float):
                 clean = name.replace("@", "_").replace("-", "_")
                 Gauge(f"{PREFIX}train_{clean}", f"{name} of the last epoch.").set(value)
-        if self.run_id:
-            report_epoch(self.run_id, int(metrics[0].get("epoch", 0)))
 
 
 def _add(counter: Counter, amount: int, **tags: str) -> None:

@@ -21,7 +21,15 @@ import ray
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from rec_ray.logs import LOGGER
 from rec_ray.runs.step_progress import watch_progress
@@ -75,7 +83,7 @@ def show_progress(
     )
     showing.start()
     try:
-        with watch_progress(what, total, lambda: _rows_done(name)):
+        with watch_progress(what, lambda: (_rows_done(name), total)):
             yield name
     finally:
         stopped.set()
@@ -85,19 +93,18 @@ def show_progress(
             internal_kv._internal_kv_del(name.encode(), del_by_prefix=True, namespace=_NAMESPACE)
 
 
-def report_epoch(run_id: str, epoch: int) -> None:
-    """Report, in the controller of a training, the epoch that ended; the first one is 1."""
-    internal_kv._internal_kv_put(_epoch_key(run_id), str(epoch).encode(), overwrite=True, namespace=_NAMESPACE)
-
-
-def epochs_done(run_id: str) -> int:
-    """Return the epochs of a training that have ended, 0 before the first."""
-    found = internal_kv._internal_kv_get(_epoch_key(run_id), namespace=_NAMESPACE)
-    return int(found) if found else 0
-
-
-def _epoch_key(run_id: str) -> bytes:
-    return f"epochs/{run_id}".encode()
+@contextlib.contextmanager
+def show_waiting(what: str, *, console: Console | None = None) -> Iterator[None]:
+    """Show the awaited service and the elapsed time while the context lasts; outside a terminal one log line."""
+    console = console or Console(file=sys.stderr)
+    if not console.is_terminal:
+        LOGGER.info("%s", what)
+        yield
+        return
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()]
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def _rows_done(name: str) -> int:

@@ -26,8 +26,7 @@ class StepProgress:
 @dataclass(frozen=True)
 class _Watched:
     what: str
-    total: int
-    done: Callable[[], int]
+    read: Callable[[], tuple[int, int]]
     started: float
 
 
@@ -35,9 +34,9 @@ _WATCHED: list[_Watched] = []
 
 
 @contextlib.contextmanager
-def watch_progress(what: str, total: int, done: Callable[[], int]) -> Iterator[None]:
-    """Let `read_progress` report a step while the context lasts. done: returns the finished parts, from any thread."""
-    watched = _Watched(what, total, done, time.monotonic())
+def watch_progress(what: str, read: Callable[[], tuple[int, int]]) -> Iterator[None]:
+    """Let `read_progress` report a step in the context. read: returns finished and all parts, in any thread."""
+    watched = _Watched(what, read, time.monotonic())
     _WATCHED.append(watched)
     try:
         yield
@@ -50,8 +49,8 @@ def read_progress() -> StepProgress | None:
     if not _WATCHED:
         return None
     watched = _WATCHED[-1]
-    done = min(watched.done(), watched.total)
-    share = done / max(1, watched.total)
+    done, total = watched.read()
+    share = min(1.0, done / max(1, total))
     took = time.monotonic() - watched.started
     left = round(took * (1 - share) / share, 1) if share else None
-    return StepProgress(watched.what, done, watched.total, round(share, 4), left)
+    return StepProgress(watched.what, done, total, round(share, 4), left)

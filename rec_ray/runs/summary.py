@@ -7,6 +7,7 @@ of a finished run from its ledger. `cli` prints it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
@@ -21,7 +22,8 @@ from rec_ray.storage.model_store import candidates_folder
 class RunReport:
     """Result of a command: metrics, counts, seconds of each step, and locations.
 
-    finished_before: True if the run had already finished and this is its original report.
+    finished_before: True if the run had already finished and this is its original report. advice: sentences on a model
+    that does not beat counting.
     """
 
     command: str
@@ -32,6 +34,7 @@ class RunReport:
     seconds: dict[str, float] = field(default_factory=dict)
     where: dict[str, str] = field(default_factory=dict)
     gate: str = "off"
+    advice: list[str] = field(default_factory=list)
     finished_before: bool = False
 
 
@@ -68,6 +71,8 @@ def count_update(update: UpdateReport) -> dict[str, int]:
     """Return the rows pushed to Feast by readable name."""
     counts = {f"rows pushed to {source}": rows for source, rows in update.rows.items()}
     counts |= {f"departed, emptied in {source}": rows for source, rows in update.departed.items() if rows}
+    for view, (ids, there) in update.online.items():
+        counts |= {f"ids looked up online in {view}": ids, f"ids with a row in {view}": there}
     counts |= {"withdrawn items, left out": update.withdrawn} if update.withdrawn else {}
     return counts | ({"old versions removed": update.pruned} if update.pruned else {})
 
@@ -80,7 +85,7 @@ def restore_report(run: RunLedger) -> RunReport:
     return RunReport(**values)
 
 
-def say_unpublished(report: RunReport) -> RunReport:
+def note_unpublished(report: RunReport) -> RunReport:
     """Return the report of a run without a view to publish to; its last line has the command for publishing."""
     todo = f"no view takes the lists yet; rec-ray feast-views --apply adds some, then: rec-ray publish {report.version}"
     return dataclasses.replace(report, where={**report.where, "not published": todo})
@@ -94,8 +99,9 @@ def report_run(
     counts: dict[str, int],
     gate: str = "off",
     page: str = "",
+    advice: Sequence[str] = (),
 ) -> RunReport:
-    """Build the report of a command. page: address of the HTML report, if one was written."""
+    """Build the report of a command. page: address of the HTML report, if one was written. advice: as `RunReport`."""
     where = {
         **({"report": page} if page else {}),
         "model": stored.uri,
@@ -104,4 +110,6 @@ def report_run(
         "feature repository": str(context.store.repo_path),
     }
     seconds = {name: round(took, 1) for name, took in context.seconds.items()}
-    return RunReport(command, context.run_id, stored.version, evaluation, counts, seconds, where, gate)
+    return RunReport(
+        command, context.run_id, stored.version, evaluation, counts, seconds, where, gate, advice=list(advice)
+    )

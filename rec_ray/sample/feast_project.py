@@ -50,27 +50,27 @@ class FeastProject:
     warnings: tuple[str, ...]
 
 
-def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions | None = None) -> FeastProject:
+def init_from_feast(folder: str | Path, repo: str | Path, options: LayoutOptions | None = None) -> FeastProject:
     """Write the settings file of a project that reads an existing Feast repository.
 
     Args:
         folder: receives `rec_ray.yaml`; it may be the one that contains the repository.
         repo: folder with feature_store.yaml, or that file.
-        wishes: decisions made by the user.
+        options: decisions made by the user.
 
     Raises:
         ConfigError: the settings file exists already, or the repository is unreadable or has no events or items.
         EmptyDataError: the events have no usable row.
         FeatureStoreError: the registry or a source does not respond.
     """
-    folder, wishes = Path(folder).resolve(), wishes or LayoutOptions()
+    folder, options = Path(folder).resolve(), options or LayoutOptions()
     file = folder / SETTINGS_FILE
     if file.exists():
         raise ConfigError(f"{file} exists already; name another folder, or remove the file to decide again")
     store = open_store(repo)
     registry = read_registry(store)
     layout = find_layout(
-        registry, wishes, lambda view: count_rows(store, view), lambda view, column: count_ids(store, view, column)
+        registry, options, lambda view: count_rows(store, view), lambda view, column: count_ids(store, view, column)
     )
     feast = FeastSettings.model_validate(dict(layout.settings))
     choices, warnings = list(layout.choices), []
@@ -80,7 +80,7 @@ def init_from_feast(folder: str | Path, repo: str | Path, wishes: LayoutOptions 
         events = sample_events(store, view, scratch / "events.parquet")
         if not events.num_rows:
             raise EmptyDataError(f"the events of view {view.view.name!r} have no row with both ids and a time")
-        interaction, decided = decide_events(events, wishes)
+        interaction, decided = decide_events(events, options)
         choices += decided
         features: dict[str, Any] = {}
         for name, reserved in (("user", INTERACTIONS.names), ("item", ITEMS.names)):

@@ -215,7 +215,7 @@ def test_a_heartbeat_tells_the_progress_and_its_end_makes_the_run_lost(settings:
     status.begin()
     status.record_step(StepStarted("train", {"version": "1"}))
     read: Callable[[], Any] = lambda: json.loads(storage.read_bytes("runs/night/status.json"))  # noqa: E731
-    with watch_progress("epochs", 10, lambda: 4):
+    with watch_progress("epochs", lambda: (4, 10)):
         deadline = datetime.now(UTC) + timedelta(seconds=10)
         while read()["progress"] is None and datetime.now(UTC) < deadline:
             pass

@@ -9,12 +9,13 @@ import ray.data
 
 from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings, InteractionSettings
 from rec_ray.config.loading import load_settings
-from rec_ray.contracts import TEST, TRAIN, VALIDATION
 from rec_ray.errors import EmptyDataError, SchemaError
 from rec_ray.retrieval.features.catalogue import CATALOGUE
 from rec_ray.retrieval.features.timelines import TIMELINES
-from rec_ray.schema import FeatureDeclaration
+from rec_ray.schema import FeatureDeclaration, Split
 from rec_ray.storage.object_store import open_storage
+
+TRAIN, VALIDATION, TEST = Split
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
