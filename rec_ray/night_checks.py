@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rec_ray.config import redact_settings
 from rec_ray.contracts import Candidates, TrainingData
-from rec_ray.errors import DataError, GateError, RecRayError
+from rec_ray.errors import DataError, GateError, RecRayError, list_names
 from rec_ray.logs import LOGGER
 from rec_ray.publishing.audit import audit_features, check_skew
 from rec_ray.retrieval.profiles.checks import PASSED, REFUSED, Check, decide, worst_of
@@ -19,7 +20,7 @@ from rec_ray.retrieval.profiles.list_profile import LISTS, ListProfile, compare_
 from rec_ray.runs.check_records import as_values, read_profile, record_checks, write_profile
 from rec_ray.runs.context import RunContext
 from rec_ray.step_events import step
-from rec_ray.storage.model_store import candidates_folder
+from rec_ray.storage.model_store import candidates_folder, read_metadata
 from rec_ray.storage.object_store import Storage
 
 
@@ -39,7 +40,7 @@ def check_data(context: RunContext, data: TrainingData, version: str, *, publish
         live = None if settings.data == "off" else _live_profile(context, version)
         checks: list[Check] = []
         if live is not None:
-            mode = settings.data if publishes else "warn"
+            mode = settings.data if publishes and _same_settings(context, ("features", "feast")) else "warn"
             checks = decide(compare_profiles(profile, live, loss=settings.loss, shift=settings.shift), mode)
             record_history(profile, live)
         write_profile(storage, version, profile)
@@ -60,7 +61,8 @@ def check_lists(context: RunContext, candidates: Candidates, version: str) -> li
             live = _read_lists(storage, f"{candidates_folder(str(before))}/{LISTS}")
         checks = []
         if new is not None and live is not None:
-            checks = decide(compare_lists(new, live, loss=settings.loss), settings.lists)
+            mode = settings.lists if _same_settings(context, ("features", "candidates")) else "warn"
+            checks = decide(compare_lists(new, live, loss=settings.loss), mode)
             new.churn = measure_churn(new, live)
             storage.write_bytes(key, new.to_json())
         record_checks(storage, version, ["lists"], checks)
@@ -123,6 +125,25 @@ def refuse(context: RunContext, version: str, checks: Sequence[Check], what: str
 def _count(checks: Sequence[Check]) -> dict[str, int]:
     verdicts = [each.verdict for each in checks]
     return {"checks": len(checks), "warned": verdicts.count("warned"), "refused": verdicts.count(REFUSED)}
+
+
+def _same_settings(context: RunContext, sections: Sequence[str]) -> bool:
+    """Return whether the live version was made with the same sections of the settings; other settings explain a change.
+
+    Keys that only one of the two programs has are left out, and so is the place of the feature repository.
+    """
+    try:
+        before = read_metadata(str(context.database.live()), context.storage).get("settings") or {}
+    except DataError:
+        return True
+    now = redact_settings(context.settings)
+    for section in sections:
+        old, new = before.get(section) or {}, now[section]
+        names = sorted(name for name in old.keys() & new.keys() - {"repo"} if old[name] != new[name])
+        if names:
+            LOGGER.info("%s of section %s changed, so checks of this night only warn", list_names(names), section)
+            return False
+    return True
 
 
 def _live_profile(context: RunContext, version: str) -> DataProfile | None:

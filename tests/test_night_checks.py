@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -111,6 +112,21 @@ def test_lists_are_compared_before_the_push(tmp_path: Path) -> None:
         require_lists(context, "2", checks)
     context = context_of(tmp_path, lists="warn")
     require_lists(context, "2", check_lists(context, candidates, "2"))
+
+
+@pytest.mark.parametrize(("k", "verdict"), [(100, "refused"), (50, "warned")])
+def test_another_setting_of_the_lists_only_warns(tmp_path: Path, k: int, verdict: str) -> None:
+    context = context_of(tmp_path)
+    for version, short in (("1", 0), ("2", 500)):
+        lists = ListProfile(1000, short=short, items=100, coverage=0.5, gini=0.4)
+        context.storage.write_bytes(f"{candidates_folder(version)}/{LISTS}", lists.to_json())
+    metadata = json.dumps({"settings": {"candidates": {"k": k, "of_another_program": 1}}}).encode()
+    context.storage.write_bytes("two-tower/1/metadata.json", metadata)
+    files = {"metadata.json": {"sha256": hashlib.sha256(metadata).hexdigest(), "bytes": len(metadata)}}
+    manifest = {"format_version": 1, "version": "1", "files": files}
+    context.storage.write_bytes("two-tower/1/manifest.json", json.dumps(manifest).encode())
+    checks = check_lists(context, Candidates("2", candidates_folder("2"), 100, 500, 100), "2")
+    assert worse("passed", checks) == verdict
 
 
 def test_groups_are_recorded_beside_each_other(tmp_path: Path) -> None:
