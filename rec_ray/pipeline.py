@@ -19,6 +19,7 @@ from rec_ray.contracts import (
     StoredModel,
     TrainedModel,
     TrainingData,
+    TuningResult,
     UpdateReport,
 )
 from rec_ray.evaluation.gate import advise
@@ -47,8 +48,10 @@ from rec_ray.runs.summary import (
     count_update,
     note_unpublished,
     report_run,
+    report_tuning,
     restore_report,
 )
+from rec_ray.step_events import step
 from rec_ray.steps import (
     check_search,
     encode_data,
@@ -116,6 +119,24 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
             page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")
             advice = advise(evaluation, settings)
             report = report_run(context, "train", stored, evaluation, count_data(data), page=page, advice=advice)
+        run.finish(report)
+        return report
+
+
+def run_tuning(settings: Settings, *, run_id: str | None = None) -> RunReport:
+    """Search for better settings of model and train on the current data, and store all trials and the best settings.
+
+    Nothing is applied: the report contains the command that trains with the best settings. run_id: as in
+    `run_pipeline`.
+    """
+    with open_run(open_object_store(settings), settings, "tune", run_id) as run:
+        if run.report is not None:
+            return restore_report(run)
+        check_definitions(open_feature_store(settings), settings)
+        with open_context(settings, run) as context:
+            data = run.once("training_data", TrainingData, lambda: prepare_data(context))
+            found = run.once("tune", TuningResult, lambda: _tune(context, data))
+            report = report_tuning(context, found, count_data(data))
         run.finish(report)
         return report
 
@@ -225,3 +246,24 @@ def _learn(
     }
     bundle = dataclasses.replace(trained.published, metadata=metadata)
     return data, bundle, evaluation, run.once("model_store", StoredModel, lambda: store_model(context, bundle, version))
+
+
+def _tune(context: RunContext, data: TrainingData) -> TuningResult:
+    """Try settings of model and train on the encoded data, and store all trials."""
+    # Ray Tune is loaded by this step only.
+    from rec_ray.training.tune import TrainingInputs, tune_settings
+
+    settings = context.settings
+    with step("tune", context.seconds, minutes=settings.tune.minutes) as running:
+        inputs = TrainingInputs(
+            data,
+            settings.model,
+            settings.train,
+            settings.ray,
+            settings.evaluation,
+            settings.candidates.exclude_seen,
+            context.storage,
+        )
+        trials = tune_settings(inputs, settings.tune, name=context.run_id)
+        running.add(trials=len(trials), best=round(trials[0].validation_ndcg, 4))
+    return TuningResult(tuple(trials))

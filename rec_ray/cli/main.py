@@ -92,7 +92,7 @@ def _print_report(report: Any, as_json: bool, *following: str) -> None:
         console.print(f"Run {report.run_id} had already finished; nothing was done. Its report:", highlight=False)
     if report.evaluation is not None:
         print_evaluation(console, report.evaluation)
-    print_rows(console, f"Version {report.version}", report.counts)
+    print_rows(console, f"Version {report.version}" if report.version else "Data", report.counts)
     print_rows(console, "Seconds of each step", report.seconds | {"total": sum(report.seconds.values())})
     print_rows(console, "Locations", report.where)
     for sentence in report.advice:
@@ -146,6 +146,26 @@ def train(
 
     report = redirect_stdout(run_training, settings, run_id=run_id)
     _print_report(report, as_json, f"rec-ray candidates {report.version} --publish")
+
+
+@app.command()
+def tune(
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    minutes: Annotated[int | None, typer.Option(min=1, help="Time of the search.", show_default="tune.minutes")] = None,
+    run_id: RunId = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search for better settings of model and train on the current data; nothing is applied."""
+    given = [*(overrides or []), *([f"tune.minutes={minutes}"] if minutes is not None else [])]
+    settings = settings_of(project, config, given)
+    from rec_ray.cli import refusals
+
+    refusals.require_run_id(run_id)
+    from rec_ray.pipeline import run_tuning
+
+    _print_report(redirect_stdout(run_tuning, settings, run_id=run_id), as_json)
 
 
 @app.command()

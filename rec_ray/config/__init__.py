@@ -29,6 +29,7 @@ from rec_ray.config.publishing import PublishSettings
 from rec_ray.config.search import ImageVector, SearchSettings
 from rec_ray.config.section import ENV_PREFIX, Section
 from rec_ray.config.training import TrainSettings
+from rec_ray.config.tuning import TuneSettings
 
 __all__ = [
     "ENV_PREFIX",
@@ -53,6 +54,7 @@ __all__ = [
     "SideTableSettings",
     "StorageSettings",
     "TrainSettings",
+    "TuneSettings",
     "UserRule",
     "deciding_settings",
     "hash_settings",
@@ -67,8 +69,8 @@ SECRETS = {
     ("side_tables", "password"),
 }
 
-PLACEMENT_SECTIONS = ("storage", "database", "ray", "publish", "checks")
-"""Sections that place a run and its outputs, or refuse them, but do not change the result."""
+PLACEMENT_SECTIONS = ("storage", "database", "ray", "publish", "checks", "tune")
+"""Sections that place or refuse the outputs of a run, or that it does not read: they do not change its result."""
 
 
 class Settings(Section):
@@ -87,6 +89,7 @@ class Settings(Section):
     search: SearchSettings = Field(default_factory=SearchSettings)
     checks: CheckSettings = Field(default_factory=CheckSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
+    tune: TuneSettings = Field(default_factory=TuneSettings)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

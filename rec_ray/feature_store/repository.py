@@ -20,7 +20,7 @@ from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import portable_config, secrets_in
 from rec_ray.logs import hide_secrets, mask_secrets
 
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_VARIABLE = re.compile(r"\$\{\w+\}")
 
 
 def open_store(repo: str | Path) -> FeatureStore:
@@ -75,8 +75,9 @@ def read_secrets(path: Path) -> list[str]:
 def _unset_variables(file: Path) -> str:
     """Return a note on the variables in the file that are not set, empty without one."""
     lines = [line.partition("#")[0] for line in file.read_text(encoding="utf-8").splitlines()]
-    names = sorted(set(_VARIABLE.findall("\n".join(lines))) - set(os.environ))
-    return f"; it contains {list_names(f'${{{name}}}' for name in names)}, which is not set" if names else ""
+    names = sorted(set(_VARIABLE.findall("\n".join(lines))))
+    unset = [name for name in names if os.path.expandvars(name) == name]
+    return f"; it contains {list_names(unset)}, which is not set" if unset else ""
 
 
 def without_content(error: BaseException) -> str:

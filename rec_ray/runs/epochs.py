@@ -121,7 +121,7 @@ class _Bar:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[figures]}"),
         ]
         self._progress = Progress(*columns, console=console)
         self._tasks: dict[tuple[str, int], TaskID] = {}

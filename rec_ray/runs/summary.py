@@ -7,15 +7,30 @@ of a finished run from its ledger. `cli` prints it.
 from __future__ import annotations
 
 import dataclasses
+import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import yaml
 from pydantic import TypeAdapter
 
-from rec_ray.contracts import Candidates, Evaluation, SearchVectors, StoredModel, TrainingData, UpdateReport
+from rec_ray.contracts import (
+    Candidates,
+    Evaluation,
+    SearchVectors,
+    StoredModel,
+    TrainingData,
+    TuningResult,
+    UpdateReport,
+)
 from rec_ray.runs.context import RunContext
 from rec_ray.runs.ledger import RunLedger
 from rec_ray.storage.model_store import candidates_folder
+
+TUNING = "tuning"
+"""Folder of the object store with the results of searches for settings."""
 
 
 @dataclass(frozen=True)
@@ -113,3 +128,40 @@ def report_run(
     return RunReport(
         command, context.run_id, stored.version, evaluation, counts, seconds, where, gate, advice=list(advice)
     )
+
+
+def report_tuning(context: RunContext, found: TuningResult, counts: dict[str, int]) -> RunReport:
+    """Store the trials and the settings of the best one, and build the report, which compares it with the project's."""
+    best, own = found.trials[0], found.own
+    folder = f"{TUNING}/{context.run_id}"
+    trials = [dataclasses.asdict(trial) for trial in found.trials]
+    context.storage.write_bytes(f"{folder}/trials.json", json.dumps(trials, indent=2).encode())
+    where = {"trials": context.storage.uri(f"{folder}/trials.json")}
+    if own is None:
+        advice = "the time ended before the project's own settings had an epoch; raise tune.minutes"
+    elif not best.settings:
+        advice = f"no trial is better than the project's settings: validation NDCG@10 {own.validation_ndcg:.4f}"
+    else:
+        context.storage.write_bytes(f"{folder}/best.yaml", _nested_yaml(best.settings).encode())
+        where["best settings"] = context.storage.uri(f"{folder}/best.yaml")
+        gain = best.validation_ndcg / max(own.validation_ndcg, 1e-12) - 1
+        overrides = " ".join(
+            f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in best.settings.items()
+        )
+        advice = (
+            f"validation NDCG@10 {best.validation_ndcg:.4f} instead of {own.validation_ndcg:.4f} ({gain:+.1%}); the "
+            f"best of many trials is partly chance: compare on the test events with `rec-ray train {overrides}`"
+        )
+    counts |= {"trials": len(trials), "trials stopped early": sum(trial.stopped for trial in found.trials)}
+    seconds = {name: round(took, 1) for name, took in context.seconds.items()}
+    return RunReport("tune", context.run_id, None, None, counts, seconds, where, advice=[advice])
+
+
+def _nested_yaml(settings: dict[str, Any]) -> str:
+    """Return settings by full name as the sections of a settings file."""
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        nested.setdefault(section, {})[key] = value
+    text: str = yaml.safe_dump(nested, sort_keys=False)
+    return text

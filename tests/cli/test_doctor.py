@@ -115,7 +115,7 @@ def test_servers_that_are_away_are_named(project: Path) -> None:
         "database.url=postgresql://me@127.0.0.1:1/x",
         "side_tables.url=postgresql://me@127.0.0.1:1/x",
     )
-    assert set(found) == {"object store", "version database", "side tables", "online store"}
+    assert set(found) == {"object store", "version database", "side tables", "online store", "online features"}
     assert "nothing answers at storage.endpoint http://127.0.0.1:1" in found["object store"].said
     assert "is the online store of feature_store.yaml up" in found["online store"].said
     assert exit_code_of(list(found.values())) == 3

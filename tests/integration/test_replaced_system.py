@@ -15,8 +15,6 @@ from servers import PostgreSQL, SeaweedFS
 from rec_ray.cli.reader_checks import check_online_features, check_user_encoder_objects
 from rec_ray.config import Settings
 from rec_ray.config.loading import load_settings
-from rec_ray.errors import ConfigError
-from rec_ray.feature_store.repository import open_store
 from rec_ray.pipeline import run_candidates, run_pipeline
 from rec_ray.preflight import check_definitions
 from rec_ray.retrieval.encoders.text import TextEncoder
@@ -182,9 +180,3 @@ def test_the_doctor_names_what_the_backend_will_miss(published: Published) -> No
     )
     assert "publish.legacy_user_encoder is off" in check_user_encoder_objects(storage, without, live)
     assert "has no user-encoder-999.pth" in check_user_encoder_objects(storage, settings, "999")
-
-
-def test_an_unset_variable_is_named(shop: OldShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DB_PORT")
-    with pytest.raises(ConfigError, match=r"feature_store\.yaml.*\$\{DB_PORT\}.*not set"):
-        open_store(shop.repo)
