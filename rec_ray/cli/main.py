@@ -44,7 +44,6 @@ from rec_ray.cli.options import (
     settings_of,
 )
 from rec_ray.cli.versions import versions_app
-from rec_ray.cli.watch import watch_app
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
 from rec_ray.logs import LOGGER, configure_logging, mask_secrets, printable
 from rec_ray.step_events import StepEvent, StepFinished, subscribe, unsubscribe
@@ -284,7 +283,6 @@ def _write_text(path: Path, text: str) -> None:
 
 
 app.add_typer(checks_app)
-app.add_typer(watch_app)
 app.add_typer(kubernetes_app)
 app.add_typer(versions_app, name="versions")
 app.add_typer(forget_app)
