@@ -18,7 +18,7 @@ SHELL := /bin/bash -euo pipefail
 .DELETE_ON_ERROR:
 
 # What the tests need beyond the plain install; the lock holds every extra.
-TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,text
+TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,serve,text
 
 # Tests without Ray, Feast, servers and processes; tests/conftest.py sets the marks.
 FAST := not (ray or feast or servers or slow or faults or nights or image)

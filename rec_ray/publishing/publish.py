@@ -31,6 +31,7 @@ from rec_ray.publishing.previous_ids import pushed_candidates, replaced_folder
 from rec_ray.publishing.prune import prune_versions
 from rec_ray.publishing.push import PushLock, update_feature_store
 from rec_ray.runs.check_records import as_values, read_checks
+from rec_ray.storage.live_pointer import write_live, write_withdrawn
 from rec_ray.storage.model_store import candidates_folder, read_metadata, verify_model
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.lock import PublishingLock
@@ -101,6 +102,7 @@ def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[s
             search=publisher.search,
             erased=database.erased() | Erased.of(items=withdrawn),
         )
+        write_withdrawn(storage, version, withdrawn)
         row = VersionRow(
             version=version,
             run_id=str(metadata.get("run_id", publisher.run_id)),
@@ -114,11 +116,34 @@ def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[s
             checks=as_values(read_checks(storage, version)) or None,
         )
         database.publish(row, lock)
+        name_live(storage, database)
         # Best-effort clean-up: a leftover only costs the next push an additional read.
         with contextlib.suppress(StorageError):
             storage.delete_prefix(replaced_folder(version))
         pruned = _retain(publisher, lock)
         return dataclasses.replace(report, pruned=pruned, withdrawn=len(withdrawn), online=online)
+
+
+def name_live(storage: Storage, database: VersionDatabase) -> None:
+    """Copy the live version of the database to the object store, for readers without the database.
+
+    A publisher whose lock has expired may write late, so each checks afterwards that its version is still live.
+
+    Raises:
+        StorageError: the store cannot be written; the version is live nevertheless.
+    """
+    live = database.live()
+    while live is not None:
+        try:
+            write_live(storage, live)
+        except StorageError as error:
+            raise StorageError(
+                f"version {live} is live, but readers of the object store still open the version before: {error}; "
+                f"run rec-ray publish {live} again"
+            ) from None
+        written, live = live, database.live()
+        if live == written:
+            return
 
 
 def _retain(publisher: Publisher, lock: PublishingLock) -> int:

@@ -25,6 +25,7 @@ def publish_once(context: RunContext, version: str) -> UpdateReport:
     row = context.database.get(version)
     if row is not None and row.run_id == context.run_id:
         LOGGER.info("version %s was made live by an earlier attempt of run %s", version, context.run_id)
+        publication.name_live(context.storage, context.database)
         return UpdateReport(version, {})
     return publish_version(context, version)
 

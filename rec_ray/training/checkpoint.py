@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -31,6 +30,9 @@ Send = Callable[[dict[str, Any], str | None], None]
 
 def send_to_ray_train(metrics: dict[str, Any], folder: str | None) -> None:
     """Report an epoch to Ray Train from one of its workers."""
+    # Lazy import here and in `load`: a training in a process without Ray sends its epochs elsewhere.
+    import ray.train
+
     if folder is None:
         ray.train.report(metrics)
     else:
@@ -226,6 +228,8 @@ class Progress:
     @classmethod
     def load(cls) -> Progress:
         """Return the progress of this run's last checkpoint, or a new one."""
+        import ray.train
+
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return cls()

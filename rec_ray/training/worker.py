@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 
@@ -102,15 +100,12 @@ def stages_of(train: TrainSettings) -> list[Stage]:
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Run all stages of the plan in `config["plan"]`, from the checkpoint of the run if there is one."""
+    # Lazy import: `train_stages` also runs in a process without Ray.
+    import ray.train.torch
+
     context = ray.train.get_context()
-    train_stages(
-        config["plan"],
-        Progress.load(),
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        send=send_to_ray_train,
-    )
+    rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    train_stages(config["plan"], Progress.load(), rank=rank, world=world, device=device, send=send_to_ray_train)
 
 
 def train_stages(

@@ -109,11 +109,13 @@ class ItemFilters:
 
     def _mask(self, number: int, codes: Array) -> Mask:
         key = (number, codes[codes != NO_VALUE].tobytes())
-        if key not in self._masks:
+        mask = self._masks.get(key)
+        if mask is None:
             if len(self._masks) * self.count > _KEPT_MASKS:
                 self._masks.clear()
-            self._masks[key] = self.rules[number].mask(codes)
-        return self._masks[key]
+            # Other threads may clear the cache at any time.
+            mask = self._masks[key] = self.rules[number].mask(codes)
+        return mask
 
     def capacity(self, mask: Mask) -> int:
         """Return the largest number of items of a mask that a list can hold, given `most_per_category`."""
