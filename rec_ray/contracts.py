@@ -47,7 +47,7 @@ class FeatureTables:
     items: `item_id`, `as_of`, `first_seen` and the item features, one row per item for each of `test_start` and
         `as_of`.
     raw_items, raw_users: columns of both that later steps need unencoded, such as those that filters read.
-    notes: warnings about the times of the rows.
+    notes: warnings about the times of the rows. sources: view -> second of its newest row, if that is known.
     """
 
     interactions: ray.data.Dataset
@@ -57,6 +57,7 @@ class FeatureTables:
     raw_items: pa.Schema = field(default_factory=lambda: pa.schema([]))
     raw_users: pa.Schema = field(default_factory=lambda: pa.schema([]))
     notes: tuple[str, ...] = ()
+    sources: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class TrainingData:
     positives: number of training positives. rows: outcome of all interactions read. read_timelines: folder of
     `schema.USER_TIMELINES`, the summaries of the timelines as they were read; empty in data of an earlier program.
     notes: findings about the data, as sentences, for the log and the report.
+    profile: key of the `DataProfile` of the data; empty if they were encoded for a stored model.
     """
 
     timelines: str
@@ -96,6 +98,7 @@ class TrainingData:
     rows: RowCounts
     facts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    profile: str = ""
     read_timelines: str = ""
 
 

@@ -25,6 +25,7 @@ from rec_ray.contracts import (
 from rec_ray.evaluation.gate import advise
 from rec_ray.feature_store.push_targets import is_published
 from rec_ray.logs import LOGGER
+from rec_ray.night_checks import check_data, check_lists, check_online, require_lists, worse
 from rec_ray.preflight import check_definitions
 from rec_ray.publishing.forget import Forgotten
 from rec_ray.publishing.steps import (
@@ -90,13 +91,17 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
             candidates = run.once(
                 "candidates", Candidates, lambda: recommend_items(context, data, bundle, stored.version)
             )
+            lists = check_lists(context, candidates, stored.version)
+            verdict = worse(verdict, lists)
             search = run.once("search_vectors", SearchVectors, lambda: encode_search(context, data, stored.version))
             counts = count_data(data) | count_candidates(candidates) | count_search(search)
             page = write_page(context, data, bundle, evaluation, stored.version, counts, verdict)
+            require_lists(context, stored.version, lists)
             encode_new_users(context, bundle, stored.version)
             if publishes:
                 update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
                 counts |= count_update(update)
+                check_online(context, stored.version)
             report = report_run(context, "run", stored, evaluation, counts, verdict, page, advise(evaluation, settings))
             report = report if publishes else note_unpublished(report)
         run.finish(report)
@@ -110,7 +115,7 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
             return restore_report(run)
         check_definitions(open_feature_store(settings), settings)
         with open_context(settings, run) as context:
-            data, bundle, evaluation, stored = _learn(context, run)
+            data, bundle, evaluation, stored = _learn(context, run, publishes=False)
             page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")
             advice = advise(evaluation, settings)
             report = report_run(context, "train", stored, evaluation, count_data(data), page=page, advice=advice)
@@ -222,9 +227,12 @@ def run_forgetting(settings: Settings, users: Sequence[str], items: Sequence[str
         return forget_ids(context, users, items)
 
 
-def _learn(context: RunContext, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:
+def _learn(
+    context: RunContext, run: RunLedger, *, publishes: bool = True
+) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:
     version = reserve_version(context)
     data = run.once("training_data", TrainingData, lambda: prepare_data(context))
+    check_data(context, data, version, publishes=publishes)
     trained = run.once("train", TrainedModel, lambda: train_model(context, data, version))
     evaluation = run.once(
         "evaluate",

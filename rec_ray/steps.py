@@ -36,7 +36,7 @@ from rec_ray.data.removed_features import add_removed_features, removed_features
 from rec_ray.data.training_data import encode_tables, prepare_training_data
 from rec_ray.errors import DataError, GateError, find_known_cause, list_names
 from rec_ray.evaluation.evaluate import evaluate_model
-from rec_ray.evaluation.gate import check_gate, find_loss, find_reasons
+from rec_ray.evaluation.gate import check_gate, check_quality, find_loss, find_reasons
 from rec_ray.feature_store.point_in_time import read_items
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.logs import LOGGER
@@ -44,6 +44,7 @@ from rec_ray.publishing.commit_candidates import LOCK_WAIT_SECONDS, commit_candi
 from rec_ray.publishing.forget import rewrite_candidates
 from rec_ray.reports.html import RunFigures, write_report
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
+from rec_ray.runs.check_records import read_checks, record_checks
 from rec_ray.runs.context import RunContext, describe_owner
 from rec_ray.runs.epochs import EpochReports, show_epochs
 from rec_ray.runs.metrics import EpochMetrics
@@ -150,10 +151,12 @@ def judge_model(
     Raises:
         GateError: the gate refuses; the report of the version is written nevertheless.
     """
+    settings = context.settings.evaluation
+    record_checks(context.storage, version, ["learning", "geometry", "quality"], check_quality(evaluation, settings))
     try:
-        return check_gate(evaluation, context.settings.evaluation)
-    except GateError:
-        context.database.mark(version, "refused")
+        return check_gate(evaluation, settings)
+    except GateError as error:
+        context.database.mark(version, "refused", reason=str(error))
         write_page(context, data, bundle, evaluation, version, count_data(data), "refused")
         raise
 
@@ -301,7 +304,8 @@ def write_page(
     settings = context.settings
     loss = find_loss(evaluation)
     reasons = (*find_reasons(evaluation, settings.evaluation), *([loss] if loss else []))
-    run = RunFigures(gate, reasons, counts, dict(context.seconds))
+    checks = tuple(read_checks(context.storage, version))
+    run = RunFigures(gate, reasons, counts, dict(context.seconds), checks)
     read_fields = functools.partial(read_items, context.store, settings.feast)
     with step("report", context.seconds, version=version) as running:
         page = write_report(

@@ -22,9 +22,11 @@ from rec_ray.cli.options import (
     redirect_stdout,
     settings_of,
 )
+from rec_ray.cli.watch import watch_app
 from rec_ray.logs import mask_secrets
 
 checks_app = typer.Typer()
+checks_app.add_typer(watch_app)
 
 
 @checks_app.command()

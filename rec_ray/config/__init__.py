@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from rec_ray.config.candidates import CandidateSettings, FilterSettings, UserRule
+from rec_ray.config.checks import CheckSettings
 from rec_ray.config.evaluation import EvaluationSettings
 from rec_ray.config.features import FeatureSettings, InteractionSettings
 from rec_ray.config.infrastructure import (
@@ -36,6 +37,7 @@ __all__ = [
     "SECRETS",
     "SQLITE_ADDRESS",
     "CandidateSettings",
+    "CheckSettings",
     "DatabaseSettings",
     "EvaluationSettings",
     "FeastSettings",
@@ -67,8 +69,8 @@ SECRETS = {
     ("side_tables", "password"),
 }
 
-PLACEMENT_SECTIONS = ("storage", "database", "ray", "publish", "tune")
-"""Sections that place a run and its outputs, or that a run does not read: they do not change its result."""
+PLACEMENT_SECTIONS = ("storage", "database", "ray", "publish", "checks", "tune")
+"""Sections that place or refuse the outputs of a run, or that it does not read: they do not change its result."""
 
 
 class Settings(Section):
@@ -85,6 +87,7 @@ class Settings(Section):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     candidates: CandidateSettings = Field(default_factory=CandidateSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
+    checks: CheckSettings = Field(default_factory=CheckSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
     tune: TuneSettings = Field(default_factory=TuneSettings)
 

@@ -27,6 +27,7 @@ from rec_ray.retrieval.features.encoding import Labelling, encode_timelines, lab
 from rec_ray.retrieval.features.preprocessing import FeatureStatistics, Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import TIMELINES
 from rec_ray.retrieval.features.user_share import largest_user
+from rec_ray.retrieval.profiles.data_profile import DataProfile, profile_events, profile_items
 from rec_ray.schema import (
     AS_OF,
     FIRST_SEEN,
@@ -59,6 +60,7 @@ class BlockSurvey:
     unknown_items: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     largest_user: tuple[str, int] = ("", 0)
+    profile: DataProfile = field(default_factory=DataProfile)
 
     @property
     def event_facts(self) -> EventFacts:
@@ -81,6 +83,7 @@ class BlockSurvey:
         self.coverage.merge(other.coverage)
         self.unknown_items |= other.unknown_items
         self.largest_user = max(self.largest_user, other.largest_user, key=lambda user: (user[1], user[0]))
+        self.profile.merge(other.profile)
         return self
 
 
@@ -108,6 +111,7 @@ def survey_block(
     survey.unknown_items.update(unknown.filter(pc.invert(pc.is_in(unknown, value_set=item_ids))).to_pylist())
     if features is not None:
         survey.users = collect_statistics(events.table.filter(training), features.user)
+        survey.profile = profile_events(events, item_ids, features.user)
         learned = events.is_training
         survey.coverage = cover_users(
             events.rows,
@@ -136,6 +140,21 @@ def survey_items(
         return ids, FeatureStatistics()
     then = block.filter(pc.equal(block[AS_OF], pa.scalar(times.test_start, TIMESTAMP)))
     return ids, collect_statistics(then.filter(pc.less_equal(then[FIRST_SEEN], then[AS_OF])), features.item)
+
+
+def profile_catalogue(block: pa.Table, features: FeatureSettings | None, times: SplitTimes) -> DataProfile:
+    """Return the profile of the items of a block with their features as of now."""
+    if features is None or not block.num_rows:
+        return DataProfile()
+    return profile_items(_rows_as_of(block, times.as_of, times.test_start, first=False), features.item)
+
+
+def _rows_as_of(block: pa.Table, instant: datetime, other: datetime, *, first: bool) -> pa.Table:
+    """Return the rows of one instant; if both instants are equal, the first or the second half of the rows."""
+    if instant == other:
+        half = block.num_rows // 2
+        return block.slice(0, half) if first else block.slice(half)
+    return block.filter(pc.equal(block[AS_OF], pa.scalar(instant, TIMESTAMP)))
 
 
 def require_positives(survey: BlockSurvey, features: FeatureSettings, times: SplitTimes, *further: str) -> None:
@@ -198,15 +217,11 @@ def encode_items(
     first: bool,
     raw: pa.Schema,
 ) -> pa.Table:
-    """Encode the rows of one instant; if both instants are equal, the first or the second half of the rows."""
+    """Encode the rows of one instant; see `_rows_as_of`."""
     if block.num_rows == 0:
         return _with_raw(CATALOGUE.empty_table(), RAW_ITEM, raw, block, [])
     positives, before_test = counts
-    if instant == other:
-        half = block.num_rows // 2
-        rows = block.slice(0, half) if first else block.slice(half)
-    else:
-        rows = block.filter(pc.equal(block[AS_OF], pa.scalar(instant, TIMESTAMP)))
+    rows = _rows_as_of(block, instant, other, first=first)
     ids = rows[ITEM_ID].combine_chunks() if isinstance(rows[ITEM_ID], pa.ChunkedArray) else rows[ITEM_ID]
     index = index_of(ids, item_ids) + 1
     if (index == 0).any():

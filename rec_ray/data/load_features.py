@@ -166,10 +166,11 @@ def load_features(
         features.item_history == "as_of_now",
     )
     notes: tuple[str, ...] = ()
+    sources: dict[str, int] = {}
     if active is None:
         event_times = np.concatenate([survey.quantiles for survey in surveys])
-        notes = note_times(config, features, event_times, user_slices, item_slices)
-    return FeatureTables(interactions, items, times, rows, raw_items, raw_users, notes)
+        notes, sources = note_times(config, features, event_times, user_slices, item_slices)
+    return FeatureTables(interactions, items, times, rows, raw_items, raw_users, notes, sources)
 
 
 def find_active_users(

@@ -8,6 +8,7 @@ training events only, and no process holds a table of all events.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from rec_ray.data.block_survey import (
     encode_items,
     encode_users,
     fit_preprocessor,
+    profile_catalogue,
     require_positives,
     survey_block,
     survey_items,
@@ -35,6 +37,7 @@ from rec_ray.distributed.worker_cache import get_shared
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.encoding import Labelling
 from rec_ray.retrieval.features.preprocessing import FeatureStatistics, Preprocessor
+from rec_ray.retrieval.profiles.data_profile import PROFILE, DataProfile
 from rec_ray.schema import ITEM_ID, SplitTimes
 from rec_ray.storage.object_store import Storage
 
@@ -57,7 +60,7 @@ def prepare_training_data(
     """
     interactions = tables.interactions.materialize()
     items = tables.items.materialize()
-    item_ids, item_statistics = _survey_items(items, features, tables.split_times)
+    item_ids, item_statistics, profile = _survey_items(items, features, tables.split_times)
     item_ids_ref = ray.put(item_ids)
     most = events_per_user(interactions, features.interaction.events_per_user)
     labelling = Labelling.of(features.interaction, split, tables.split_times).with_events_per_user(most)
@@ -72,9 +75,14 @@ def prepare_training_data(
     preprocessor = fit_preprocessor(survey, item_statistics, features, refit=refit)
     labelling = labelling.with_value_maximum(survey.value_maximum)
     survey.notes += [*tables.notes, *unmatched, *late]
-    return _write(
+    data = _write(
         interactions, items, item_ids_ref, len(item_ids), preprocessor, labelling, survey, tables, storage, prefix
     )
+    profile.merge(survey.profile)
+    profile.as_of, profile.kept = int(tables.split_times.as_of.timestamp()), tables.rows.kept
+    profile.future, profile.sources = tables.rows.in_the_future, dict(tables.sources)
+    storage.write_bytes(f"{prefix}/{PROFILE}", profile.to_json())
+    return replace(data, profile=f"{prefix}/{PROFILE}")
 
 
 def encode_tables(
@@ -97,7 +105,7 @@ def encode_tables(
     interactions = tables.interactions.materialize()
     items = tables.items.materialize()
     if item_ids is None:
-        item_ids, _ = _survey_items(items, None, tables.split_times)
+        item_ids, _, _ = _survey_items(items, None, tables.split_times)
     else:
         items = items.map_batches(
             _of_items, batch_size=None, batch_format="pyarrow", fn_kwargs={"item_ids": ray.put(item_ids)}
@@ -200,17 +208,18 @@ def _survey_interactions(
 
 def _survey_items(
     items: ray.data.Dataset, features: FeatureSettings | None, times: SplitTimes
-) -> tuple[pa.Array, FeatureStatistics]:
-    """Return all item ids, sorted, and the statistics of their features as of the test cut-off."""
+) -> tuple[pa.Array, FeatureStatistics, DataProfile]:
+    """Return all item ids, sorted, the statistics of features as of the test cut-off, and the profile as of now."""
     pending = [_survey_items_task.remote(ref, features, times) for ref in items.to_arrow_refs()]
-    ids, statistics = [], FeatureStatistics()
+    ids, statistics, profile = [], FeatureStatistics(), DataProfile()
     while pending:
         done, pending = ray.wait(pending, num_returns=1)
-        block_ids, block_statistics = ray.get(done[0])
+        block_ids, block_statistics, block_profile = ray.get(done[0])
         ids.append(block_ids)
         statistics = statistics.merge(block_statistics)
+        profile.merge(block_profile)
     distinct = pc.unique(pa.chunked_array(ids, pa.string()))
-    return distinct.take(pc.sort_indices(distinct)), statistics
+    return distinct.take(pc.sort_indices(distinct)), statistics, profile
 
 
 def _of_items(block: pa.Table, item_ids: ray.ObjectRef) -> pa.Table:
@@ -227,8 +236,8 @@ def _survey_task(
 @ray.remote(num_cpus=1)
 def _survey_items_task(
     block: pa.Table, features: FeatureSettings | None, times: SplitTimes
-) -> tuple[pa.Array, FeatureStatistics]:
-    return survey_items(block, features, times)
+) -> tuple[pa.Array, FeatureStatistics, DataProfile]:
+    return *survey_items(block, features, times), profile_catalogue(block, features, times)
 
 
 def _encode_block(block: pa.Table, item_ids: Any, fitted: Any, labelling: Labelling, raw: pa.Schema) -> pa.Table:

@@ -30,6 +30,7 @@ from rec_ray.publishing.materialize_features import materialize_features
 from rec_ray.publishing.previous_ids import pushed_candidates, replaced_folder
 from rec_ray.publishing.prune import prune_versions
 from rec_ray.publishing.push import PushLock, update_feature_store
+from rec_ray.runs.check_records import as_values, read_checks
 from rec_ray.storage.live_pointer import write_live, write_withdrawn
 from rec_ray.storage.model_store import candidates_folder, read_metadata, verify_model
 from rec_ray.storage.object_store import Storage
@@ -112,6 +113,7 @@ def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[s
             data_from=_instant(metadata.get("data_from")),
             data_to=_instant(metadata.get("data_to")),
             candidates_sha256=sha256,
+            checks=as_values(read_checks(storage, version)) or None,
         )
         database.publish(row, lock)
         name_live(storage, database)

@@ -25,6 +25,7 @@ from rec_ray.reports.page.facts import ItemMap, ReportFacts, facts_of_bundle
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
+from rec_ray.retrieval.profiles.checks import Check
 from rec_ray.schema import FeatureDeclaration
 from rec_ray.storage.model_store import model_folder
 from rec_ray.storage.object_store import Storage
@@ -40,12 +41,13 @@ ReadFields = Callable[[Sequence[str], Sequence[str]], Mapping[str, Mapping[str, 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds per step."""
+    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds per step, checks."""
 
     gate: str
     gate_reasons: tuple[str, ...]
     counts: Mapping[str, int]
     seconds: Mapping[str, float]
+    checks: tuple[Check, ...] = ()
 
 
 def write_report(
@@ -106,6 +108,7 @@ def collect_facts(
         categories=categories_of_items(values.get(category or "", {}), declared) if declared else {},
         seconds={name: round(took, 1) for name, took in run.seconds.items()},
         counts=dict(run.counts),
+        checks=run.checks,
     )
 
 

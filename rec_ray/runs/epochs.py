@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from rec_ray.logs import LOGGER
+from rec_ray.runs.step_progress import watch_progress
 
 STAGES = {"learn": "training", "check": "refit check", "publish": "refit"}
 """Stage of a training -> its readable name."""
@@ -49,15 +50,17 @@ def show_epochs(*, console: Console | None = None, look_seconds: float = _LOOK_S
     name = uuid.uuid4().hex
     console = console or Console(file=sys.stderr)
     stopped = threading.Event()
+    newest: dict[str, Any] = {}
     showing = threading.Thread(
         target=contextvars.copy_context().run,
-        args=(_show, name, stopped, console, look_seconds),
+        args=(_show, name, stopped, console, look_seconds, newest),
         name="epochs",
         daemon=True,
     )
     showing.start()
     try:
-        yield name
+        with watch_progress("epochs", lambda: (newest.get("epoch", 0), newest.get("epochs", 0))):
+            yield name
     finally:
         stopped.set()
         showing.join()
@@ -66,7 +69,7 @@ def show_epochs(*, console: Console | None = None, look_seconds: float = _LOOK_S
             internal_kv._internal_kv_del(name.encode(), del_by_prefix=True, namespace=_NAMESPACE)
 
 
-def _show(name: str, stopped: threading.Event, console: Console, look_seconds: float) -> None:
+def _show(name: str, stopped: threading.Event, console: Console, look_seconds: float, newest: dict[str, Any]) -> None:
     seen: set[bytes] = set()
     with _Bar(console) if console.is_terminal else contextlib.nullcontext() as bar:
         over = False
@@ -79,6 +82,7 @@ def _show(name: str, stopped: threading.Event, console: Console, look_seconds: f
                     report = json.loads(internal_kv._internal_kv_get(key, namespace=_NAMESPACE) or b"{}")
                     if not report:
                         continue
+                    newest.update(report)
                     if bar is None:
                         LOGGER.info("%s", epoch_line(report), extra={"fields": {"event": "epoch", **report}})
                     else:

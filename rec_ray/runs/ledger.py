@@ -252,6 +252,7 @@ def _told(run: RunLedger, command: str) -> Iterator[None]:
     status = RunStatus(run.storage, run_folder(run.run_id), run_id=run.run_id, command=command)
     LOGGER.addHandler(status)
     subscribe(status.record_step)
+    status.begin()
     try:
         if run.done:
             LOGGER.info("run %s continues after %s, with the data as of %s", run.run_id, run.done[-1], run.as_of)

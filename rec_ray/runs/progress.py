@@ -32,6 +32,7 @@ from rich.progress import (
 )
 
 from rec_ray.logs import LOGGER
+from rec_ray.runs.step_progress import watch_progress
 
 LINE_SECONDS = 60.0
 """Seconds between two log lines."""
@@ -82,7 +83,8 @@ def show_progress(
     )
     showing.start()
     try:
-        yield name
+        with watch_progress(what, lambda: (_rows_done(name), total)):
+            yield name
     finally:
         stopped.set()
         showing.join()

@@ -7,7 +7,7 @@ import pytest
 from rec_ray.config import EvaluationSettings, Settings
 from rec_ray.contracts import Evaluation, EvaluationFacts
 from rec_ray.errors import GateError
-from rec_ray.evaluation.gate import check_gate, find_loss, suggest_changes
+from rec_ray.evaluation.gate import check_gate, check_quality, find_loss, suggest_changes
 
 
 def compared(model, popularity, live=None):
@@ -69,6 +69,32 @@ def test_a_model_that_learned_nothing_is_refused_or_warned_about_whatever_its_fi
     assert "learned nothing beyond popularity" in caplog.messages[0]
     with pytest.raises(GateError, match="learned nothing beyond popularity"):
         check_gate(evaluation, EvaluationSettings(gate="refuse"))
+
+
+@pytest.mark.parametrize(
+    ("high", "margin", "verdict"),
+    [(-0.001, 0.0, "warned"), (0.001, 0.0, "passed"), (-0.01, 0.1, "passed"), (-0.03, 0.1, "warned")],
+)
+def test_the_best_counting_method_must_not_be_surely_better(high, margin, verdict):
+    metrics = {"model": {"ndcg@10": 0.2}, "popularity": {"ndcg@10": 0.1}}
+    metrics |= {"recent_popularity": {"ndcg@10": 0.15}, "item_knn": {"ndcg@10": 0.21}}
+    differences = {"item_knn": {"ndcg@10": (-0.05, high)}, "recent_popularity": {"ndcg@10": (0.01, 0.09)}}
+    evaluation = Evaluation(metrics, users=1234, targets=1234, differences=differences)
+    settings = EvaluationSettings(gate="refuse", gate_margin=margin)
+    found = {each.name: each for each in check_quality(evaluation, settings)}
+    assert found["quality.counting"].verdict == verdict
+    assert "0.2100 of item-kNN, the best counting method" in found["quality.counting"].said
+    assert found["quality.popularity"].verdict == "passed"
+    assert check_gate(evaluation, settings) == "behind", "published all the same"
+
+
+def test_item_vectors_that_are_nearly_alike_warn():
+    facts = EvaluationFacts(known_items=100, mean_cosine=0.97, effective_rank=1.4)
+    evaluation = dataclasses.replace(compared(0.2, 0.1), facts=facts)
+    found = {each.name: each.verdict for each in check_quality(evaluation, EvaluationSettings(gate="refuse"))}
+    assert (found["geometry.item_cosine"], found["geometry.item_rank"]) == ("warned", "warned")
+    assert found["learning.learned"] == "passed"
+    assert check_gate(evaluation, EvaluationSettings(gate="refuse")) == "warned"
 
 
 def test_a_model_behind_the_best_counting_baseline_is_named_with_what_to_try():
