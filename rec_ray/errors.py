@@ -104,6 +104,7 @@ EXIT_CODES: dict[int, str] = {
     5: "refused by the quality gate",
     6: "partly published",
     7: "another run holds the lock",
+    8: "rec-ray check found a fault",
 }
 
 

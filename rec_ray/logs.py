@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import quote
 
 LOGGER = logging.getLogger("rec_ray")
@@ -67,9 +67,22 @@ class JsonFormatter(logging.Formatter):
         return mask_secrets(json.dumps(line, default=str, ensure_ascii=False))
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to the present `sys.stderr`, which a live bar replaces so that lines appear above it."""
+
+    @property
+    def stream(self) -> TextIO:
+        """The present standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        """Ignore the stream of the base class."""
+
+
 def configure_logging(*, as_json: bool = False, level: int = logging.INFO) -> None:
     """Send the program's log lines to standard error; libraries log warnings and errors only."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     if as_json:
         handler.setFormatter(JsonFormatter())
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from rec_ray.candidate_store.increments import begin_increment
+from rec_ray.candidate_store.increments import LAST, begin_increment, find_recorded_timelines
 from rec_ray.config import Settings
 from rec_ray.contracts import (
     Candidates,
@@ -19,13 +19,24 @@ from rec_ray.contracts import (
     StoredModel,
     TrainedModel,
     TrainingData,
+    TuningResult,
     UpdateReport,
 )
+from rec_ray.evaluation.gate import advise
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.push_targets import is_published
+from rec_ray.logs import LOGGER
+from rec_ray.night_checks import check_data, check_lists, check_online, require_lists, worse
 from rec_ray.preflight import check_definitions, complete_settings
 from rec_ray.publishing.forget import Forgotten
-from rec_ray.publishing.steps import forget_ids, publish_increment, publish_once, publish_version, roll_back
+from rec_ray.publishing.steps import (
+    encode_new_users,
+    forget_ids,
+    publish_increment,
+    publish_once,
+    publish_version,
+    roll_back,
+)
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.runs.context import RunContext, open_context, open_feature_store
 from rec_ray.runs.ledger import RunLedger, open_run
@@ -36,11 +47,13 @@ from rec_ray.runs.summary import (
     count_data,
     count_search,
     count_update,
+    note_unpublished,
     report_run,
+    report_tuning,
     restore_report,
-    say_unpublished,
 )
 from rec_ray.sample.run_features import DecidedFeatures
+from rec_ray.step_events import step
 from rec_ray.steps import (
     check_search,
     encode_data,
@@ -81,14 +94,19 @@ def run_pipeline(settings: Settings, *, run_id: str | None = None) -> RunReport:
             candidates = run.once(
                 "candidates", Candidates, lambda: recommend_items(context, data, bundle, stored.version)
             )
+            lists = check_lists(context, candidates, stored.version)
+            verdict = worse(verdict, lists)
             search = run.once("search_vectors", SearchVectors, lambda: encode_search(context, data, stored.version))
             counts = count_data(data) | count_candidates(candidates) | count_search(search)
             page = write_page(context, data, bundle, evaluation, stored.version, counts, verdict)
+            require_lists(context, stored.version, lists)
+            encode_new_users(context, bundle, stored.version)
             if publishes:
                 update = run.once("update_features", UpdateReport, lambda: publish_once(context, stored.version))
                 counts |= count_update(update)
-            report = report_run(context, "run", stored, evaluation, counts, verdict, page)
-            report = report if publishes else say_unpublished(report)
+                check_online(context, stored.version)
+            report = report_run(context, "run", stored, evaluation, counts, verdict, page, advise(evaluation, settings))
+            report = report if publishes else note_unpublished(report)
         run.finish(report)
         return report
 
@@ -102,9 +120,28 @@ def run_training(settings: Settings, *, run_id: str | None = None) -> RunReport:
         settings = _complete(run, store, settings)
         check_definitions(store, settings)
         with open_context(settings, run) as context:
-            data, bundle, evaluation, stored = _learn(context, run)
+            data, bundle, evaluation, stored = _learn(context, run, publishes=False)
             page = write_page(context, data, bundle, evaluation, stored.version, count_data(data), "")
-            report = report_run(context, "train", stored, evaluation, count_data(data), page=page)
+            advice = advise(evaluation, settings)
+            report = report_run(context, "train", stored, evaluation, count_data(data), page=page, advice=advice)
+        run.finish(report)
+        return report
+
+
+def run_tuning(settings: Settings, *, run_id: str | None = None) -> RunReport:
+    """Search for better settings of model and train on the current data, and store all trials and the best settings.
+
+    Nothing is applied: the report contains the command that trains with the best settings. run_id: as in
+    `run_pipeline`.
+    """
+    with open_run(open_object_store(settings), settings, "tune", run_id) as run:
+        if run.report is not None:
+            return restore_report(run)
+        check_definitions(open_feature_store(settings), settings)
+        with open_context(settings, run) as context:
+            data = run.once("training_data", TrainingData, lambda: prepare_data(context))
+            found = run.once("tune", TuningResult, lambda: _tune(context, data))
+            report = report_tuning(context, found, count_data(data))
         run.finish(report)
         return report
 
@@ -115,7 +152,8 @@ def run_evaluation(settings: Settings, version: str) -> RunReport:
         bundle = load_model(version, context.storage)
         data = encode_data(context, bundle)
         evaluation = evaluate_version(context, data, as_evaluated(bundle), version)
-        return report_run(context, "evaluate", find_model(version, context.storage), evaluation, count_data(data))
+        stored, advice = find_model(version, context.storage), advise(evaluation, settings)
+        return report_run(context, "evaluate", stored, evaluation, count_data(data), advice=advice)
 
 
 def run_candidates(settings: Settings, version: str | None = None, *, publish: bool = False) -> RunReport:
@@ -129,6 +167,7 @@ def run_candidates(settings: Settings, version: str | None = None, *, publish: b
         data = encode_data(context, bundle)
         counts = count_data(data) | count_candidates(recommend_items(context, data, bundle, version))
         counts |= count_search(encode_search(context, data, version))
+        encode_new_users(context, bundle, version)
         counts |= count_update(publish_version(context, version)) if publish else {}
         return report_run(context, "candidates", find_model(version, context.storage), None, counts)
 
@@ -143,8 +182,19 @@ def run_increment(settings: Settings, version: str | None, since: str, *, publis
         version = version or context.database.live() or newest_version(context.storage)
         bundle = load_model(version, context.storage)
         increment = begin_increment(context.storage, version, since, context.as_of)
-        active = find_active(context, increment.since)
-        counts = {"users with events since": active.count}
+        recorded = None
+        if since == LAST:
+            recorded = find_recorded_timelines(context.storage, version, context.database.erased())
+            if recorded is None:
+                LOGGER.warning(
+                    "the candidates of version %s have no record of timelines: events since %s count, late ones do "
+                    "not; make the record with: rec-ray candidates %s",
+                    version,
+                    f"{increment.since:%Y-%m-%d %H:%M} UTC",
+                    version,
+                )
+        active = find_active(context, increment.since, recorded)
+        counts = {"users with events since" if recorded is None else "users with changed events": active.count}
         if active.count:
             data = encode_data(context, bundle, active=active, item_ids=increment.item_ids)
             counts |= count_data(data) | count_candidates(
@@ -187,9 +237,12 @@ def _complete(run: RunLedger, store: FeatureStore, settings: Settings) -> Settin
     return complete_settings(store, settings, lambda decide: run.once("features", DecidedFeatures, decide))
 
 
-def _learn(context: RunContext, run: RunLedger) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:
+def _learn(
+    context: RunContext, run: RunLedger, *, publishes: bool = True
+) -> tuple[TrainingData, TwoTowerBundle, Evaluation, StoredModel]:
     version = reserve_version(context)
     data = run.once("training_data", TrainingData, lambda: prepare_data(context))
+    check_data(context, data, version, publishes=publishes)
     trained = run.once("train", TrainedModel, lambda: train_model(context, data, version))
     evaluation = run.once(
         "evaluate",
@@ -203,3 +256,24 @@ def _learn(context: RunContext, run: RunLedger) -> tuple[TrainingData, TwoTowerB
     }
     bundle = dataclasses.replace(trained.published, metadata=metadata)
     return data, bundle, evaluation, run.once("model_store", StoredModel, lambda: store_model(context, bundle, version))
+
+
+def _tune(context: RunContext, data: TrainingData) -> TuningResult:
+    """Try settings of model and train on the encoded data, and store all trials."""
+    # Ray Tune is loaded by this step only.
+    from rec_ray.training.tune import TrainingInputs, tune_settings
+
+    settings = context.settings
+    with step("tune", context.seconds, minutes=settings.tune.minutes) as running:
+        inputs = TrainingInputs(
+            data,
+            settings.model,
+            settings.train,
+            settings.ray,
+            settings.evaluation,
+            settings.candidates.exclude_seen,
+            context.storage,
+        )
+        trials = tune_settings(inputs, settings.tune, name=context.run_id)
+        running.add(trials=len(trials), best=round(trials[0].validation_ndcg, 4))
+    return TuningResult(tuple(trials))

@@ -34,9 +34,12 @@ from rec_ray.feature_store.repository import open_store
 from rec_ray.feature_store.search_targets import find_search_targets
 from rec_ray.feature_store.source_files import find_files, is_parquet, read_footer, reads_files
 from rec_ray.logs import LOGGER
+from rec_ray.publishing.materialize_features import wanted_views
 from rec_ray.publishing.push import check_push_target, wanted_targets
+from rec_ray.publishing.user_encoder import check_user_encoder
 from rec_ray.retrieval.features.columns import as_numbers, as_values, as_vectors
 from rec_ray.retrieval.lists.item_filters import try_filters
+from rec_ray.sample.own_tables import PLACEHOLDER
 from rec_ray.sample.run_features import DecidedFeatures, decide_run_features
 from rec_ray.schema import INTERACTIONS, FeatureDeclaration
 
@@ -137,6 +140,8 @@ def find_faults(
         if publishing.attempt(is_published, store, settings.publish):
             for wanted in wanted_targets(settings.publish).values():
                 publishing.attempt(check_push_target, store, wanted, model.similarity, model.embedding_size)
+            publishing.attempt(wanted_views, store, settings.feast, settings.publish)
+            publishing.attempt(check_user_encoder, settings)
         publishing.attempt(find_search_targets, store, settings.search)
     return [fault for group in found if group in set(groups) for fault in found[group]]
 
@@ -227,9 +232,12 @@ def _try_kind(side: Side, name: str, declaration: FeatureDeclaration) -> None:
 def _usable_fields(store: FeatureStore, settings: Settings) -> str:
     registry = read_registry(store)
     sides = [find_side(registry, settings.feast, "user"), find_side(registry, settings.feast, "item")]
-    fields = " and ".join(f"{list_names(side.field_names, 30)} of {side.side}s" for side in sides if side.field_names)
+    usable = {side.side: [name for name in side.field_names if name != PLACEHOLDER] for side in sides}
+    fields = " and ".join(f"{list_names(names, 30)} of {side}s" for side, names in usable.items() if names)
+    if not fields:
+        return "there are no features of users and items, so the model learns from ids alone"
     return (
-        f"no feature is declared, so the model learns from ids alone; there are {fields or 'none'}. Declare them in "
+        f"no feature is declared, so the model learns from ids alone; there are {fields}. Declare them in "
         "section `features`, or write `features: auto`, or let `rec-ray init --feast` do it"
     )
 

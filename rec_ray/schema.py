@@ -147,6 +147,16 @@ SIMILAR_ITEMS = pa.schema(
     ]
 )
 
+USER_TIMELINES = pa.schema(
+    [
+        pa.field(USER_ID, pa.string()),
+        pa.field("events", pa.int64()),
+        pa.field("newest", TIMESTAMP),
+        pa.field("checksum", pa.uint64()),
+    ]
+)
+"""Timelines as they were read for some candidates: number of events, time of the newest, checksum of all of them."""
+
 
 def require_columns(table: pa.Table | pa.Schema, schema: pa.Schema, *, what: str) -> None:
     """Check that a table has the columns of a schema with their types; additional columns are allowed.

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from rec_ray.candidate_store.erasure import Erased
-from rec_ray.candidate_store.increments import increments_folder
+from rec_ray.candidate_store.increments import RecordedTimelines, increments_folder
 from rec_ray.candidate_store.manifest import PENDING
 from rec_ray.candidates.generate import generate_candidates
 from rec_ray.config import FeatureSettings, deciding_settings, hash_settings, redact_settings
@@ -32,11 +32,12 @@ from rec_ray.contracts import (
     TrainingData,
 )
 from rec_ray.data.item_texts import HASHING, encode_item_text
-from rec_ray.data.load_features import find_active_users, load_features
+from rec_ray.data.load_features import find_active_users, find_changed_users, load_features
+from rec_ray.data.removed_features import add_removed_features, removed_features
 from rec_ray.data.training_data import encode_tables, prepare_training_data
-from rec_ray.errors import DataError, GateError
+from rec_ray.errors import DataError, GateError, find_known_cause, list_names
 from rec_ray.evaluation.evaluate import evaluate_model
-from rec_ray.evaluation.gate import check_gate, find_reasons
+from rec_ray.evaluation.gate import check_gate, check_quality, find_loss, find_reasons
 from rec_ray.feature_store.point_in_time import read_items
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.logs import LOGGER
@@ -44,12 +45,14 @@ from rec_ray.publishing.commit_candidates import LOCK_WAIT_SECONDS, commit_candi
 from rec_ray.publishing.forget import rewrite_candidates
 from rec_ray.reports.html import RunFigures, write_report
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
+from rec_ray.runs.check_records import read_checks, record_checks
 from rec_ray.runs.context import RunContext, describe_owner
+from rec_ray.runs.epochs import EpochReports, show_epochs
 from rec_ray.runs.metrics import EpochMetrics
 from rec_ray.runs.summary import count_data
 from rec_ray.search_views.vectors import find_search_dimensions, make_search_vectors
 from rec_ray.step_events import step
-from rec_ray.storage.model_store import candidates_folder, load_model, model_folder, save_model
+from rec_ray.storage.model_store import candidates_folder, load_model, save_model
 from rec_ray.training.trainer import train_two_tower
 
 
@@ -66,13 +69,15 @@ def check_search(context: RunContext) -> None:
     check_search_targets(context.store, search, find_search_dimensions(search))
 
 
-def find_active(context: RunContext, since: datetime) -> ActiveUsers:
-    """Find the users with an event since some time."""
+def find_active(context: RunContext, since: datetime, recorded: RecordedTimelines | None) -> ActiveUsers:
+    """Find the users with an event since some time or, with recorded timelines, those whose timelines changed."""
     settings = context.settings
+    opened = context.store, settings.feast, settings.features, context.as_of
     with step("active_users", context.seconds, since=f"{since:%Y-%m-%dT%H:%M:%SZ}") as log:
-        active = find_active_users(
-            context.store, settings.feast, settings.features, context.as_of, since, settings.side_tables
-        )
+        if recorded is None:
+            active = find_active_users(*opened, since, settings.side_tables)
+        else:
+            active = find_changed_users(*opened, recorded, settings.side_tables)
         log.add(users=active.count)
     return active
 
@@ -105,7 +110,7 @@ def prepare_data(context: RunContext) -> TrainingData:
 def train_model(context: RunContext, data: TrainingData, version: str) -> TrainedModel:
     """Train the towers, starting from the live version if `train.warm_start` is live."""
     settings = context.settings
-    with step("train", context.seconds, version=version) as running:
+    with step("train", context.seconds, version=version) as running, show_epochs() as epochs:
         trained = train_two_tower(
             data,
             settings.model,
@@ -116,7 +121,7 @@ def train_model(context: RunContext, data: TrainingData, version: str) -> Traine
             validation_users=settings.evaluation.validation_users,
             exclude_seen=settings.candidates.exclude_seen,
             metadata=_metadata(context, data),
-            callbacks=[EpochMetrics()],
+            callbacks=[EpochMetrics(), EpochReports(epochs)],
             live=_live_bundle(context),
         )
         running.add(
@@ -147,10 +152,12 @@ def judge_model(
     Raises:
         GateError: the gate refuses; the report of the version is written nevertheless.
     """
+    settings = context.settings.evaluation
+    record_checks(context.storage, version, ["learning", "geometry", "quality"], check_quality(evaluation, settings))
     try:
-        return check_gate(evaluation, context.settings.evaluation)
-    except GateError:
-        context.database.mark(version, "refused")
+        return check_gate(evaluation, settings)
+    except GateError as error:
+        context.database.mark(version, "refused", reason=str(error))
         write_page(context, data, bundle, evaluation, version, count_data(data), "refused")
         raise
 
@@ -215,13 +222,16 @@ def encode_data(
     item_ids: pa.Array | None = None,
     live: bool = False,
 ) -> TrainingData:
-    """Load and encode the data for a stored model, below the prefix of the run. live: it is the live version.
+    """Load and encode the data for a stored model, below the prefix of the run.
 
-    With `features: auto` the features are those that were decided for this model.
+    live: it is the live version, which takes features as unknown that the settings no longer declare. With
+    `features: auto` the features are those that were decided for this model.
     """
     settings = with_stored_features(context.settings, bundle.metadata)
     context = dataclasses.replace(context, settings=settings)
     tables, features = _load(context, str(bundle.metadata.get("text_encoder") or HASHING), active, live=live)
+    if live:
+        tables = add_removed_features(tables, bundle.preprocessor, features)
     with step("live_data" if live else "training_data", context.seconds) as running:
         data = encode_tables(
             tables,
@@ -271,10 +281,17 @@ def _load_live(context: RunContext, *, other_than: str) -> LiveVersion | None:
     try:
         bundle = as_evaluated(load_model(version, context.storage))
         data = encode_data(context, bundle, "live", live=True)
-        return LiveVersion(version, bundle, data)
-    except DataError as error:
-        LOGGER.warning("the live version %s is not compared: %s", version, error)
+    except Exception as error:
+        # A task of Ray wraps its error in a traceback of pages.
+        cause = find_known_cause(error)
+        if not isinstance(cause, DataError):
+            raise
+        LOGGER.warning("the live version %s is not compared: %s", version, cause)
         return None
+    without = removed_features(bundle.preprocessor, context.settings.features)
+    if without:
+        LOGGER.warning("the live version %s is compared without %s", version, list_names(without))
+    return LiveVersion(version, bundle, data, without)
 
 
 def write_page(
@@ -288,8 +305,10 @@ def write_page(
 ) -> str:
     """Write the report of a version and return its address. gate: its verdict, or empty."""
     settings = context.settings
-    reasons = tuple(find_reasons(evaluation, settings.evaluation))
-    run = RunFigures(gate, reasons, counts, dict(context.seconds))
+    loss = find_loss(evaluation)
+    reasons = (*find_reasons(evaluation, settings.evaluation), *([loss] if loss else []))
+    checks = tuple(read_checks(context.storage, version))
+    run = RunFigures(gate, reasons, counts, dict(context.seconds), checks)
     read_fields = functools.partial(read_items, context.store, settings.feast)
     with step("report", context.seconds, version=version) as running:
         page = write_report(
@@ -298,7 +317,6 @@ def write_page(
             evaluation,
             data,
             context.storage,
-            model_folder(version),
             read_fields,
             item_name=settings.features.item_name,
             run=run,

@@ -146,8 +146,9 @@ def run_step(users: int, items: int, k: int, history: str, threads: int, gpu_sha
 
     from rec_ray.candidates.generate import generate_candidates
     from rec_ray.config import CandidateSettings, RaySettings
-    from rec_ray.contracts import RowCounts, SplitTimes, TrainingData
+    from rec_ray.contracts import RowCounts, TrainingData
     from rec_ray.distributed.runtime import open_ray
+    from rec_ray.schema import SplitTimes
     from rec_ray.storage.object_store import open_storage
 
     with tempfile.TemporaryDirectory() as temporary:

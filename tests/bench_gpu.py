@@ -24,10 +24,11 @@ import torch
 from bench_candidates import make_bundle, make_items, make_users
 from bench_top_k import MAKERS
 
+from rec_ray.config import TrainSettings
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines, query_batch, training_windows
-from rec_ray.retrieval.learning.learner import Learner, LearningSettings, multiplies_in_half
+from rec_ray.retrieval.learning.learner import Learner, multiplies_in_half
 from rec_ray.retrieval.learning.prefetch import prefetched
 from rec_ray.retrieval.model.inference import embed_queries
 from rec_ray.retrieval.model.towers import build_two_tower
@@ -58,7 +59,7 @@ def device_seconds(run: Callable[[], Any]) -> float:
 
 def bench_search(device: str, kind: str, count: int, users: int, k: int, rounds: int) -> dict[str, Any]:
     """Return users a second of the search, arrays in and lists out, and of the bare product of its tiles."""
-    items, queries = MAKERS[kind](1, count, DIMENSIONS), MAKERS[kind](2, users, DIMENSIONS)
+    items, queries = MAKERS[kind](count, users, DIMENSIONS)
     exclude = Exclusions(
         np.random.default_rng(3).integers(0, count, users * EVENTS), np.arange(0, users * EVENTS + 1, EVENTS)
     )
@@ -130,7 +131,7 @@ def bench_learning(
     model = build_two_tower(
         vocabulary_size=len(catalogue) + 1, item_shape=shape, user_shape=shape, event_types=2, history=history
     )
-    settings = LearningSettings(
+    settings = TrainSettings(
         batch_size=4096,
         learning_rate=2e-3,
         weight_decay=0.01,

@@ -99,7 +99,7 @@ def push_side_by_side(folder: Path) -> dict[str, float]:
     from rec_ray.candidate_store.parts import StoredCandidates
     from rec_ray.config.loading import load_settings
     from rec_ray.distributed.runtime import open_ray
-    from rec_ray.publishing.push import update_feature_store
+    from rec_ray.publishing.push import PushLock, update_feature_store
     from rec_ray.runs.context import open_feature_store
     from rec_ray.runs.stores import open_object_store
 
@@ -111,7 +111,7 @@ def push_side_by_side(folder: Path) -> dict[str, float]:
         prefix = f"two-tower/{version}/candidates"
         candidates = StoredCandidates(prefix, read_manifest(storage, prefix))
         started = time.perf_counter()
-        report = update_feature_store(store, storage, candidates, settings.publish, begin_push=_soon)
+        report = update_feature_store(store, storage, candidates, settings.publish, PushLock(_soon))
     return {"rows": sum(report.rows.values()), "seconds": time.perf_counter() - started}
 
 

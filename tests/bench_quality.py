@@ -159,13 +159,13 @@ def judge(encoded: Encoded, bundle: Any, *, exclude_seen: bool) -> dict[str, flo
         fit_random_walk,
         fit_transitions,
     )
-    from rec_ray.retrieval.metrics.holdout import ask, positives_before_test, users_with_targets
+    from rec_ray.retrieval.metrics.holdout import collect_held_out, positives_before_test, users_with_targets
     from rec_ray.retrieval.metrics.metrics import ndcg_at_k
     from rec_ray.retrieval.metrics.rankers import CountingRanker, TowerRanker
 
     timelines = Timelines.from_table(encoded.timelines, encoded.preprocessor.users.shape)
     catalogue = Catalogue.from_table(encoded.catalogue, encoded.preprocessor.items.shape)
-    questions, _ = ask(timelines, users_with_targets(timelines), catalogue, exclude_seen=exclude_seen)
+    held_out, _ = collect_held_out(timelines, users_with_targets(timelines), catalogue, exclude_seen=exclude_seen)
     items, seconds, offsets = positives_before_test(timelines)
     count, span = len(catalogue) + 1, int(seconds.max() - seconds.min())
     recent = count_popularity(items, count, times=seconds, now=int(seconds.max()), half_life=max(span / 20, 1.0))
@@ -179,8 +179,8 @@ def judge(encoded: Encoded, bundle: Any, *, exclude_seen: bool) -> dict[str, flo
     }
     methods = {"model": TowerRanker(bundle, catalogue)}
     methods |= {name: CountingRanker(one, catalogue) for name, one in counted.items()}
-    ranks = {name: method.rank(questions).ranks for name, method in methods.items()}
-    return {name: float(np.nanmean(ndcg_at_k(own, questions.offsets, 10))) for name, own in ranks.items()}
+    ranks = {name: method.rank(held_out).ranks for name, method in methods.items()}
+    return {name: float(np.nanmean(ndcg_at_k(own, held_out.offsets, 10))) for name, own in ranks.items()}
 
 
 def bench_shop(shop: Shop, data_seed: int, seed: int, overrides: Sequence[str]) -> dict[str, Any]:

@@ -90,17 +90,17 @@ def train_plainly(settings: Any, data: Any, storage: Any) -> list[float]:
     import pyarrow.parquet as pq
     import torch
 
-    from rec_ray.contracts import VALIDATION
     from rec_ray.retrieval.features.catalogue import Catalogue
     from rec_ray.retrieval.features.timelines import Timelines, training_windows
-    from rec_ray.retrieval.learning.learner import Learner, LearningSettings, shuffled_batches
+    from rec_ray.retrieval.learning.learner import Learner, shuffled_batches
     from rec_ray.retrieval.model.towers import build_two_tower
+    from rec_ray.schema import Split
 
     torch.set_num_threads(settings.train.cpus_per_worker)
     shapes = data.preprocessor.items.shape, data.preprocessor.users.shape
     timelines = Timelines.from_table(pq.read_table(data.timelines, filesystem=storage.filesystem), shapes[1])
     catalogue = Catalogue.from_table(pq.read_table(data.catalogue, filesystem=storage.filesystem), shapes[0])
-    windows = training_windows(timelines, settings.model.history_length, VALIDATION)
+    windows = training_windows(timelines, settings.model.history_length, Split.VALIDATION)
     model = build_two_tower(
         vocabulary_size=data.preprocessor.vocabulary_size,
         item_shape=asdict(shapes[0]),
@@ -112,7 +112,7 @@ def train_plainly(settings: Any, data: Any, storage: Any) -> list[float]:
     learner = Learner(
         model,
         catalogue,
-        LearningSettings.of(settings.train),
+        settings.train,
         total_steps=STEADY_EPOCHS * steps,
     )
     speeds = []
@@ -134,7 +134,7 @@ def bench_catalogue_size() -> dict[str, Any]:
     from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
     from rec_ray.retrieval.features.catalogue import Catalogue
     from rec_ray.retrieval.features.timelines import TimelineBatch
-    from rec_ray.retrieval.learning.learner import Learner, LearningSettings
+    from rec_ray.retrieval.learning.learner import Learner
     from rec_ray.retrieval.model.towers import build_two_tower
 
     torch.set_num_threads(1)
@@ -156,7 +156,7 @@ def bench_catalogue_size() -> dict[str, Any]:
             user_shape=asdict(shape),
             **{**model_settings.model_dump(), "history": "transformer"},
         )
-        return Learner(model, catalogue, LearningSettings.of(train), total_steps=10_000)
+        return Learner(model, catalogue, train, total_steps=10_000)
 
     def batch_of(items: int) -> TimelineBatch:
         drawn = torch.from_numpy(rng.integers(1, items + 1, (batch_size, width + 1)))

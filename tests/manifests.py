@@ -22,6 +22,9 @@ KUBERNETES = ("1.31", "1.32", "1.33", "1.34")
 KUBERAY = ("1.6.2", "1.7.0")
 """Versions whose schemas every manifest must satisfy."""
 
+# `validate` reads the definitions of a version, a file of megabytes, anew for every object.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
+
 _NAMED = {
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],

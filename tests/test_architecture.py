@@ -62,6 +62,7 @@ def test_only_the_settings_and_the_command_line_read_the_environment() -> None:
         "rec_ray/cli/main.py",
         "rec_ray/distributed/runtime.py",  # sets the token of a local Ray, which Ray reads there
         "rec_ray/training/trainer.py",  # sets what Ray Train reads there and nowhere else
+        "rec_ray/training/tune.py",  # the same for Ray Tune
     }
     assert reads_environment(ROOT / "rec_ray" / "config" / "loading.py")
 

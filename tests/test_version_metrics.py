@@ -7,7 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from manifests import CLUSTER, objects, the
 from rec_ray.cli.version_metrics import HELP, MetricsServer, collect_metrics
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError
+from rec_ray.retrieval.profiles.data_profile import DataProfile
+from rec_ray.runs.check_records import write_profile
 from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.versions.registry import VersionRow
 
@@ -44,6 +46,8 @@ def run(
     status |= {"updated_at": datetime.now(UTC).isoformat(), "counts": {"candidates": {"users": users}}}
     open_object_store(settings).write_bytes(f"runs/{run_id}/status.json", json.dumps(status).encode())
     if publish:
+        profile = DataProfile(newest=int(datetime.now(UTC).timestamp()) - 3600)
+        write_profile(open_object_store(settings), version, profile)
         open_version_database(settings).publish(VersionRow(version, run_id, metrics={"ndcg@10": 0.25, "note": "text"}))
 
 
@@ -222,3 +226,22 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     assert {"live_version_updated_timestamp_seconds", "users_with_lists", "live_metric"} <= shown <= set(HELP)
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
     assert len(set(places)) == len(places)
+
+
+def test_a_run_without_a_heartbeat_a_stuck_lock_and_an_unfinished_push_raise_their_alerts(settings: Settings) -> None:
+    run(settings, "first")
+    database, storage = open_version_database(settings), open_object_store(settings)
+    version = database.reserve("killed")
+    silent = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    status = {"state": "running", "exit_code": None, "updated_at": silent, "heartbeat_seconds": 60.0}
+    storage.write_bytes("runs/killed/status.json", json.dumps(status).encode())
+    with database.publishing_lock("run killed", 900) as lock:
+        database.begin_push(version, lock)
+        metrics = read(collect_metrics(settings))
+
+    assert values(metrics, "rec_ray_unfinished_pushes") == [1.0]
+    assert alerts(metrics) == {"RecRayRunLost", "RecRayPushUnfinished"}
+    metrics["rec_ray_lock_held_seconds", frozenset()] += 7 * 3600
+    assert "RecRayLockStuck" in alerts(metrics)
+    (newest,) = values(metrics, "rec_ray_newest_event_timestamp_seconds")
+    assert "RecRayNoNewEvents" in alerts(metrics, newest + 51 * 3600)

@@ -7,12 +7,21 @@ compute and publish the lists.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from rec_ray.candidate_store.manifest import ITEM_FOLDER, MANIFEST, CandidatesManifest, read_manifest, read_parts
+from rec_ray.candidate_store.erasure import Erased
+from rec_ray.candidate_store.manifest import (
+    ITEM_FOLDER,
+    MANIFEST,
+    TIMELINE_FOLDER,
+    CandidatesManifest,
+    candidates_command,
+    read_manifest,
+    read_parts,
+)
 from rec_ray.errors import ConfigError, DataError, list_names
 from rec_ray.schema import ITEM_ID
 from rec_ray.storage.model_store import candidates_folder, model_folder
@@ -55,6 +64,43 @@ def new_increment(as_of: datetime) -> str:
     return f"{as_of.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}"
 
 
+@dataclass(frozen=True)
+class RecordedTimelines:
+    """Records of the timelines that candidates were computed from.
+
+    parts: paths of the parts of each record, the oldest record first. erased: users and items forgotten since.
+    """
+
+    storage: Storage
+    parts: list[list[str]]
+    erased: Erased = field(default_factory=Erased)
+
+
+def find_recorded_timelines(storage: Storage, version: str, erased: Erased) -> RecordedTimelines | None:
+    """Return the records of a version and of its increments; None if an earlier program computed its candidates.
+
+    Raises:
+        DataError: the version has no candidates, or they are damaged.
+    """
+    candidates, folder = candidates_folder(version), increments_folder(version)
+    keys = [f"{folder}/{name}" for name in storage.folders(folder)]
+    manifests = {key: read_manifest(storage, key) for key in keys if storage.exists(f"{key}/{MANIFEST}")}
+    whole = read_manifest(storage, candidates)
+    if TIMELINE_FOLDER not in whole.parts or whole.as_of is None:
+        return None
+    # Increments of earlier candidates of this version say nothing about the present ones.
+    later = {key: each for key, each in manifests.items() if each.as_of is not None and each.as_of >= whole.as_of}
+    ordered = [(candidates, whole), *sorted(later.items())]
+    return RecordedTimelines(
+        storage,
+        [
+            [storage.path(key, TIMELINE_FOLDER, part.name) for part in each.parts.get(TIMELINE_FOLDER, ())]
+            for key, each in ordered
+        ],
+        erased,
+    )
+
+
 def published_increments(storage: Storage, folder: str) -> list[str]:
     """Return the names of the published increments, oldest first. folder: key of all increments of a version."""
     return [name for name in storage.folders(folder) if storage.exists(f"{folder}/{name}/{PUBLISHED}")]
@@ -72,7 +118,7 @@ def find_increment(storage: Storage, folder: str, name: str) -> str:
     if name not in there:
         raise DataError(
             f"{storage.uri(folder)} holds no increment {name!r}; it has {list_names(there)}. Make one with "
-            "`rec-ray candidates VERSION --since TIME`"
+            f"`{candidates_command(f'{folder}/')}`"
         )
     newer = [entry for entry in published_increments(storage, folder) if entry > name]
     if newer:

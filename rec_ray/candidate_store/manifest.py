@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from rec_ray.errors import DataError, SchemaError
+from rec_ray.storage.model_store import MODELS
 from rec_ray.storage.object_store import Storage
 
 FORMAT_VERSION = 2
@@ -28,6 +30,8 @@ PENDING = "pending.json"
 """Manifest of candidates that are being computed; it becomes `MANIFEST` when they are complete."""
 ITEM_FOLDER, USER_FOLDER, RECOMMENDATION_FOLDER = "item_embeddings", "user_embeddings", "recommendations"
 SIMILAR_FOLDER = "similar_items"
+TIMELINE_FOLDER = "user_timelines"
+"""Folder with the summaries of the timelines that the lists were computed from; increments compare them."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Count = Annotated[int, Field(ge=0)]
@@ -124,14 +128,22 @@ def parse_manifest(data: bytes, where: str) -> CandidatesManifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{_damaged(where)}: {place}: {first['msg']}; {_REMEDY}") from None
+        raise DataError(f"{_damaged(where)}: {place}: {first['msg']}; {_remedy(where)}") from None
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{_damaged(where)}: it is no JSON object; {_REMEDY}") from None
+        raise DataError(f"{_damaged(where)}: it is no JSON object; {_remedy(where)}") from None
     _require_consistent(manifest, where)
     return manifest
 
 
-_REMEDY = "restore it from a backup, or run `rec-ray candidates VERSION` again"
+def candidates_command(where: str) -> str:
+    """Return the command that computes the candidates at a key or address again, with their version."""
+    found = re.search(rf"(?:^|/){MODELS}/([^/]+)/(increments/)?", where)
+    version = found[1] if found else "VERSION"
+    return f"rec-ray candidates {version}{' --since TIME' if found and found[2] else ''}"
+
+
+def _remedy(where: str) -> str:
+    return f"restore it from a backup, or run `{candidates_command(where)}` again"
 
 
 def _damaged(where: str) -> str:
@@ -150,16 +162,15 @@ def _require_consistent(manifest: CandidatesManifest, where: str) -> None:
     for folder, parts in manifest.parts.items():
         names = [part.name for part in parts]
         if any(not _is_safe(name) for name in (folder, *names)) or len(set(names)) != len(names):
-            raise DataError(f"{_damaged(where)}: {folder!r} names a part twice or outside its folder; {_REMEDY}")
+            raise DataError(f"{_damaged(where)}: {folder!r} names a part twice or outside its folder; {_remedy(where)}")
         if manifest.format_version > 1 and any(part.sha256 is None or part.bytes is None for part in parts):
-            raise DataError(f"{_damaged(where)}: a part of {folder!r} has no SHA-256 sum or size; {_REMEDY}")
+            raise DataError(f"{_damaged(where)}: a part of {folder!r} has no SHA-256 sum or size; {_remedy(where)}")
     counted = [(USER_FOLDER, manifest.users), (RECOMMENDATION_FOLDER, manifest.users)]
     counted += [] if manifest.is_increment else [(ITEM_FOLDER, manifest.items)]
     for folder, expected in counted if manifest.format_version > 1 else ():
         if folder not in manifest.parts or manifest.rows(folder) != expected:
-            raise DataError(
-                f"{_damaged(where)}: {folder!r} has {manifest.rows(folder):,} rows instead of {expected:,}; {_REMEDY}"
-            )
+            found = f"{manifest.rows(folder):,} rows instead of {expected:,}"
+            raise DataError(f"{_damaged(where)}: {folder!r} has {found}; {_remedy(where)}")
 
 
 def _is_safe(name: str) -> bool:
@@ -186,7 +197,7 @@ def read_with_sum(storage: Storage, prefix: str, name: str = MANIFEST) -> tuple[
     """Return the manifest of complete candidates and its SHA-256 sum; raises as `read_manifest`."""
     key = f"{prefix}/{name}"
     if not storage.exists(key):
-        raise DataError(f"{storage.uri(prefix)} holds no complete candidates; run `rec-ray candidates VERSION` first")
+        raise DataError(f"{storage.uri(prefix)} holds no complete candidates; run: {candidates_command(prefix)}")
     data = storage.read_bytes(key)
     return parse_manifest(data, storage.uri(key)), hashlib.sha256(data).hexdigest()
 
@@ -225,7 +236,7 @@ def require_complete(storage: Storage, prefix: str, manifest: CandidatesManifest
             if size is None or part.bytes not in (None, size):
                 how = "is missing" if size is None else f"has {size:,} bytes instead of {part.bytes:,}"
                 raise DataError(
-                    f"candidates are damaged: {storage.uri(key)} {how}; run `rec-ray candidates VERSION` again"
+                    f"candidates are damaged: {storage.uri(key)} {how}; run `{candidates_command(key)}` again"
                 )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rec_ray.candidate_store.manifest import CandidatesManifest, Part, parts_of
+from rec_ray.candidate_store.manifest import CandidatesManifest, Part, candidates_command, parts_of
 from rec_ray.errors import DataError
 from rec_ray.logs import LOGGER
 from rec_ray.storage.object_store import Storage
@@ -92,7 +92,7 @@ def check_part(storage: Storage, key: str, part: Part) -> None:
 
 
 def _damaged(storage: Storage, key: str, how: str) -> str:
-    return f"candidates are damaged: {storage.uri(key)} {how}; run `rec-ray candidates VERSION` again"
+    return f"candidates are damaged: {storage.uri(key)} {how}; run `{candidates_command(key)}` again"
 
 
 def _footer_rows(storage: Storage, key: str) -> int | None:

@@ -22,6 +22,7 @@ from ray.data import Datasink
 from rec_ray.candidate_store.manifest import (
     Part,
 )
+from rec_ray.retrieval.profiles.list_profile import ListProfile
 from rec_ray.storage.object_store import Storage
 
 ROW_GROUP = 32_768
@@ -44,15 +45,18 @@ class PartsSink(Datasink[Any]):
         counted: Sequence[str] = (),
         lists: str | None = None,
         prepare: Callable[[pa.Table], pa.Table] | None = None,
+        measure: Callable[[pa.Table], ListProfile] | None = None,
         generation: str = "",
     ) -> None:
         """folders: folder below `prefix` -> columns of its parts. counted: columns whose values are counted, written or
         not. lists: column of lists whose lengths are counted. prepare: makes the written columns from the rows of a row
-        group; lists of dictionaries are stored as such and read as lists of their values. generation: subfolder of the
+        group; lists of dictionaries are stored as such and read as lists of their values. measure: makes the profile of
+        a block, which `collect` adds up. generation: subfolder of the
         new parts in each folder, so that parts of an earlier computation stay unchanged.
         """
         self.storage, self.prefix, self.folders, self.counted = storage, prefix, folders, tuple(counted)
-        self.lists, self.prepare = lists, prepare
+        self.lists, self.prepare, self.measure = lists, prepare, measure
+        self.measured = ListProfile()
         self.generation = generation
         self.parts: dict[str, list[Part]] = {folder: [] for folder in folders}
         self.counts: Counter[tuple[str, Any]] = Counter()
@@ -66,6 +70,7 @@ class PartsSink(Datasink[Any]):
         """Write blocks and return the input of `collect`. task: unique number of the task."""
         parts: dict[str, list[Part]] = {folder: [] for folder in self.folders}
         counts: Counter[tuple[str, Any]] = Counter()
+        measured = ListProfile()
         for number, block in enumerate(blocks):
             if block.num_rows == 0:
                 continue
@@ -79,8 +84,10 @@ class PartsSink(Datasink[Any]):
                     sha256 = hashlib.sha256(data).hexdigest()
                     parts[folder].append(Part(name, block.num_rows, len(data), sha256))
                 counts.update(self._count(block))
+                if self.measure is not None:
+                    measured.merge(self.measure(block))
                 list(writing)
-        return {"parts": parts, "counts": counts}
+        return {"parts": parts, "counts": counts, "measured": measured}
 
     def _encode(self, block: pa.Table) -> dict[str, memoryview]:
         """Return a block as Parquet, per folder."""
@@ -119,6 +126,7 @@ class PartsSink(Datasink[Any]):
             for folder, parts in written["parts"].items():
                 self.parts[folder] += parts
             self.counts.update(written["counts"])
+            self.measured.merge(written["measured"])
         for parts in self.parts.values():
             parts.sort(key=lambda part: part.name)
 

@@ -47,6 +47,7 @@ from rec_ray.candidates.batch_recommender import (
     recommend_items,
 )
 from rec_ray.candidates.item_shards import ItemShards, make_shards
+from rec_ray.candidates.recorded_timelines import record_timelines
 from rec_ray.config import CandidateSettings
 from rec_ray.contracts import Candidates, TrainingData
 from rec_ray.distributed.parquet_source import read_rows
@@ -60,6 +61,7 @@ from rec_ray.retrieval.features.timelines import Timelines
 from rec_ray.retrieval.lists.item_filters import ItemFilters, evaluate_item_filters, raw_columns
 from rec_ray.retrieval.lists.popularity import SegmentPopularity, add_counts, count_by_segment
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
+from rec_ray.retrieval.profiles.list_profile import LISTS, profile_lists
 from rec_ray.runs.progress import show_progress
 from rec_ray.schema import (
     EMPTIED_BY,
@@ -145,7 +147,10 @@ def generate_candidates(
             parts |= _write_similar_items(items, shared, storage, prefix, generation)
         user_sink = _write_users(data, shared, storage, prefix, generation)
     parts |= user_sink.parts | (item_sink.parts if items is not None else {})
+    parts |= record_timelines(data, storage, prefix, generation)
     facts |= _facts(user_sink, settings.k)
+    if items is not None:
+        storage.write_bytes(f"{prefix}/{LISTS}", user_sink.measured.finish(item_count).to_json())
     manifest = CandidatesManifest(
         version=version,
         parts={folder: tuple(each) for folder, each in parts.items()},
@@ -189,14 +194,13 @@ def _write_similar_items(
     named = functools.partial(name_items, column=SIMILAR_IDS, items=shared.items)
     sink = PartsSink(storage, prefix, {SIMILAR_FOLDER: SIMILAR_ITEMS}, prepare=named, generation=generation)
     shared.items.wait()
-    similar = items.map_batches(
+    items.map_batches(
         list_similar_items,
         fn_kwargs={"shared": shared},
         batch_size=shared.settings.batch_size,
         batch_format="pyarrow",
         num_gpus=shared.settings.gpus,
-    )
-    similar.write_datasink(sink)
+    ).write_datasink(sink)
     return sink.parts
 
 
@@ -213,6 +217,7 @@ def _write_users(
         counted=[METHOD, EMPTIED_BY],
         lists=INDICES,
         prepare=named,
+        measure=functools.partial(profile_lists, column=INDICES, k=shared.settings.k, name_items=named),
         generation=generation,
     )
     timelines = read_rows(storage, data.timelines)
@@ -229,10 +234,7 @@ def _write_users(
 
 
 def _batch_rows(settings: CandidateSettings) -> int | None:
-    """Return the batch size of `map_batches`. None passes complete blocks, so Ray fuses read, map and write.
-
-    With GPUs Ray never fuses, and a number is required.
-    """
+    """Return the batch size of `map_batches`: None passes complete blocks, so Ray fuses tasks; GPUs need a number."""
     return GPU_ROWS if settings.use_gpu else None
 
 
@@ -242,8 +244,8 @@ def _facts(sink: PartsSink, k: int) -> dict[str, Any]:
     for rule, count in emptied.items():
         LOGGER.warning("candidates.filters: %s leaves no item at all for %s users", rule, f"{count:,}")
     facts: dict[str, Any] = {"short_lists": sink.short_lists(k), "popularity_lists": sink.counts[METHOD, POPULARITY]}
-    facts["listed_items"] = sink.listed_items
-    return facts | ({"users_without_items": sum(emptied.values())} if emptied else {})
+    without = {"users_without_items": sum(emptied.values())} if emptied else {}
+    return facts | {"listed_items": sink.listed_items} | without
 
 
 def _embed_catalogue(

@@ -10,12 +10,23 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from rec_ray.cli.options import AsJson, Config, Project, Set, redirect_stdout, settings_of
+from rec_ray.cli.options import (
+    AsJson,
+    Config,
+    Project,
+    Set,
+    name_project,
+    open_console,
+    print_next,
+    redirect_stdout,
+    settings_of,
+)
+from rec_ray.cli.watch import watch_app
 from rec_ray.logs import mask_secrets
 
 checks_app = typer.Typer()
+checks_app.add_typer(watch_app)
 
 
 @checks_app.command()
@@ -31,7 +42,9 @@ def doctor(project: Project = None, config: Config = None, overrides: Set = None
         print(mask_secrets(json.dumps(answer)))
     else:
         for check in checks:
-            print(mask_secrets(f"{'ok' if check.ok else 'FAULT':<6}{check.name}: {check.said}"))
+            print(mask_secrets(name_project(f"{'ok' if check.ok else 'FAULT':<6}{check.name}: {check.said}")))
+        if code == 0:
+            print_next(open_console(), "rec-ray plan", "rec-ray run")
     raise typer.Exit(code)
 
 
@@ -55,7 +68,7 @@ def plan(
         if as_json:
             print(json.dumps(sizes))
         else:
-            print_rows(Console(), "A worker pod", sizes)
+            print_rows(open_console(), "A worker pod", sizes)
         return
     from rec_ray.cli.plan import plan_run
 
@@ -65,4 +78,6 @@ def plan(
         return
     from rec_ray.reports.terminal import print_plan
 
-    print_plan(Console(), found)
+    console = open_console()
+    print_plan(console, found)
+    print_next(console, "rec-ray run")

@@ -22,6 +22,7 @@ import ray
 
 from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER
 from rec_ray.cli.plan import plan_run
+from rec_ray.cli.reader_checks import check_online_features, check_user_encoder_objects
 from rec_ray.config import Settings
 from rec_ray.config.decided_features import without_decisions
 from rec_ray.data.event_sample import examine_events
@@ -39,6 +40,7 @@ from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import check_search_targets, find_search_targets, list_unfed_views
 from rec_ray.preflight import DEFINITIONS, SOURCES, complete_settings, find_faults, raise_faults
 from rec_ray.publishing.push import check_push_targets, find_push_targets
+from rec_ray.retrieval.search.byte_products import fastest_kernel
 from rec_ray.runs.context import open_feature_store
 from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.schema import ITEM_IDS, SCORES, USER_ID
@@ -93,6 +95,8 @@ def examine(settings: Settings) -> list[Check]:
         _try("offline store", lambda: with_feast(lambda store: _offline(store, settings))),
         _try("push sources", lambda: with_feast(lambda store: _push_sources(store, settings))),
         _try("online store", lambda: with_feast(lambda store: _canary(store, settings))),
+        _try("online features", lambda: with_feast(lambda store: _online_features(store, settings))),
+        _try("user encoder", lambda: _user_encoder(settings)),
         _try("Ray", lambda: _ray(settings)),
     ]
     return checks
@@ -209,6 +213,20 @@ def _canary(store: FeatureStore, settings: Settings) -> str:
     return f"a canary row went through {target.view} of the {store.config.online_store.type} store and back"
 
 
+def _online_features(store: FeatureStore, settings: Settings) -> str:
+    if not is_published(store, settings.publish):
+        return "not used, as nothing is published"
+    return check_online_features(store, settings)
+
+
+def _user_encoder(settings: Settings) -> str:
+    try:
+        live = open_version_database(settings).live()
+        return check_user_encoder_objects(open_object_store(settings), settings, live)
+    except UnavailableError:
+        return "not checked, because the object store or the version database does not respond"
+
+
 def _is_number(target: PushTarget, name: str) -> bool:
     kind = target.types.get(name, pa.string())
     return bool(pa.types.is_integer(kind.value_type if pa.types.is_list(kind) else kind))
@@ -247,12 +265,14 @@ def _ray(settings: Settings) -> str:
         ready, late = ray.wait(asked, num_returns=len(asked), timeout=120)
         if late:
             raise UnavailableError(f"{len(late)} of {len(asked)} Ray nodes ran no task in 120 s; is the cluster full?")
-        for node, there in zip(pinned, ray.get(asked), strict=True):
+        kernels = set()
+        for node, (there, kernel) in zip(pinned, ray.get(asked), strict=True):
+            kernels.add(kernel)
             differing = [f"{name} {there[name]} instead of {here[name]}" for name in here if here[name] != there[name]]
             if differing:
                 raise ConfigError(f"Ray's {node} has {', '.join(differing)}; use the same image everywhere")
         del ready
-        return _room(settings, len(nodes))
+        return f"{_room(settings, len(nodes))}; exact search by {', '.join(sorted(kernels))}"
     finally:
         if ours:
             ray.shutdown()
@@ -269,8 +289,9 @@ def _versions() -> dict[str, str]:
 
 
 @ray.remote
-def _versions_there() -> dict[str, str]:
-    return _versions()
+def _versions_there() -> tuple[dict[str, str], str]:
+    """Return the versions and the kernel of exact searches of a node."""
+    return _versions(), fastest_kernel()
 
 
 def _room(settings: Settings, nodes: int) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from rec_ray.cli.options import AsJson, Config, Project, Set, settings_of
+from rec_ray.cli.options import AS_IS, AsJson, Config, Project, Set, open_console, print_next, settings_of
 
 if TYPE_CHECKING:
     from rec_ray.feature_store.feast_views import PublishedViews
@@ -51,21 +51,22 @@ def init_feast(folder: Path, repo: Path, options: InitOptions) -> None:
     if options.as_json:
         print(json.dumps(dataclasses.asdict(made) | {"views": views and views.file}, default=str))
         return
-    console = Console()
+    console = open_console()
     wide = max(len(choice.what) for choice in made.choices), max(len(choice.decision) for choice in made.choices)
-    console.print(f"Decisions on {made.repo}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Decisions on {made.repo}", **AS_IS)
     for choice in made.choices:
         option = f"  [{choice.option}]" if choice.option else ""
         line = f"  {choice.what:<{wide[0]}}  {choice.decision:<{min(wide[1], DECISION)}}  {choice.why}{option}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, **AS_IS)
     console.print(f"{made.events:,} events of {made.users:,} users and {made.items:,} items", highlight=False)
     for warning in made.warnings:
         console.print(f"WARNING: {warning}", markup=False, highlight=False)
-    console.print(f"Settings: {made.settings}", markup=False, soft_wrap=True)
+    console.print(f"Settings: {made.settings}", **AS_IS)
     if views is not None:
-        console.print(f"Views to publish to: {views.file}", markup=False, soft_wrap=True)
-    register = f"rec-ray feast-views -C {folder} --apply && " if views is not None and views.is_new else ""
-    console.print(f"Next: {register}rec-ray run -C {folder}", markup=False, soft_wrap=True)
+        console.print(f"Views to publish to: {views.file}", **AS_IS)
+    place = shlex.quote(str(folder))
+    register = f"rec-ray feast-views -C {place} --apply && " if views is not None and views.is_new else ""
+    print_next(console, f"{register}rec-ray run -C {place}")
 
 
 def _ask(question: Question) -> str:
@@ -107,19 +108,20 @@ def feast_views(
     store = open_store(settings.feast.repo)
     plan = plan_views(store, settings)
     if not as_json:
-        console = Console(highlight=False, soft_wrap=True)
-        console.print(f"{'To add to' if plan.is_new else 'Already in'} Feast project {store.project}:", markup=False)
+        console = open_console()
+        console.print(f"{'To add to' if plan.is_new else 'Already in'} Feast project {store.project}:", **AS_IS)
         for view, fields in plan.views.items():
-            console.print(f"  + view {view}: {', '.join(fields)}", markup=False)
-        console.print(f"  + push sources {', '.join(plan.push_sources)}; feature service recommendations", markup=False)
+            console.print(f"  + view {view}: {', '.join(fields)}", **AS_IS)
+        console.print(f"  + push sources {', '.join(plan.push_sources)}; feature service recommendations", **AS_IS)
     write_views(store, settings, plan)
     if apply:
         apply_views(store, plan)
     if as_json:
         print(json.dumps({"file": str(plan.file), "views": plan.views, "new": plan.is_new, "applied": apply}))
         return
-    place = f" -C {project}" if project else ""
-    rest = f"Next: rec-ray feast-views{place} --apply (or `feast apply` there)"
-    if apply:
-        rest = f"Applied. Next: rec-ray publish{place} (after a run), or rec-ray run{place}, which publishes"
-    console.print(f"Written: {plan.file}\n{rest}", markup=False)
+    console.print(f"Written{' and applied' if apply else ''}: {plan.file}", **AS_IS)
+    place = f" -C {shlex.quote(str(project))}" if project else ""
+    print_next(
+        console,
+        f"rec-ray publish{place}" if apply else f"rec-ray feast-views{place} --apply   (or `feast apply` there)",
+    )

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from rec_ray.cli.options import AsJson, Config, Project, Set, redirect_stdout, settings_of
+from rec_ray.cli.options import AsJson, Config, Project, Set, open_console, print_next, redirect_stdout, settings_of
 from rec_ray.errors import ConfigError
 
 forget_app = typer.Typer()
@@ -48,7 +47,9 @@ def forget(
         "files of runs and reports rewritten or deleted": len(found.files),
         "views without their rows": ", ".join(found.views),
     }
-    print_rows(Console(), "Forgotten", rows | dict.fromkeys(found.not_touched, "not deleted: left to their owner"))
+    console = open_console()
+    print_rows(console, "Forgotten", rows | dict.fromkeys(found.not_touched, "not deleted: left to their owner"))
+    print_next(console, "rec-ray versions")
 
 
 def _read_ids(file: Path) -> list[str]:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rec_ray.cli.feast import EventsView, Feast, InitOptions, PublishViews, init_feast
-from rec_ray.cli.options import AsJson
+from rec_ray.cli.options import AS_IS, AsJson, open_console, print_next
 from rec_ray.errors import ConfigError
 
 init_app = typer.Typer()
@@ -54,7 +54,7 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Make a project: settings, a Feast repository and data, generated or your own."""
-    on_terminal = sys.stdin.isatty() and Console().is_terminal and not (as_json or yes)
+    on_terminal = sys.stdin.isatty() and open_console().is_terminal and not (as_json or yes)
     if feast is not None:
         columns = (_only(user_column, "--user-column"), _only(item_column, "--item-column"), type_column, value_column)
         init_feast(folder, feast, InitOptions((events_view, *columns), on_terminal, publish_views, as_json))
@@ -66,7 +66,7 @@ def init(
         console.print(f"Its columns: {', '.join(question.choices)}", markup=False, highlight=False)
         return str(typer.prompt(question.text, default=question.guess))
 
-    console = Console()
+    console = open_console()
     names = ColumnNames(
         tuple(user_column or ()),
         tuple(item_column or ()),
@@ -75,7 +75,7 @@ def init(
         type_column,
         value_column,
     )
-    summary = init_project(folder, source, seed=seed, names=names, ask=ask if on_terminal else None)
+    summary = init_project(folder, source, seed=seed, names=names, prompt=ask if on_terminal else None)
     if as_json:
         print(json.dumps(dataclasses.asdict(summary), default=str))
         return
@@ -91,7 +91,8 @@ def init(
         console.print(table, highlight=False)
     for note in summary.notes:
         console.print(f"- {note}", markup=False, highlight=False)
-    console.print(f"Settings to look at: {summary.settings}\nNext: rec-ray run -C {folder}", markup=False)
+    console.print(f"Settings to look at: {summary.settings}", **AS_IS)
+    print_next(console, f"rec-ray run -C {shlex.quote(str(folder))}")
 
 
 def _only(names: list[str] | None, option: str) -> str | None:

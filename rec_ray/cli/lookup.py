@@ -1,7 +1,7 @@
 """Lookup of a user's recommendations and of an item's neighbours, as `rec-ray recommend` and `similar` show them.
 
-Reads from the same places as a serving backend: Feast online store, version table and object store. Starts no Ray and
-changes nothing.
+Reads from the same places as a serving backend: Feast online store, version table and object store. Starts no Ray,
+imports no torch and changes nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from rec_ray.errors import DataError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import read_items
 from rec_ray.feature_store.push_targets import find_push_target, is_published, read_online
-from rec_ray.retrieval.search import ExactTopK, Exclusions
-from rec_ray.runs.context import open_feature_store
+from rec_ray.feature_store.repository import open_store
 from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.schema import EMBEDDING, ITEM_ID, ITEM_IDS, MODEL_VERSION, SCORES, SIMILAR_IDS, SIMILAR_SCORES, USER_ID
 from rec_ray.storage.model_store import candidates_folder, newest_version, read_metadata
@@ -45,7 +44,7 @@ def find_recommendations(settings: Settings, user_id: str | None, count: int) ->
     Raises:
         DataError: the user is unknown, or no version is live.
     """
-    store = open_feature_store(settings)
+    store = open_store(settings.feast.repo)
     if not is_published(store, settings.publish):
         return _stored_recommendations(store, settings, user_id, count)
     if user_id is None:
@@ -63,7 +62,7 @@ def find_recommendations(settings: Settings, user_id: str | None, count: int) ->
     first = [str(item_id) for item_id in list(item_ids)[:count]]
     title = f"Recommendations for user {user_id}" + (f", version {version}" if version else "")
     return RankedItems(
-        title, version, first, [float(s) for s in list(scores or [])[:count]], _names(store, settings, first)
+        title, version, first, [float(s) for s in list(scores or [])[:count]], read_item_names(store, settings, first)
     )
 
 
@@ -74,7 +73,7 @@ def _stored_recommendations(store: FeatureStore, settings: Settings, user_id: st
     found = read_list(storage, candidates, user_id if user_id is not None else any_user(storage, candidates))
     title = f"Recommendations for user {found.user_id}, version {found.version} (stored, not published)"
     shown = found.item_ids[:count]
-    return RankedItems(title, found.version, shown, found.scores[:count], _names(store, settings, shown))
+    return RankedItems(title, found.version, shown, found.scores[:count], read_item_names(store, settings, shown))
 
 
 def _any_user(settings: Settings) -> str:
@@ -95,11 +94,11 @@ def similar_items(settings: Settings, item_id: str, count: int) -> RankedItems:
     Raises:
         DataError: the live version has no such item, or no version is live.
     """
-    store = open_feature_store(settings)
+    store = open_store(settings.feast.repo)
     published = is_published(store, settings.publish)
     version = _live(settings) if published else newest_candidates(open_object_store(settings)).version
     if published and settings.publish.similar_push_source is not None:
-        answer = _published_similar_items(settings, settings.publish.similar_push_source, item_id, count)
+        answer = _published_similar_items(store, settings, settings.publish.similar_push_source, item_id, count)
         if answer is not None:
             return answer
     storage = open_object_store(settings)
@@ -107,18 +106,19 @@ def similar_items(settings: Settings, item_id: str, count: int) -> RankedItems:
     places = np.flatnonzero(item_ids == item_id)
     if not len(places):
         raise DataError(f"version {version} has no item {item_id!r}")
-    exclude = Exclusions(places, np.array([0, len(places)]))
-    found, scores = ExactTopK(vectors).search(vectors[places[:1]], count, exclude)
-    kept = found[0] >= 0
-    ids = [str(item_ids[place]) for place in found[0][kept]]
-    names = _names(store, settings, [item_id, *ids])
+    scores = vectors @ vectors[places[0]]
+    nearest = np.setdiff1d(np.lexsort((np.arange(len(scores)), -scores))[: count + len(places)], places)
+    nearest = nearest[np.lexsort((nearest, -scores[nearest]))][:count]
+    ids = [str(item_ids[place]) for place in nearest]
+    names = read_item_names(store, settings, [item_id, *ids])
     title = f"Items like {names.get(item_id, item_id)}, version {version}"
-    return RankedItems(title, version, ids, [float(score) for score in scores[0][kept]], names)
+    return RankedItems(title, version, ids, [float(scores[place]) for place in nearest], names)
 
 
-def _published_similar_items(settings: Settings, source: str, item_id: str, count: int) -> RankedItems | None:
+def _published_similar_items(
+    store: FeatureStore, settings: Settings, source: str, item_id: str, count: int
+) -> RankedItems | None:
     """Return the similar items of an item in the online store; None if it has no row for the item."""
-    store = open_feature_store(settings)
     target = find_push_target(store, source, ITEM_ID, [SIMILAR_IDS, SIMILAR_SCORES])
     found = {column: values[0] for column, values in read_online(store, target, [item_id]).items()}
     if found[target.fields[SIMILAR_IDS]] is None:
@@ -126,7 +126,7 @@ def _published_similar_items(settings: Settings, source: str, item_id: str, coun
     ids = [str(similar) for similar in found[target.fields[SIMILAR_IDS]]][:count]
     scores = found[target.fields[SIMILAR_SCORES]] if SIMILAR_SCORES in target.fields else []
     version = found[target.fields[MODEL_VERSION]] if MODEL_VERSION in target.fields else None
-    names = _names(store, settings, [item_id, *ids])
+    names = read_item_names(store, settings, [item_id, *ids])
     title = f"Items like {names.get(item_id, item_id)}" + (f", version {version}" if version else "")
     return RankedItems(title, version, ids, [float(score) for score in list(scores or [])[:count]], names)
 
@@ -137,7 +137,7 @@ def _item_vectors(storage: Storage, folder: str) -> tuple[Any, Any]:
     return table[ITEM_ID].to_numpy(), vectors.reshape(table.num_rows, -1)
 
 
-def _names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
+def read_item_names(store: FeatureStore, settings: Settings, item_ids: list[str]) -> dict[str, str]:
     """Read the current names of items from Feast's offline store; empty unless `features.item_name` is set."""
     if settings.features.auto and item_ids:
         storage = open_object_store(settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -18,15 +19,30 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from rec_ray import __version__
 from rec_ray.cli.checks import checks_app
+from rec_ray.cli.configuration import config_app
+from rec_ray.cli.data import data_app
 from rec_ray.cli.feast import feast_app
 from rec_ray.cli.forget import forget_app
 from rec_ray.cli.init import init_app
 from rec_ray.cli.kubernetes import kubernetes_app
-from rec_ray.cli.options import AsJson, Config, Project, RunId, Set, redirect_stdout, settings_of
+from rec_ray.cli.lookup_commands import lookup_app
+from rec_ray.cli.options import (
+    AS_IS,
+    AsJson,
+    Config,
+    Project,
+    RunId,
+    Set,
+    forget_project,
+    name_project,
+    open_console,
+    print_next,
+    redirect_stdout,
+    settings_of,
+)
 from rec_ray.cli.versions import versions_app
 from rec_ray.config import Settings
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
@@ -49,7 +65,7 @@ app = typer.Typer(
     help="Two-tower recommendations from a Feast feature store, on Ray.",
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -60,7 +76,8 @@ app.add_typer(feast_app)
 Version = Annotated[str | None, typer.Argument(help="Version of the model.", show_default="newest stored")]
 
 
-def _print_report(report: Any, as_json: bool) -> None:
+def _print_report(report: Any, as_json: bool, *following: str) -> None:
+    """Print the report of a run. following: commands to try next."""
     if as_json:
         values = dataclasses.asdict(report)
         # Data of plots and the histories of example users are only in the report of the version.
@@ -70,14 +87,23 @@ def _print_report(report: Any, as_json: bool) -> None:
         return
     from rec_ray.reports.terminal import print_evaluation, print_rows
 
-    console = Console()
+    console = open_console()
     if report.finished_before:
         console.print(f"Run {report.run_id} had already finished; nothing was done. Its report:", highlight=False)
     if report.evaluation is not None:
         print_evaluation(console, report.evaluation)
-    print_rows(console, f"Version {report.version}", report.counts)
+    print_rows(console, f"Version {report.version}" if report.version else "Data", report.counts)
     print_rows(console, "Seconds of each step", report.seconds | {"total": sum(report.seconds.values())})
     print_rows(console, "Locations", report.where)
+    for sentence in report.advice:
+        console.print(name_project(sentence), style="yellow", **AS_IS)
+    print_next(console, *_open_page(report.where.get("report", "")), *following)
+
+
+def _open_page(page: str) -> list[str]:
+    """Return the command that opens a page in a browser; none for one in a bucket."""
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    return [f"{opener} {shlex.quote(page)}"] if page and "://" not in page else []
 
 
 @app.command()
@@ -93,6 +119,9 @@ def run(
 ) -> None:
     """Run the complete pipeline: train, evaluate, store, compute candidates, publish to Feast."""
     settings = settings_of(project, config, overrides)
+    from rec_ray.cli import refusals
+
+    refusals.require_run_id(run_id)
     _check_new_run(settings, run_id)
     from rec_ray.pipeline import run_pipeline
 
@@ -101,7 +130,8 @@ def run(
         from rec_ray.runs.stores import open_object_store
 
         run_id = next_run_id(open_object_store(settings), settings, "run", run_id)
-    _print_report(redirect_stdout(run_pipeline, settings, run_id=run_id), as_json)
+    report = redirect_stdout(run_pipeline, settings, run_id=run_id)
+    _print_report(report, as_json, "rec-ray recommend --any")
 
 
 def _check_new_run(settings: Settings, run_id: str | None) -> None:
@@ -118,10 +148,34 @@ def train(
 ) -> None:
     """Train, evaluate and store a model under a new version, without publishing."""
     settings = settings_of(project, config, overrides)
+    from rec_ray.cli import refusals
+
+    refusals.require_run_id(run_id)
     _check_new_run(settings, run_id)
     from rec_ray.pipeline import run_training
 
-    _print_report(redirect_stdout(run_training, settings, run_id=run_id), as_json)
+    report = redirect_stdout(run_training, settings, run_id=run_id)
+    _print_report(report, as_json, f"rec-ray candidates {report.version} --publish")
+
+
+@app.command()
+def tune(
+    project: Project = None,
+    config: Config = None,
+    overrides: Set = None,
+    minutes: Annotated[int | None, typer.Option(min=1, help="Time of the search.", show_default="tune.minutes")] = None,
+    run_id: RunId = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search for better settings of model and train on the current data; nothing is applied."""
+    given = [*(overrides or []), *([f"tune.minutes={minutes}"] if minutes is not None else [])]
+    settings = settings_of(project, config, given)
+    from rec_ray.cli import refusals
+
+    refusals.require_run_id(run_id)
+    from rec_ray.pipeline import run_tuning
+
+    _print_report(redirect_stdout(run_tuning, settings, run_id=run_id), as_json)
 
 
 @app.command()
@@ -134,9 +188,13 @@ def evaluate(
 ) -> None:
     """Evaluate a stored version on the current data in Feast."""
     settings = settings_of(project, config, overrides)
+    from rec_ray.cli import refusals
+
+    refusals.require_stored(settings, version)
     from rec_ray.pipeline import run_evaluation
 
-    _print_report(redirect_stdout(run_evaluation, settings, version), as_json)
+    report = redirect_stdout(run_evaluation, settings, version)
+    _print_report(report, as_json, f"rec-ray candidates {version} --publish")
 
 
 @app.command()
@@ -154,13 +212,21 @@ def candidates(
 ) -> None:
     """Compute and store recommendations with a stored version, for all users or for recently active ones."""
     settings = settings_of(project, config, overrides)
+    from rec_ray.cli import refusals
+
+    if since is None:
+        refusals.require_stored(settings, version)
+    else:
+        refusals.require_since(settings, version, since)
     from rec_ray.pipeline import run_candidates, run_increment
 
     if since is None:
         report = redirect_stdout(run_candidates, settings, version, publish=publish)
     else:
         report = redirect_stdout(run_increment, settings, version, since, publish=publish)
-    _print_report(report, as_json)
+    ready = f"rec-ray publish {report.version}" if since is None else "rec-ray publish --increment newest"
+    made = "users with recommendations" in report.counts
+    _print_report(report, as_json, "rec-ray recommend --any" if publish or not made else ready)
 
 
 @app.command()
@@ -176,9 +242,16 @@ def publish(
 ) -> None:
     """Push the stored recommendations of a version to Feast and make the version live."""
     settings = settings_of(project, config, overrides)
+    from rec_ray.cli import refusals
+
+    if increment is None:
+        refusals.require_candidates(settings, version)
+    else:
+        refusals.require_increment(settings, version, increment)
     from rec_ray.pipeline import run_publishing
 
-    _print_report(redirect_stdout(run_publishing, settings, version, increment=increment), as_json)
+    report = redirect_stdout(run_publishing, settings, version, increment=increment)
+    _print_report(report, as_json, "rec-ray recommend --any")
 
 
 @app.command()
@@ -195,6 +268,9 @@ def report(
 ) -> None:
     """Render the report of a stored version again: one HTML file, stored with the version."""
     settings = settings_of(project, config, overrides)
+    from rec_ray.cli import refusals
+
+    refusals.require_stored(settings, version)
     from rec_ray.cli.maintenance import make_report
 
     uri, page = redirect_stdout(make_report, settings, version)
@@ -206,7 +282,9 @@ def report(
         return
     from rec_ray.reports.terminal import print_rows
 
-    print_rows(Console(), f"Report of version {version}", where)
+    console = open_console()
+    print_rows(console, f"Report of version {version}", where)
+    print_next(console, *_open_page(where["file" if output is not None else "report"]), "rec-ray versions")
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -220,6 +298,9 @@ app.add_typer(checks_app)
 app.add_typer(kubernetes_app)
 app.add_typer(versions_app, name="versions")
 app.add_typer(forget_app)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+app.add_typer(lookup_app)
 
 
 @app.command("vector-index")
@@ -243,51 +324,9 @@ def vector_index(
         return
     from rec_ray.reports.terminal import print_rows
 
-    print_rows(Console(), "Vector indexes", done)
-
-
-@app.command()
-def recommend(
-    user_id: Annotated[str | None, typer.Argument(help="Id of the user.")] = None,
-    any_user: Annotated[bool, typer.Option("--any", help="Pick a user of the live version.")] = False,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Items to show.")] = 10,
-    project: Project = None,
-    config: Config = None,
-    overrides: Set = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show a user's recommendations from the Feast online store."""
-    if (user_id is None) != any_user:
-        raise ConfigError("expected either a user id or --any")
-    settings = settings_of(project, config, overrides)
-    from rec_ray.cli.lookup import find_recommendations
-
-    _print_answer(find_recommendations(settings, user_id, count), as_json)
-
-
-@app.command()
-def similar(
-    item_id: Annotated[str, typer.Argument(help="Id of the item.")],
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Items to show.")] = 10,
-    project: Project = None,
-    config: Config = None,
-    overrides: Set = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the items most similar to an item in the live version."""
-    settings = settings_of(project, config, overrides)
-    from rec_ray.cli.lookup import similar_items
-
-    _print_answer(similar_items(settings, item_id, count), as_json)
-
-
-def _print_answer(answer: Any, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(dataclasses.asdict(answer)))
-        return
-    from rec_ray.reports.terminal import print_items
-
-    print_items(Console(), answer.title, answer.item_ids, answer.scores, answer.names)
+    console = open_console()
+    print_rows(console, "Vector indexes", done)
+    print_next(console, "rec-ray doctor")
 
 
 @app.callback(invoke_without_command=True)
@@ -302,6 +341,9 @@ def _root(
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; an expected error is one line on standard error."""
     configure_logging(as_json=not sys.stderr.isatty() and "KUBERNETES_SERVICE_HOST" in os.environ)
+    words = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in words
+    forget_project()
     previous = {each: signal.signal(each, _terminate) for each in (signal.SIGTERM, signal.SIGHUP)}
     published = False
 
@@ -311,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
 
     subscribe(note_publication)
     try:
-        code = _invoke(lambda: app(args=argv, standalone_mode=False))
+        code = _invoke(lambda: app(args=words, standalone_mode=False), as_json)
     finally:
         unsubscribe(note_publication)
         for each, handler in previous.items():
@@ -322,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _invoke(command: Callable[[], Any]) -> int:
+def _invoke(command: Callable[[], Any], as_json: bool) -> int:
     try:
         code = command()
         return int(code) if isinstance(code, int) else 0  # Typer returns 130 for Ctrl-C.
@@ -333,23 +375,25 @@ def _invoke(command: Callable[[], Any]) -> int:
     except _Terminated:
         return TERMINATED
     except _UsageError as error:
+        if as_json:
+            return _report_error(error.format_message(), 2, as_json)
         error.show(sys.stderr)
         return 2
-    except RecRayError as error:
-        return _report_error(error)
     except Exception as error:
-        if isinstance(find_known_cause(error), RecRayError):
-            return _report_error(error)
+        cause: Any = find_known_cause(error)
+        if isinstance(cause, RecRayError):
+            return _report_error(str(cause), cause.exit_code, as_json)
         LOGGER.exception("unexpected fault")
-        said = f"rec-ray: unexpected {type(error).__name__}: {error}"
-        print(printable(mask_secrets(said)), file=sys.stderr)
-        return 1
+        return _report_error(f"unexpected {type(error).__name__}: {error}", 1, as_json)
 
 
-def _report_error(error: Exception) -> int:
-    cause: Any = find_known_cause(error)
-    print(printable(mask_secrets(f"rec-ray: {cause}")), file=sys.stderr)
-    return int(cause.exit_code)
+def _report_error(text: str, code: int, as_json: bool) -> int:
+    """Print an error with the project in the commands that it names; with --json also as an object."""
+    said = printable(mask_secrets(name_project(text)))
+    print(f"rec-ray: {said}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": said, "code": code}))
+    return code
 
 
 _UsageError: Any = typer.BadParameter.__base__

@@ -1,4 +1,4 @@
-"""Maintenance of versions outside a run: prune files, free the lock, create vector indexes, render reports again.
+"""Maintenance of versions outside a run: prune files, free the lock, indexes, audit, reports again.
 
 Input: settings. Output: a summary. Only the needed services are opened, Ray is not started, and no published version is
 changed.
@@ -6,9 +6,14 @@ changed.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from rec_ray.config import Settings
+from rec_ray.errors import DataError
+from rec_ray.feature_store.online_skew import Skew
 from rec_ray.feature_store.pgvector import Kind, drop_vector_index, make_vector_index
 from rec_ray.feature_store.search_targets import find_search_targets
+from rec_ray.publishing.audit import audit_features
 from rec_ray.publishing.prune import Pruned, prune_versions
 from rec_ray.publishing.push import find_push_targets
 from rec_ray.reports.html import read_report, store_page
@@ -63,6 +68,20 @@ def run_indexing(settings: Settings, kind: Kind, *, drop: bool = False) -> dict[
             made = make_vector_index(store, target, similarity, kind)
             done[target.view] = f"{kind} made" if made else "there already"
     return done
+
+
+def run_audit(settings: Settings) -> list[Skew]:
+    """Compare features of users and items of the live version in the online and the offline store, as of now.
+
+    Raises:
+        DataError: no version is live, or its candidates are missing.
+        FeatureStoreError: a store does not respond.
+    """
+    live = open_version_database(settings).live()
+    if live is None:
+        raise DataError("no version is live, so there is nothing to audit; run: rec-ray run")
+    store = open_feature_store(settings)
+    return audit_features(store, open_object_store(settings), settings, live, datetime.now(UTC))
 
 
 def make_report(settings: Settings, version: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from rec_ray.feature_store.push_targets import is_published
 from rec_ray.feature_store.registry import read_registry
 from rec_ray.feature_store.search_targets import find_search_targets, list_unfed_views
 from rec_ray.preflight import complete_settings, find_faults, raise_faults
+from rec_ray.publishing.materialize_features import wanted_views
 from rec_ray.publishing.push import SINGLE_WRITERS, find_push_targets
 from rec_ray.retrieval.learning.attempts import SMALL_EVENTS
 from rec_ray.runs.context import open_feature_store
@@ -54,7 +55,7 @@ class Plan:
     """Estimates of a run.
 
     rows: label -> number of rows, or None if only reading could count them; a user or item counts once per source row.
-    publishes: push source -> view and fields that would be written. notes: limits of the estimates.
+    publishes: push source or materialised view -> what would be written. notes: limits of the estimates.
     """
 
     version: str
@@ -231,4 +232,6 @@ def _publishes(store: FeatureStore, settings: Settings) -> dict[str, str]:
         *find_push_targets(store, settings.publish).values(),
         *find_search_targets(store, settings.search).values(),
     ]
-    return {target.source: f"{target.view}: {', '.join(target.fields.values())}" for target in targets}
+    pushed = {target.source: f"{target.view}: {', '.join(target.fields.values())}" for target in targets}
+    views = wanted_views(store, settings.feast, settings.publish)
+    return pushed | {view.name: f"{', '.join(view.fields)}, materialised by Feast" for view in views}

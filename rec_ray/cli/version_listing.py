@@ -6,6 +6,7 @@ and changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rec_ray.candidate_store.manifest import read_manifest, require_complete
@@ -42,9 +43,22 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
             "state": _state(reserved.get(version), "stored"),
             "artifact": storage.uri(model_folder(version)),
             "run_id": reserved[version].run_id if version in reserved else None,
+            "metrics": (_metadata_of(version, storage)[0] or {}).get("metrics"),
         }
         for version in stored
     ]
+
+
+def next_for(version: Mapping[str, Any]) -> str:
+    """Return the command to try after looking at a version. version: as `show_version` returns it."""
+    name = version["version"]
+    if version["state"] == "live":
+        return "rec-ray recommend --any"
+    if version["files"] != "complete":
+        return "rec-ray versions"
+    if version["candidates"] != "complete":
+        return f"rec-ray candidates {name}"
+    return f"rec-ray versions rollback {name}" if version["published"] else f"rec-ray publish {name}"
 
 
 def _state(reservation: Reservation | None, otherwise: str) -> str:

@@ -7,35 +7,40 @@ from `status.json` of three runs at most: the newest one and those of the two ne
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from rec_ray.cli.health import newest_status, read_status
 from rec_ray.config import Settings
 from rec_ray.errors import ConfigError, DataError, RecRayError
 from rec_ray.logs import LOGGER, mask_secrets
-from rec_ray.runs.ledger import run_folder
-from rec_ray.runs.status import DONE, FAILED, RUNNING, STATUS, STOPPED
+from rec_ray.runs.check_records import read_profile
+from rec_ray.runs.status import DONE, FAILED, LOST, RUNNING, STOPPED, state_of
 from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.registry import VersionDatabase
 
 PREFIX = "rec_ray_"
-STATES = (RUNNING, FAILED, STOPPED, DONE)
+STATES = (RUNNING, FAILED, STOPPED, DONE, LOST)
 HELP = {
     "up": "1 if the version database and the object store could be read.",
     "live_version_info": "1, with the live version as label.",
     "live_version_updated_timestamp_seconds": "When the live version became live.",
     "live_metric": "A figure of the live model's evaluation.",
     "users_with_lists": "Users with recommendations in the newest and in the previous publication.",
-    "newest_run_state": "1 for the state of the run that reserved the newest version, 0 for the others.",
+    "newest_event_timestamp_seconds": "Newest event that the live version learned from.",
+    "newest_run_state": "1 for the state of the run that began last, 0 for the others; lost: without a heartbeat.",
     "newest_run_exit_code": "Exit code of that run: 5 refused by the gate, 6 partly published; 0 while it runs.",
     "newest_run_updated_timestamp_seconds": "When that run last wrote its status.",
+    "newest_run_progress": "Share of the running step that is done, 0 to 1; 0 between steps.",
+    "lock_held_seconds": "How long the publishing lock has been held; 0 if it is free.",
+    "unfinished_pushes": "Versions with rows in the online store that are not live.",
 }
 """Every metric, all gauges."""
 
@@ -86,28 +91,27 @@ def _add_versions(samples: Samples, database: VersionDatabase, storage: Storage)
             if isinstance(value, int | float) and math.isfinite(value):
                 samples.add("live_metric", float(value), metric=name)
     for publication, row in zip(("newest", "previous"), rows, strict=False):
-        users = _status(storage, row.run_id).get("counts", {}).get("candidates", {}).get("users")
+        found = read_status(storage, row.run_id) if row.run_id else {}
+        users = found.get("counts", {}).get("candidates", {}).get("users")
         if users is not None:
             samples.add("users_with_lists", float(users), publication=publication)
-    reserved = database.reservations()
-    status = _status(storage, reserved[-1].run_id) if reserved else {}
+    if rows:
+        with contextlib.suppress(DataError):
+            profile = read_profile(storage, rows[0].version)
+            if profile is not None:
+                samples.add("newest_event_timestamp_seconds", float(profile.newest))
+        holder = database.lock_holder()
+        samples.add("lock_held_seconds", 0.0 if holder is None else float(holder.age or 0.0))
+        unfinished = [version for version in database.pushed_since_live() if version != rows[0].version]
+        samples.add("unfinished_pushes", float(len(unfinished)))
+    status = newest_status(storage, database)
     if status:
+        now_in = state_of(status, datetime.now(UTC))
         for state in STATES:
-            samples.add("newest_run_state", float(status["state"] == state), state=state)
+            samples.add("newest_run_state", float(now_in == state), state=state)
+        samples.add("newest_run_progress", float((status.get("progress") or {}).get("share", 0.0)))
         samples.add("newest_run_exit_code", float(status["exit_code"] or 0))
         samples.add("newest_run_updated_timestamp_seconds", _timestamp(status["updated_at"]))
-
-
-def _status(storage: Storage, run_id: str | None) -> Mapping[str, Any]:
-    """Return the status of a run, or nothing if it left none."""
-    key = f"{run_folder(run_id)}/{STATUS}" if run_id else ""
-    if not key or not storage.exists(key):
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(key))
-    except ValueError:
-        raise DataError(f"{storage.uri(key)} is damaged; the next attempt of run {run_id} writes it again") from None
-    return found
 
 
 def _timestamp(text: str) -> float:

@@ -10,9 +10,8 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from rec_ray.cli.options import AsJson, Config, Project, Set, redirect_stdout, settings_of
+from rec_ray.cli.options import AsJson, Config, Project, Set, open_console, print_next, redirect_stdout, settings_of
 from rec_ray.errors import ConfigError
 
 versions_app = typer.Typer(help="List versions, show one, roll back to one, prune old ones.")
@@ -51,7 +50,9 @@ def _list(project: Project, config: Config, overrides: Set, as_json: bool) -> No
         return
     from rec_ray.reports.terminal import print_versions
 
-    print_versions(Console(), found)
+    console = open_console()
+    print_versions(console, found)
+    print_next(console, *([f"rec-ray versions show {found[0]['version']}"] if found else ["rec-ray run"]))
 
 
 @versions_app.command()
@@ -64,7 +65,7 @@ def show(
 ) -> None:
     """Show one version: metrics, data range, parent, run, checksum, address, completeness of its files."""
     settings = settings_of(project, config, overrides)
-    from rec_ray.cli.version_listing import show_version
+    from rec_ray.cli.version_listing import next_for, show_version
 
     found = show_version(settings, version)
     if as_json:
@@ -72,7 +73,9 @@ def show(
         return
     from rec_ray.reports.terminal import print_version
 
-    print_version(Console(), found)
+    console = open_console()
+    print_version(console, found)
+    print_next(console, next_for(found))
 
 
 @versions_app.command()
@@ -85,6 +88,14 @@ def rollback(
 ) -> None:
     """Push the stored recommendations of a previously live version again and make it live."""
     settings = settings_of(project, config, overrides)
+    from rec_ray.cli.refusals import is_live
+
+    if is_live(settings, version):
+        said = f"version {version} is live already; nothing was done"
+        print(json.dumps({"version": version, "done": said}) if as_json else f"{said[0].upper()}{said[1:]}.")
+        if not as_json:
+            print_next(open_console(), "rec-ray versions", f"rec-ray publish {version}   (pushes its lists again)")
+        return
     from rec_ray.pipeline import run_rollback
 
     report = redirect_stdout(run_rollback, settings, version)
@@ -93,9 +104,10 @@ def rollback(
         return
     from rec_ray.reports.terminal import print_rows
 
-    console = Console()
+    console = open_console()
     print_rows(console, f"Version {report.version} is live again", report.counts)
     print_rows(console, "Seconds of each step", report.seconds | {"total": sum(report.seconds.values())})
+    print_next(console, "rec-ray recommend --any")
 
 
 @versions_app.command()
@@ -116,12 +128,13 @@ def prune(
         return
     from rec_ray.reports.terminal import print_rows
 
-    console = Console()
+    console = open_console()
     print_rows(console, "Kept", pruned.kept)
     removed: dict[str, object] = dict.fromkeys(pruned.removed, "files removed, record kept")
     if pruned.replaced_parts:
         removed["parts of replaced candidates"] = pruned.replaced_parts
     print_rows(console, "Removed", removed)
+    print_next(console, "rec-ray versions")
 
 
 @versions_app.command()
@@ -142,4 +155,7 @@ def unlock(
         return
     from rec_ray.reports.terminal import print_rows
 
-    print_rows(Console(), "Publishing lock", found)
+    console = open_console()
+    print_rows(console, "Publishing lock", found)
+    free = "held for" in found and not yes
+    print_next(console, "rec-ray versions unlock --yes" if free else "rec-ray publish")

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from rec_ray.config.candidates import CandidateSettings, FilterSettings, UserRule
+from rec_ray.config.checks import CheckSettings
 from rec_ray.config.evaluation import EvaluationSettings
 from rec_ray.config.features import FeatureSettings, InteractionSettings
 from rec_ray.config.infrastructure import (
@@ -28,13 +29,15 @@ from rec_ray.config.publishing import PublishSettings
 from rec_ray.config.search import ImageVector, SearchSettings
 from rec_ray.config.section import ENV_PREFIX, Section
 from rec_ray.config.training import TrainSettings
+from rec_ray.config.tuning import TuneSettings
 
 __all__ = [
     "ENV_PREFIX",
-    "PLACES",
+    "PLACEMENT_SECTIONS",
     "SECRETS",
     "SQLITE_ADDRESS",
     "CandidateSettings",
+    "CheckSettings",
     "DatabaseSettings",
     "EvaluationSettings",
     "FeastSettings",
@@ -51,6 +54,7 @@ __all__ = [
     "SideTableSettings",
     "StorageSettings",
     "TrainSettings",
+    "TuneSettings",
     "UserRule",
     "deciding_settings",
     "hash_settings",
@@ -65,8 +69,8 @@ SECRETS = {
     ("side_tables", "password"),
 }
 
-PLACES = ("storage", "database", "ray", "publish")
-"""Sections that place a run and its outputs but do not change the result."""
+PLACEMENT_SECTIONS = ("storage", "database", "ray", "publish", "checks", "tune")
+"""Sections that place or refuse the outputs of a run, or that it does not read: they do not change its result."""
 
 
 class Settings(Section):
@@ -83,7 +87,9 @@ class Settings(Section):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     candidates: CandidateSettings = Field(default_factory=CandidateSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
+    checks: CheckSettings = Field(default_factory=CheckSettings)
     publish: PublishSettings = Field(default_factory=PublishSettings)
+    tune: TuneSettings = Field(default_factory=TuneSettings)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
@@ -109,7 +115,7 @@ def deciding_settings(settings: Settings) -> dict[str, Any]:
 
     The cluster and the storage places are left out, because a run may be resumed elsewhere, with other workers.
     """
-    plain = {name: value for name, value in redact_settings(settings).items() if name not in PLACES}
+    plain = {name: value for name, value in redact_settings(settings).items() if name not in PLACEMENT_SECTIONS}
     for section, address in (("feast", "repo"), ("side_tables", "url")):
         plain[section] = {name: value for name, value in plain[section].items() if name != address}
     return plain

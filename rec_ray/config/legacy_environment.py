@@ -38,6 +38,10 @@ def earlier_values(environ: Mapping[str, str], file: Mapping[str, Any]) -> Value
     if not SQLITE_ADDRESS.match(_of(file, "database", "url", "")):
         found |= _database(given)
     found["features", "interaction", "negative_types"] = list(NEGATIVE_TYPES)
+    # Its pipeline materialised the features of products, and no other job does.
+    found["publish", "materialize"] = "auto"
+    if ("storage", "url") in found:
+        found["publish", "legacy_user_encoder"] = True
     return {keys: value for keys, value in found.items() if _value(file, *keys) in (None, "")}
 
 

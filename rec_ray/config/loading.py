@@ -7,17 +7,16 @@ sections of `config` declare the settings.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from rec_ray.config import ENV_PREFIX, SECRETS, SQLITE_ADDRESS, Section, Settings
+from rec_ray.config.faults import describe_fault
 from rec_ray.config.features import AUTO
 from rec_ray.config.legacy_environment import earlier_values, ignored_variables
 from rec_ray.errors import ConfigError, list_names
@@ -49,28 +48,32 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), environ: Mapp
             name = f"{ENV_PREFIX}{section}__{key}".upper()
             raise ConfigError(f"{file} contains the secret {section}.{key}; set {name} or {name}_FILE instead")
     earlier = earlier_values(environ, values)
+    sources: dict[tuple[str, ...], str] = {}
     for names, setting in earlier.items():
-        _put(values, list(names), setting, origin="environment")
+        sources[_put(values, list(names), setting, origin="environment")] = "from variables of the replaced system"
     if earlier:
         LOGGER.info("settings from variables of the replaced system: %s", ", ".join(map(".".join, sorted(earlier))))
     for name in ignored_variables(environ):
         LOGGER.info("%s is ignored: the Feast repository names the sources of the data", name)
-    for keys, value in _from_environment(environ):
-        _put(values, keys, value, origin="environment")
+    for variable, keys, value in _from_environment(environ):
+        sources[_put(values, keys, value, origin="environment")] = f"from the variable {variable}"
     for override in overrides:
         name, equals, text = override.partition("=")
         keys = name.split(".")
         if not equals or len(keys) < 2:
             # The value stays out of the message: it may be a secret that lacks its section.
-            raise ConfigError(f"--set takes section.key=value; got {name + '=...' if equals else name!r}")
+            raise ConfigError(
+                f"--set takes section.key=value; got {name + '=...' if equals else name!r}{_sections_with(name)}"
+            )
         if (keys[0], keys[-1]) in SECRETS:
             raise ConfigError(f"{name} is a secret: set it in the environment, not on the command line")
-        _put(values, keys, _parse(text, f"--set {name}"), origin="--set")
+        sources[_put(values, keys, _parse(text, f"--set {name}"), origin="--set")] = "from --set"
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors(include_url=False, include_input=True))
-        raise ConfigError(f"{file}: {error.error_count()} wrong setting(s)\n{faults}") from None
+        found = error.errors(include_url=False, include_input=True)
+        faults = "\n".join(f"  {describe_fault(fault, str(file), sources)}" for fault in found)
+        raise ConfigError(f"{len(found)} wrong setting(s)\n{faults}") from None
     # Links stay unresolved: a mounted ConfigMap links its files into a folder that changes with each update.
     settings = _resolve_paths(settings, file.absolute().parent)
     address = environ.get("RAY_ADDRESS", "").strip()
@@ -100,8 +103,22 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values or {}
 
 
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[list[str], Any]]:
-    found: list[tuple[list[str], Any]] = []
+def _sections_with(name: str) -> str:
+    """Return a suggestion for a key without its section: the settings of that name."""
+    known = [
+        f"{section}.{name}" for section, field in Settings.model_fields.items() if name in _keys_of(field.annotation)
+    ]
+    return f"; did you mean {' or '.join(known)}?" if known else ""
+
+
+def _keys_of(section: Any) -> Mapping[str, Any]:
+    keys: Mapping[str, Any] = section.model_fields
+    return keys
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, list[str], Any]]:
+    """Return the variable, the keys and the value of each setting in the environment."""
+    found: list[tuple[str, list[str], Any]] = []
     for name in sorted(environ):
         if not name.upper().startswith(ENV_PREFIX):
             continue
@@ -119,7 +136,7 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[list[str], Any]]
             value = _parse(value, name)
         elif not value:
             continue
-        found.append((keys, value))
+        found.append((name, keys, value))
     return found
 
 
@@ -130,45 +147,22 @@ def _parse(text: str, name: str) -> Any:
         raise ConfigError(f"the value of {name} is not YAML; quote text with special characters") from None
 
 
-def _put(values: dict[str, Any], keys: list[str], value: Any, *, origin: str) -> None:
+def _put(values: dict[str, Any], keys: list[str], value: Any, *, origin: str) -> tuple[str, ...]:
+    """Set a value and return its keys as the file writes them."""
     place: Any = values
+    written: list[str] = []
     for depth, key in enumerate(keys):
         if not isinstance(place, dict):
             raise ConfigError(f"{origin}: {'.'.join(keys)} is below {keys[depth - 1]!r}, which is not a section")
         if origin == "environment":
             key = next((name for name in place if str(name).lower() == key), key)
+        written.append(str(key))
         if depth == len(keys) - 1:
             place[key] = value
         elif place.get(key) is None:
             place[key] = {}
         place = place[key]
-
-
-def _describe(fault: Any) -> str:
-    """Return the line of one validation error, without values that may be secret."""
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}: no such setting{_suggest(fault['loc'])}"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if not where:
-        return message
-    # A section or an address may contain a misplaced secret.
-    hidden = {*SECRETS, ("database", "url"), ("side_tables", "url"), ("storage", "endpoint")}
-    if len(fault["loc"]) < 2 or fault["loc"][:2] in hidden or isinstance(fault["input"], dict | list):
-        return f"{where}: {message}"
-    return f"{where}: {message}; got {fault['input']!r}"
-
-
-def _suggest(loc: tuple[str | int, ...]) -> str:
-    """Return the setting most similar to a misspelt one, or the known ones."""
-    place: Any = Settings
-    for key in loc[:-1]:
-        is_section = isinstance(place, type) and issubclass(place, Section)
-        # Otherwise the annotation is a dictionary or list of sections.
-        place = place.model_fields[str(key)].annotation if is_section else get_args(place)[-1]
-    names = list(place.model_fields) if issubclass(place, Section) else [field.name for field in fields(place)]
-    near = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {list_names(names, limit=20)}"
+    return tuple(written)
 
 
 def _resolve_paths(settings: Settings, folder: Path) -> Settings:

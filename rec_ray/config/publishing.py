@@ -23,6 +23,16 @@ class PublishSettings(Section):
     similar_push_source: str | None = Field(
         None, description="Push source of similar items, such as item_items_push_source; null: not pushed."
     )
+    materialize: Literal["auto"] | list[str] = Field(
+        default_factory=list,
+        description="Views with features of users and items to materialise before each push, incrementally; auto: all "
+        "that are online and not fed by a push source; []: none, as another job does it.",
+    )
+    legacy_user_encoder: bool = Field(
+        False,
+        description="Store user-encoder-{version}.pth in the bucket user-encoder, which the backend of the replaced "
+        "system loads at each start; new users get better lists with search.text_encoder.",
+    )
     batch_rows: Positive = Field(1000, description="Rows per push.")
     push_mode: Literal["online", "online_and_offline"] = Field(
         "online", description="Target of a push; online_and_offline also appends to the offline source of the view."

@@ -1,6 +1,7 @@
 """Ray tasks that count event rows before the join, and find active users.
 
-Input: slices of a source, or a side table. Output: surveys and user ids. `events` does the counting.
+Input: slices of a source, or a side table. Output: surveys and user ids. `events` does the counting, and
+`read_timelines` the summaries of timelines.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 
+from rec_ray.candidate_store.erasure import Erased
 from rec_ray.contracts import RowCounts
-from rec_ray.data.events import EventSurvey, active_users, combine_chunks, count_rows, survey_events
+from rec_ray.data.events import EventSurvey, active_users, as_events, combine_chunks, count_rows, survey_events
+from rec_ray.data.read_timelines import changed_users, merge_summaries, summarise_events
 from rec_ray.data.side_tables import SideTable, read_chunks
 from rec_ray.errors import EmptyDataError
 from rec_ray.feature_store.api import RepoConfig
 from rec_ray.feature_store.offline_source import SourceSlice, read_slice
 from rec_ray.logs import LOGGER
+from rec_ray.storage.object_store import Storage
 
 
 @ray.remote(num_cpus=1)
@@ -53,6 +58,39 @@ def active_in_side_table(
     ]
     ids = pa.chunked_array([ids for ids, _ in chunks], pa.string())
     return combine_chunks(pc.unique(ids)), [survey for _, survey in chunks]
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def summarise_slice(
+    config: RepoConfig, part: SourceSlice, as_of: datetime, exclude: Sequence[str], erased: Erased
+) -> tuple[pa.Table, list[EventSurvey]]:
+    """Return the summaries of the timelines in a slice, without forgotten users and items, and its survey."""
+    table = read_slice(config, part)
+    events = erased.without(as_events(table, 0, as_of, exclude))
+    return summarise_events(events), [survey_events(table, as_of, exclude)]
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def summarise_side_table(
+    table: SideTable, as_of: datetime, exclude: Sequence[str], erased: Erased
+) -> tuple[pa.Table, list[EventSurvey]]:
+    """Return the summaries of the timelines in a side table, and the surveys of its chunks."""
+    parts, surveys = [], []
+    for chunk in read_chunks(table):
+        parts.append(summarise_events(erased.without(as_events(chunk, 0, as_of, exclude))))
+        surveys.append(survey_events(chunk, as_of, exclude))
+    return merge_summaries(parts), surveys
+
+
+@ray.remote(num_cpus=1, num_returns=2)
+def changed_ids(storage: Storage, recorded: Sequence[Sequence[str]], *parts: pa.Table) -> tuple[pa.Array, int]:
+    """Return the ids of users whose timelines are not the recorded ones, and their number.
+
+    recorded: paths of the parts of each record, the oldest record first.
+    """
+    before = [pq.read_table(path, filesystem=storage.filesystem) for paths in recorded for path in paths]
+    ids = changed_users(merge_summaries(parts), before)
+    return ids, len(ids)
 
 
 @ray.remote(num_cpus=1, num_returns=2)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rec_ray.config import EvaluationSettings
-from rec_ray.contracts import RowCounts, SplitTimes
+from rec_ray.contracts import RowCounts
 from rec_ray.errors import SchemaError
 from rec_ray.schema import (
     EVENT_CREATED,
@@ -35,6 +35,7 @@ from rec_ray.schema import (
     SIGN_UP,
     TIMESTAMP,
     USER_ID,
+    SplitTimes,
 )
 
 QUANTILES = 1001

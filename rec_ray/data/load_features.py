@@ -17,13 +17,17 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from rec_ray.candidate_store.increments import RecordedTimelines
 from rec_ray.config import CandidateSettings, EvaluationSettings, FeastSettings, FeatureSettings, SideTableSettings
-from rec_ray.contracts import ActiveUsers, FeatureTables, SplitTimes
+from rec_ray.contracts import ActiveUsers, FeatureTables
 from rec_ray.data.event_surveys import (
     active_in_side_table,
     active_in_slice,
+    changed_ids,
     counted_rows,
     distinct_ids,
+    summarise_side_table,
+    summarise_slice,
     survey_side_table,
     survey_slice,
 )
@@ -58,6 +62,7 @@ from rec_ray.schema import (
     SIGN_UP_FIELD,
     TIMESTAMP,
     USER_ID,
+    SplitTimes,
 )
 
 SIDE_ORDER = 2**61
@@ -161,10 +166,11 @@ def load_features(
         features.item_history == "as_of_now",
     )
     notes: tuple[str, ...] = ()
+    sources: dict[str, int] = {}
     if active is None:
         event_times = np.concatenate([survey.quantiles for survey in surveys])
-        notes = note_times(config, features, event_times, user_slices, item_slices)
-    return FeatureTables(interactions, items, times, rows, raw_items, raw_users, notes)
+        notes, sources = note_times(config, features, event_times, user_slices, item_slices)
+    return FeatureTables(interactions, items, times, rows, raw_items, raw_users, notes, sources)
 
 
 def find_active_users(
@@ -188,6 +194,31 @@ def find_active_users(
     if side.interactions:
         found.append(active_in_side_table.remote(side.interactions, as_of, since, exclude))
     ids, count = distinct_ids.remote(*(ids for ids, _ in found))
+    surveys = [survey for part in ray.get([surveys for _, surveys in found]) for survey in part]
+    return ActiveUsers(ids, ray.get(count), counted_rows(surveys, slices))
+
+
+def find_changed_users(
+    store: FeatureStore,
+    feast: FeastSettings,
+    features: FeatureSettings,
+    as_of: datetime,
+    recorded: RecordedTimelines,
+    side_tables: SideTableSettings | None = None,
+) -> ActiveUsers:
+    """Find the users whose events up to `as_of` are not those that the recorded candidates were computed from.
+
+    Raises:
+        As `load_features`, for events.
+    """
+    config = portable_config(store)
+    slices = slice_source(store, event_source(read_registry(store), feast, features), feast.join_rows)
+    side = find_side_tables(side_tables or SideTableSettings(), features)
+    exclude = features.interaction.exclude_users
+    found = [summarise_slice.remote(config, part, as_of, exclude, recorded.erased) for part in slices]
+    if side.interactions:
+        found.append(summarise_side_table.remote(side.interactions, as_of, exclude, recorded.erased))
+    ids, count = changed_ids.remote(recorded.storage, recorded.parts, *(table for table, _ in found))
     surveys = [survey for part in ray.get([surveys for _, surveys in found]) for survey in part]
     return ActiveUsers(ids, ray.get(count), counted_rows(surveys, slices))
 

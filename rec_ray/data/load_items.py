@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from rec_ray.contracts import SplitTimes
 from rec_ray.data.events import combine_chunks, is_blank
 from rec_ray.errors import EmptyDataError
 from rec_ray.feature_store.api import RepoConfig
@@ -23,7 +22,7 @@ from rec_ray.feature_store.feature_join import FeatureJoin
 from rec_ray.feature_store.offline_source import SourceSlice, read_slice
 from rec_ray.feature_store.point_in_time import point_in_time
 from rec_ray.logs import LOGGER
-from rec_ray.schema import AS_OF, EVENT_TIMESTAMP, FIRST_SEEN, ITEM_ID, TIMESTAMP, require_columns
+from rec_ray.schema import AS_OF, EVENT_TIMESTAMP, FIRST_SEEN, ITEM_ID, TIMESTAMP, SplitTimes, require_columns
 
 ITEMS = pa.schema([(ITEM_ID, pa.string()), (FIRST_SEEN, TIMESTAMP), (AS_OF, TIMESTAMP)])
 

@@ -92,35 +92,47 @@ def note_times(
     event_times: npt.NDArray[np.int64],
     users: Sequence[SourceSlice],
     items: Sequence[SourceSlice],
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], dict[str, int]]:
     """Compare the times of user and item rows with those of the events; log and return warnings.
+
+    Returns also the second of the newest row of each view whose files have it in their footers.
 
     event_times: [n] a sample of event times in microseconds, n at least 1.
     """
     middle = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(np.median(event_times)))
     notes: list[str] = []
     by_view: dict[str, list[SourceSlice]] = {}
+    all_views: dict[str, list[SourceSlice]] = {}
     for side, declared, history, slices in (
         ("user", features.user, features.user_history, users),
         ("item", features.item, features.item_history, items),
     ):
         if declared and history == "as_of_now":
             notes.append(describe_now(side))
-        elif declared:
-            for part in slices:
+        for part in slices if declared else ():
+            all_views.setdefault(part.source.what, []).append(part)
+            if history != "as_of_now":
                 by_view.setdefault(part.source.what, []).append(part)
+    newest = [_newest_second.remote(slices) for slices in all_views.values()]
     begun = ray.get([_first_time.remote(config, slices) for slices in by_view.values()])
     for what, first in zip(by_view, begun, strict=True):
         if first is not None and (said := describe_late_rows(what, first, middle)):
             notes.append(said)
     for note in notes:
         LOGGER.warning("%s", note)
-    return tuple(notes)
+    found = dict(zip(all_views, ray.get(newest), strict=True))
+    return tuple(notes), {what: second for what, second in found.items() if second is not None}
 
 
 @ray.remote(num_cpus=1)
 def _first_time(config: RepoConfig, slices: Sequence[SourceSlice]) -> datetime | None:
     return first_time(config, slices)
+
+
+@ray.remote(num_cpus=1)
+def _newest_second(slices: Sequence[SourceSlice]) -> int | None:
+    span = span_in_footers(slices)
+    return None if span is None else int(span.last.timestamp())
 
 
 def _by_path(slices: Sequence[SourceSlice]) -> dict[str | None, list[SourceSlice]]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+if TYPE_CHECKING:
+    import ray
 
 Value = TypeVar("Value")
 PATIENCE_SECONDS = 5.0
@@ -44,12 +44,16 @@ def get_shared(reference: ray.ObjectRef) -> Any:
     seconds this waits for a separate task with the object as its argument, which Ray starts only when the object
     exists.
     """
+    # Imported on use, because commands that only look something up use this module without Ray.
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     while not ray.wait([reference], timeout=PATIENCE_SECONDS)[0]:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        ray.get(_arrived.options(scheduling_strategy=here).remote(reference))
+        arrived = ray.remote(num_cpus=0)(_arrived)
+        ray.get(arrived.options(scheduling_strategy=here).remote(reference))
     return ray.get(reference)
 
 
-@ray.remote(num_cpus=0)
 def _arrived(value: Any) -> None:
     """Run once the value is on this node."""

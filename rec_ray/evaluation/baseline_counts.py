@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from rec_ray.contracts import KNN, POPULARITY, RANDOM_WALK, RECENT, TEST, TRAIN, TRANSITIONS, VALIDATION
+from rec_ray.contracts import KNN, POPULARITY, RANDOM_WALK, RECENT, TRANSITIONS
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.timelines import Timelines
@@ -32,6 +32,7 @@ from rec_ray.retrieval.metrics.baselines import (
 )
 from rec_ray.retrieval.metrics.holdout import positives_before_test, users_with_targets
 from rec_ray.retrieval.metrics.segments import activity_bounds
+from rec_ray.schema import Split
 
 HALF_LIVES = 20
 """Number of half-lives of recent popularity in the period before the test."""
@@ -69,7 +70,7 @@ def fit_baselines(timelines: ray.data.Dataset, shape: FeatureShape, items: int) 
     while len(counts) > 1:
         counts = [_merge.remote(*counts[i : i + 8]) for i in range(0, len(counts), 8)]
     periods = {}
-    for label, name in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
+    for label, name in ((Split.TRAIN, "train"), (Split.VALIDATION, "validation"), (Split.TEST, "test")):
         parts = [survey.periods[label] for survey in surveys if label in survey.periods]
         if parts:
             numbers, begins, ends = zip(*parts, strict=True)
@@ -110,7 +111,7 @@ class _Counts:
 def _survey(block: pa.Table, shape: FeatureShape) -> _Survey:
     timelines = Timelines.from_table(block, shape)
     seconds = positives_before_test(timelines)[1]
-    events = timelines.events_before(TEST)[1][users_with_targets(timelines)]
+    events = timelines.events_before(Split.TEST)[1][users_with_targets(timelines)]
     first, last = (int(seconds.min()), int(seconds.max())) if len(seconds) else (None, None)
     periods = {}
     for label in np.unique(timelines.split).tolist():

@@ -34,7 +34,7 @@ from rec_ray.contracts import (
 from rec_ray.distributed.parquet_source import read_rows
 from rec_ray.evaluation.baseline_counts import fit_baselines
 from rec_ray.evaluation.gate import GATE_METRIC
-from rec_ray.evaluation.rank_task import RECOMMENDED, SHOWN_USERS, ListFigures, RankingPlan, rank_targets, read_sums
+from rec_ray.evaluation.rank_task import EXAMPLE_USERS, RECOMMENDED, ListFigures, RankingPlan, rank_targets, read_sums
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.learning.attempts import COLLAPSED_COSINE
 from rec_ray.retrieval.metrics.rankers import LIST_LENGTH
@@ -82,7 +82,8 @@ def evaluate_model(
     found = EvaluationAccumulator(SegmentMetrics(settings.ks, counted.bounds, data.items))
     for row in _rank(timelines, plan(MODEL, bundle, data.catalogue, counted.baselines)):
         found.add(row)
-    training = bundle.metadata.get("training") or {}
+    training: dict[str, Any] = bundle.metadata.get("training") or {}
+    learned: dict[str, Any] = {name: training.get(name) for name in TRAINING_FACTS}
     facts = EvaluationFacts(
         targets=found.counts["targets"],
         seen_targets=found.counts["seen_targets"],
@@ -90,7 +91,7 @@ def evaluate_model(
         known_items=found.known.get("known_items", 0),
         periods=counted.periods,
         lists={method: own.means() for method, own in found.lists.items()},
-        **{name: training.get(name) for name in TRAINING_FACTS},
+        **learned,
     )
     users = found.sums.users(MODEL)
     if not users:
@@ -106,7 +107,7 @@ def evaluate_model(
             beside.add_table(read_sums(row["sums"]))
         if beside.users(LIVE) == users:
             found.sums.add_table(beside.to_table())
-            facts = replace(facts, live_version=live.version)
+            facts = replace(facts, live_version=live.version, live_without=live.without)
         else:
             LOGGER.warning(
                 "the live version %s is not compared: it was evaluated on %s users and the model on %s, so events "
@@ -152,7 +153,7 @@ class EvaluationAccumulator:
             own = self.examples.setdefault(example["segment"], [])
             own.append(example)
             own.sort(key=lambda one: (one["number"], one["user_id"]))
-            del own[SHOWN_USERS:]
+            del own[EXAMPLE_USERS:]
 
     def chosen_examples(self) -> tuple[Example, ...]:
         """Return users of all segments in turn until there are enough."""
@@ -160,7 +161,7 @@ class EvaluationAccumulator:
             (place, segment, own[place]) for segment, own in sorted(self.examples.items()) for place in range(len(own))
         ]
         chosen.sort(key=lambda one: one[:2])
-        first = sorted(chosen[:SHOWN_USERS], key=lambda one: one[1])
+        first = sorted(chosen[:EXAMPLE_USERS], key=lambda one: one[1])
         return tuple(
             Example(
                 user_id=one["user_id"],

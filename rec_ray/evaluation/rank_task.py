@@ -37,7 +37,7 @@ from rec_ray.storage.object_store import Storage
 RECOMMENDED = "model_as_recommended"
 CELLS = 20_000_000
 """Largest number of baseline scores, users times items, in the memory of a process."""
-SHOWN_USERS, SHOWN_EVENTS, SHOWN_SCORES = 5, 12, 256
+EXAMPLE_USERS, EXAMPLE_EVENTS, PLOTTED_SCORES = 5, 12, 256
 """Example users per segment; history events per example; users per batch whose scores are sampled."""
 
 RANKED = pa.schema([("sums", pa.binary()), ("said", pa.string())])
@@ -167,8 +167,8 @@ class TargetRanker:
             if segment == "warm_users":
                 continue
             places = np.flatnonzero(mask)
-            for place in places[np.argsort(numbers[places], kind="stable")[:SHOWN_USERS]].tolist():
-                history = take_rows(*questions.history, np.array([place]))[0][-SHOWN_EVENTS:]
+            for place in places[np.argsort(numbers[places], kind="stable")[:EXAMPLE_USERS]].tolist():
+                history = take_rows(*questions.history, np.array([place]))[0][-EXAMPLE_EVENTS:]
                 kept = ranking.lists[place] >= 0
                 taken = questions.targets[questions.offsets[place] : questions.offsets[place + 1]]
                 examples.append(
@@ -203,7 +203,7 @@ def _to_bytes(table: pa.Table) -> bytes:
 
 def _sample_scores(questions: Holdout, ranking: Ranking, scores: dict[str, list[float]]) -> None:
     """Add the scores of the best item, the first target and a random item of the first users of a batch."""
-    users = min(len(questions), SHOWN_SCORES - len(scores["random"]))
+    users = min(len(questions), PLOTTED_SCORES - len(scores["random"]))
     if users <= 0 or ranking.random_scores is None:
         return
     best = ranking.scores[:users, 0]

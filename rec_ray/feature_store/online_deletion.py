@@ -32,7 +32,8 @@ def delete_online_rows(store: FeatureStore, key: str, ids: Sequence[str | int]) 
     kind = str(store.config.online_store.type)
     if kind not in KNOWN:
         raise FeatureStoreError(f"rows of an online store of type {kind!r} cannot be deleted; expected one of {KNOWN}")
-    views = [view for view in store.list_feature_views() if list(view.join_keys) == [key]]
+    # A view that is not online has no table.
+    views = [view for view in store.list_feature_views() if list(view.join_keys) == [key] and view.online]
     keys = [EntityKeyProto(join_keys=[key], entity_values=[_value(each)]) for each in ids]
     online: Any = store._get_provider().online_store
     try:

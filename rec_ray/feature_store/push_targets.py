@@ -302,8 +302,20 @@ def read_online(
     """
     features = [f"{target.view}:{name}" for name in fields or target.fields.values()]
     keys = {target.key: as_type_of(target, target.key, pa.array(ids, pa.string())).to_pylist()}
+    _skip_version_check(store)
     try:
         answer: dict[str, list[Any]] = store.get_online_features(features=features, entity_rows=keys).to_dict()
     except Exception as error:
         raise FeatureStoreError(f"the online store did not respond for view {target.view!r}: {error}") from error
     return answer
+
+
+def _skip_version_check(store: FeatureStore) -> None:
+    """Mark the online store as checked for reads of a view's version, which this program never requests.
+
+    Before its first read Feast (0.67) otherwise imports every online store that is installed, faiss and PostgreSQL
+    included.
+    """
+    online: Any = store._get_provider().online_store
+    if getattr(online, "_versioned_read_supported", True) is None:
+        online._versioned_read_supported = True

@@ -7,6 +7,7 @@ the column, never the content.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from rec_ray.errors import ConfigError, FeatureStoreError
+from rec_ray.errors import ConfigError, FeatureStoreError, list_names
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.point_in_time import portable_config, secrets_in
 from rec_ray.logs import hide_secrets, mask_secrets
+
+_VARIABLE = re.compile(r"\$\{\w+\}")
 
 
 def open_store(repo: str | Path) -> FeatureStore:
@@ -41,8 +44,10 @@ def open_store(repo: str | Path) -> FeatureStore:
         return FeatureStore(repo_path=folder, config=portable_config(store))
     # `from None`, because the traceback of the original would print the values of the file.
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be read: {without_content(error)}") from None
+        raise ConfigError(f"{file} cannot be read: {without_content(error)}{_unset_variables(file)}") from None
     except Exception as error:
+        if unset := _unset_variables(file):
+            raise ConfigError(f"{file} cannot be read: {without_content(error)}{unset}") from None
         said = f"the feature repository {repo} cannot be opened: {type(error).__name__}: {without_content(error)}"
         raise FeatureStoreError(said) from None
 
@@ -65,6 +70,14 @@ def read_secrets(path: Path) -> list[str]:
         raise ConfigError(f"{path} contains no mapping of settings; see the documentation of Feast")
     parts: Any = SimpleNamespace(**{name: values.get(name) for name in ("registry", "offline_store", "online_store")})
     return secrets_in(parts)
+
+
+def _unset_variables(file: Path) -> str:
+    """Return a note on the variables in the file that are not set, empty without one."""
+    lines = [line.partition("#")[0] for line in file.read_text(encoding="utf-8").splitlines()]
+    names = sorted(set(_VARIABLE.findall("\n".join(lines))))
+    unset = [name for name in names if os.path.expandvars(name) == name]
+    return f"; it contains {list_names(unset)}, which is not set" if unset else ""
 
 
 def without_content(error: BaseException) -> str:

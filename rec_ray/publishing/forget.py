@@ -38,6 +38,8 @@ from rec_ray.publishing.commit_candidates import candidates_name
 from rec_ray.publishing.previous_ids import replaced_folder
 from rec_ray.publishing.publish import Publisher
 from rec_ray.publishing.push import find_push_targets
+from rec_ray.retrieval.profiles.data_profile import PROFILE, DataProfile
+from rec_ray.retrieval.profiles.list_profile import LISTS, ListProfile
 from rec_ray.runs.ledger import RUNS
 from rec_ray.storage.model_store import candidates_folder, stored_versions
 from rec_ray.storage.object_store import Storage
@@ -93,7 +95,7 @@ def forget(publisher: Publisher, users: Sequence[str], items: Sequence[str]) -> 
                         changed_lists = changed_lists or (lists and version == live)
             if storage.uri(candidates_folder(version)) in rewritten and version == live:
                 _record_live(publisher, version, lock)
-        files = _rewrite_files(storage, erased, [*users, *items])
+        files = _rewrite_files(storage, erased, users, items)
         views = _delete_online(publisher, users, items)
     return Forgotten(len(users), len(items), rewritten, files, views, live if changed_lists else None)
 
@@ -183,8 +185,8 @@ def _record_live(publisher: Publisher, version: str, lock: PublishingLock) -> No
         publisher.database.publish(dataclasses.replace(row, candidates_sha256=sha256), lock)
 
 
-def _rewrite_files(storage: Storage, erased: Erased, ids: Sequence[str]) -> list[str]:
-    """Rewrite the Parquet data of unfinished runs, and reports of versions without their examples of users."""
+def _rewrite_files(storage: Storage, erased: Erased, users: Sequence[str], items: Sequence[str]) -> list[str]:
+    """Rewrite the data of unfinished runs, profiles, and reports of versions without their examples of users."""
     done = []
     for key in storage.list(RUNS):
         if key.endswith(".parquet"):
@@ -196,15 +198,36 @@ def _rewrite_files(storage: Storage, erased: Erased, ids: Sequence[str]) -> list
                 pq.write_table(left, buffer)
                 storage.write_checked(key, buffer.getvalue().to_pybytes())
                 done.append(storage.uri(key))
+        elif key.endswith(PROFILE) and _drop_from_profile(storage, key, users, items):
+            done.append(storage.uri(key))
     for version in stored_versions(storage):
         for key in storage.list(f"two-tower/{version}"):
-            if key.endswith("report.json") and _drop_examples(storage, key, ids):
+            if key.endswith((PROFILE, LISTS)) and _drop_from_profile(storage, key, users, items):
+                done.append(storage.uri(key))
+            if key.endswith("report.json") and _drop_examples(storage, key, [*users, *items]):
                 done.append(storage.uri(key))
                 page = key.removesuffix("json") + "html"
                 # `rec-ray report` renders it again from the facts.
                 storage.delete_prefix(page)
                 done.append(storage.uri(page))
     return done
+
+
+def _drop_from_profile(storage: Storage, key: str, users: Sequence[str], items: Sequence[str]) -> bool:
+    """Remove the sampled facts about users and items from a profile; a damaged one is deleted."""
+    data, (gone, withdrawn) = storage.read_bytes(key), (pa.array(ids, pa.string()) for ids in (users, items))
+    try:
+        if key.endswith(LISTS):
+            left = ListProfile.from_json(data, key).without(gone).to_json()
+        else:
+            left = DataProfile.from_json(data, key).without(gone, withdrawn).to_json()
+    except DataError as error:
+        LOGGER.warning("%s; it is deleted, because forgotten ids may be in it", error)
+        storage.delete_prefix(key)
+        return True
+    if left != data:
+        storage.write_checked(key, left)
+    return left != data
 
 
 def _drop_examples(storage: Storage, key: str, ids: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rec_ray.candidate_store.increments import increments_folder, published_increments
-from rec_ray.candidate_store.manifest import CandidatesManifest, Part, read_manifest, write_manifest
+from rec_ray.candidate_store.manifest import TIMELINE_FOLDER, CandidatesManifest, Part, read_manifest, write_manifest
 from rec_ray.candidate_store.parts import READ_ROWS, StoredCandidates, readable_paths
 from rec_ray.errors import DataError
 from rec_ray.logs import LOGGER
@@ -62,7 +62,7 @@ def note_replaced(storage: Storage, version: str) -> None:
 def _write_ids(storage: Storage, candidates: StoredCandidates, prefix: str) -> None:
     """Copy the ids of all readable parts, one part at a time; write the manifest last."""
     parts: dict[str, tuple[Part, ...]] = {}
-    for folder in candidates.manifest.parts:
+    for folder in sorted({*candidates.manifest.parts} - {TIMELINE_FOLDER}):
         paths, _ = readable_paths(storage, candidates, folder)
         for number, path in enumerate(paths):
             buffer, rows = pa.BufferOutputStream(), 0

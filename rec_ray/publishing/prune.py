@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rec_ray.candidate_store.manifest import MANIFEST, PENDING, read_manifest
 from rec_ray.errors import DataError
 from rec_ray.logs import LOGGER
+from rec_ray.publishing.backend_bucket import remove_user_encoder
 from rec_ray.runs.ledger import is_unfinished
 from rec_ray.storage.model_store import candidates_folder, model_folder, remove_version, stored_versions
 from rec_ray.storage.object_store import Storage
@@ -50,6 +51,7 @@ def prune_versions(storage: Storage, database: VersionDatabase, lock: Publishing
         if version in kept:
             continue
         database.mark(version, "pruned", lock)
+        remove_user_encoder(storage, version)
         remove_version(version, storage)
         removed.append(version)
     replaced = sum(_remove_replaced_parts(storage, version, lock) for version in versions if version in kept)

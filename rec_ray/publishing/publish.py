@@ -19,15 +19,19 @@ from rec_ray.candidate_store.erasure import Erased
 from rec_ray.candidate_store.increments import PUBLISHED, find_increment, increments_folder
 from rec_ray.candidate_store.manifest import CandidatesManifest, read_manifest, read_with_sum
 from rec_ray.candidate_store.parts import StoredCandidates
-from rec_ray.config import PublishSettings, SearchSettings
+from rec_ray.config import FeastSettings, PublishSettings, SearchSettings
 from rec_ray.contracts import StoredModel, UpdateReport
 from rec_ray.errors import ConfigError, DataError, GateError, LockedError, StorageError, UnavailableError, list_names
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.logs import LOGGER
+from rec_ray.publishing.backend_bucket import publish_user_encoder
 from rec_ray.publishing.commit_candidates import candidates_name, require_recorded
+from rec_ray.publishing.materialize_features import materialize_features
 from rec_ray.publishing.previous_ids import pushed_candidates, replaced_folder
 from rec_ray.publishing.prune import prune_versions
-from rec_ray.publishing.push import update_feature_store
+from rec_ray.publishing.push import PushLock, update_feature_store
+from rec_ray.runs.check_records import as_values, read_checks
+from rec_ray.storage.live_pointer import write_live, write_withdrawn
 from rec_ray.storage.model_store import candidates_folder, read_metadata, verify_model
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.lock import PublishingLock
@@ -49,6 +53,7 @@ class Publisher:
     database: VersionDatabase
     settings: PublishSettings
     search: SearchSettings
+    feast: FeastSettings
     owner: str
     run_id: str
 
@@ -68,6 +73,7 @@ def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[s
         PartlyPublishedError: not all rows reached the feature store; the live version is unchanged.
         GateError: too few lists, compared with the live version; nothing was pushed.
         BundleError, DataError: the version is not stored, incomplete or damaged; nothing was pushed.
+        ConfigError, FeatureStoreError: as `materialize_features`; nothing was pushed.
     """
     storage, database = publisher.storage, publisher.database
     with publisher.lock() as lock:
@@ -75,18 +81,28 @@ def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[s
         metadata = read_metadata(version, storage)
         candidates, sha256 = _recorded_candidates(publisher, version, candidates_folder(version))
         require_lists(candidates.manifest, _live_manifest(database, storage, version), publisher.settings.list_floor)
+        online = materialize_features(
+            publisher.store,
+            storage,
+            candidates,
+            publisher.feast,
+            publisher.settings,
+            check=lock.check,
+            erased=database.erased(),
+        )
+        if publisher.settings.legacy_user_encoder:
+            publish_user_encoder(storage, version)
         report = update_feature_store(
             publisher.store,
             storage,
             candidates,
             publisher.settings,
-            begin_push=lambda: database.begin_push(version, lock),
+            PushLock(lambda: database.begin_push(version, lock), lock.check, database.fence(lock)),
             before=_known_before(database, storage),
             search=publisher.search,
-            check=lock.check,
-            fence=database.fence(lock),
             erased=database.erased() | Erased.of(items=withdrawn),
         )
+        write_withdrawn(storage, version, withdrawn)
         row = VersionRow(
             version=version,
             run_id=str(metadata.get("run_id", publisher.run_id)),
@@ -97,12 +113,37 @@ def publish_version(publisher: Publisher, version: str, *, withdrawn: Sequence[s
             data_from=_instant(metadata.get("data_from")),
             data_to=_instant(metadata.get("data_to")),
             candidates_sha256=sha256,
+            checks=as_values(read_checks(storage, version)) or None,
         )
         database.publish(row, lock)
+        name_live(storage, database)
         # Best-effort clean-up: a leftover only costs the next push an additional read.
         with contextlib.suppress(StorageError):
             storage.delete_prefix(replaced_folder(version))
-        return dataclasses.replace(report, pruned=_retain(publisher, lock), withdrawn=len(withdrawn))
+        pruned = _retain(publisher, lock)
+        return dataclasses.replace(report, pruned=pruned, withdrawn=len(withdrawn), online=online)
+
+
+def name_live(storage: Storage, database: VersionDatabase) -> None:
+    """Copy the live version of the database to the object store, for readers without the database.
+
+    A publisher whose lock has expired may write late, so each checks afterwards that its version is still live.
+
+    Raises:
+        StorageError: the store cannot be written; the version is live nevertheless.
+    """
+    live = database.live()
+    while live is not None:
+        try:
+            write_live(storage, live)
+        except StorageError as error:
+            raise StorageError(
+                f"version {live} is live, but readers of the object store still open the version before: {error}; "
+                f"run rec-ray publish {live} again"
+            ) from None
+        written, live = live, database.live()
+        if live == written:
+            return
 
 
 def _retain(publisher: Publisher, lock: PublishingLock) -> int:
@@ -143,9 +184,11 @@ def publish_increment(publisher: Publisher, version: str, name: str) -> UpdateRe
             storage,
             increment,
             publisher.settings,
-            begin_push=lambda: database.begin_push(version, lock, candidates_name(version, prefix)),
-            check=lock.check,
-            fence=database.fence(lock),
+            PushLock(
+                lambda: database.begin_push(version, lock, candidates_name(version, prefix)),
+                lock.check,
+                database.fence(lock),
+            ),
             erased=database.erased(),
         )
         storage.write_bytes(f"{prefix}/{PUBLISHED}", json.dumps(report.rows).encode())

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -99,30 +100,38 @@ def check_push_target(
     return target
 
 
+@dataclass(frozen=True)
+class PushLock:
+    """The publishing lock as a push uses it.
+
+    begin_push: returns the event timestamp of all rows, later than that of every earlier push; called after all checks,
+    just before the first row. check: called between pieces of work; raises if this process may not continue. fence: the
+    lock as the pushing processes check it; None in a push without a lock.
+    """
+
+    begin_push: Callable[[], datetime]
+    check: Callable[[], None] = lambda: None
+    fence: Fence | None = None
+
+
 def update_feature_store(
     store: FeatureStore,
     storage: Storage,
     candidates: StoredCandidates,
     settings: PublishSettings,
+    lock: PushLock,
     *,
-    begin_push: Callable[[], datetime],
     before: Sequence[StoredCandidates] = (),
     search: SearchSettings | None = None,
-    check: Callable[[], None] = lambda: None,
-    fence: Fence | None = None,
     erased: Erased | None = None,
 ) -> UpdateReport:
     """Push candidates in the order items, similar items, search vectors, users, lists; departed ids get an empty row.
 
     An increment, whose manifest lists no items, pushes only users and their lists.
 
-    begin_push: returns the event timestamp of all rows, later than that of every earlier push; called after all checks,
-        just before the first row.
     before: candidates that may have rows in the online store; ids in them that `candidates` lacks have departed.
         Unreadable parts are counted in a warning, because a damaged version must not block the publication of others.
     search: search views that must exist.
-    check: called between pieces of work; raises if this process may not continue.
-    fence: the lock as the pushing processes check it; None in a push without a lock.
     erased: forgotten users and items; their rows are left out and counted.
 
     Raises:
@@ -145,8 +154,8 @@ def update_feature_store(
             require_offline_types(target)
     kind = str(store.config.online_store.type)
     writers = 1 if kind in SINGLE_WRITERS else max(1, int(ray.cluster_resources().get("CPU", 1)))
-    _check_parts(storage, candidates, list(targets), check)
-    published_at = begin_push()
+    _check_parts(storage, candidates, list(targets), lock.check)
+    published_at = lock.begin_push()
     rows: dict[str, int] = {}
     departed: dict[str, int] = {}
     for folder, target in targets.items():
@@ -160,11 +169,11 @@ def update_feature_store(
             folder,
             erased or Erased(),
         )
-        writer = _Writer(store, storage, push, writers, check, fence)
+        writer = _Writer(store, storage, push, writers, lock.check, lock.fence)
         expected = candidates.rows(folder)
         rows[target.source] = writer.push_slices(candidates.slices(storage, folder, SLICE_ROWS), expected)
         departed[target.source] = writer.push_departed(candidates, before, folder)
-        _read_back(store, storage, candidates.paths(storage, folder), target, version, erased or Erased())
+        check_pushed_sample(store, storage, candidates.paths(storage, folder), target, version, erased or Erased())
     return UpdateReport(version, rows, departed)
 
 
@@ -233,7 +242,7 @@ class _Writer:
         # With few rows use smaller tasks, so that all writers stay busy to the end.
         work = [{"path": piece.path, "start": piece.start, "stop": piece.stop} for piece in slices]
         if self.writers > 1 and len(work) < 4 * self.writers and expected:
-            work = _cut(work, _piece_rows(expected, self.writers, self.push.batch_rows))
+            work = _cut(work, rows_per_piece(expected, self.writers, self.push.batch_rows))
         return self._run(work, slice_frames, expected)
 
     def push_departed(self, after: StoredCandidates, before: Sequence[StoredCandidates], folder: str) -> int:
@@ -308,7 +317,7 @@ class _Writer:
         yield from done.iter_rows()
 
 
-def _piece_rows(rows: int, writers: int, batch_rows: int) -> int:
+def rows_per_piece(rows: int, writers: int, batch_rows: int) -> int:
     """Return the rows of a piece: complete batches, evenly divided among writers, at most about four pieces each.
 
     With a remote store, pushing a part of a batch takes as long as pushing all of it.
@@ -325,7 +334,7 @@ def _cut(work: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
     ]
 
 
-def _read_back(
+def check_pushed_sample(
     store: FeatureStore,
     storage: Storage,
     paths: list[str],

@@ -13,7 +13,9 @@ from rec_ray.logs import LOGGER
 from rec_ray.publishing import publish as publication
 from rec_ray.publishing.forget import Forgotten, forget
 from rec_ray.publishing.publish import Publisher
+from rec_ray.publishing.user_encoder import make_user_encoder
 from rec_ray.publishing.withdrawn_items import find_withdrawn_items
+from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.runs.context import RunContext, describe_owner
 from rec_ray.step_events import step
 
@@ -23,6 +25,7 @@ def publish_once(context: RunContext, version: str) -> UpdateReport:
     row = context.database.get(version)
     if row is not None and row.run_id == context.run_id:
         LOGGER.info("version %s was made live by an earlier attempt of run %s", version, context.run_id)
+        publication.name_live(context.storage, context.database)
         return UpdateReport(version, {})
     return publish_version(context, version)
 
@@ -32,8 +35,17 @@ def publish_version(context: RunContext, version: str) -> UpdateReport:
     with step("update_features", context.seconds, publishes=True, version=version) as running:
         report = publication.publish_version(_publisher(context), version)
         running.result = report
-        running.add(**report.rows, departed=sum(report.departed.values()))
+        running.add(**report.rows, departed=sum(report.departed.values()), **_online(report))
     return report
+
+
+def encode_new_users(context: RunContext, bundle: TwoTowerBundle, version: str) -> None:
+    """Store the user encoder that the backend of the replaced system loads, if `publish.legacy_user_encoder` is set."""
+    settings = context.settings
+    if settings.publish.legacy_user_encoder:
+        with step("user_encoder", context.seconds, version=version) as running:
+            agreement = make_user_encoder(context.storage, bundle, version, settings.search.text_model)
+            running.add(agreement="" if agreement is None else round(agreement, 3))
 
 
 def publish_increment(context: RunContext, version: str, name: str) -> UpdateReport:
@@ -51,7 +63,7 @@ def roll_back(context: RunContext, version: str) -> UpdateReport:
         find_withdrawn = functools.partial(find_withdrawn_items, context.store, context.storage, context.settings.feast)
         report = publication.roll_back(_publisher(context), version, find_withdrawn)
         running.result = report
-        running.add(**report.rows, departed=sum(report.departed.values()))
+        running.add(**report.rows, departed=sum(report.departed.values()), **_online(report))
     return report
 
 
@@ -65,6 +77,11 @@ def forget_ids(context: RunContext, users: Sequence[str], items: Sequence[str]) 
     return done
 
 
+def _online(report: UpdateReport) -> dict[str, str]:
+    """Return the materialised views for the log line: published ids with a row, of those looked up."""
+    return {f"online_{view}": f"{there}/{ids}" for view, (ids, there) in report.online.items()}
+
+
 def _publisher(context: RunContext) -> Publisher:
     settings = context.settings
     return Publisher(
@@ -73,6 +90,7 @@ def _publisher(context: RunContext) -> Publisher:
         context.database,
         settings.publish,
         settings.search,
+        settings.feast,
         describe_owner(context.run_id),
         context.run_id,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from rec_ray.contracts import LIVE, MODEL, POPULARITY, REFITTED, Evaluation, Segment
+from rec_ray.errors import list_names
 
 Interval = tuple[float, float]
 
@@ -77,6 +78,10 @@ def compare_model(evaluation: Evaluation) -> list[str]:
     if LIVE in metrics:
         version = evaluation.facts.live_version
         sentences.append(_compare(evaluation, LIVE, f"the live version {version}" if version else "the live version"))
+        if without := evaluation.facts.live_without:
+            sentences.append(
+                f"The live version was evaluated without {list_names(without)}, which the settings no longer declare."
+            )
     return sentences
 
 

@@ -25,7 +25,9 @@ from rec_ray.reports.page.facts import ItemMap, ReportFacts, facts_of_bundle
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
+from rec_ray.retrieval.profiles.checks import Check
 from rec_ray.schema import FeatureDeclaration
+from rec_ray.storage.model_store import model_folder
 from rec_ray.storage.object_store import Storage
 
 FACTS, PAGE = "report.json", "report.html"
@@ -39,12 +41,13 @@ ReadFields = Callable[[Sequence[str], Sequence[str]], Mapping[str, Mapping[str, 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds per step."""
+    """Figures of the run for the report: verdict and reasons of the gate, counts, seconds per step, checks."""
 
     gate: str
     gate_reasons: tuple[str, ...]
     counts: Mapping[str, int]
     seconds: Mapping[str, float]
+    checks: tuple[Check, ...] = ()
 
 
 def write_report(
@@ -53,7 +56,6 @@ def write_report(
     evaluation: Evaluation,
     data: TrainingData,
     storage: Storage,
-    folder: str,
     read_fields: ReadFields,
     *,
     item_name: str | None,
@@ -65,7 +67,7 @@ def write_report(
     """
     try:
         facts = collect_facts(bundle, version, evaluation, data, storage, read_fields, item_name=item_name, run=run)
-        return store_report(facts, storage, folder)
+        return store_report(facts, storage, model_folder(version))
     except Exception as error:
         # The text of an exception from a Ray task contains a traceback; its last line is the message.
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
@@ -103,9 +105,10 @@ def collect_facts(
         notes=list(data.notes),
         item_map=item_map,
         names=_texts(values.get(item_name or "", {})),
-        categories=_categories(values.get(category or "", {}), declared) if declared else {},
+        categories=categories_of_items(values.get(category or "", {}), declared) if declared else {},
         seconds={name: round(took, 1) for name, took in run.seconds.items()},
         counts=dict(run.counts),
+        checks=run.checks,
     )
 
 
@@ -179,7 +182,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     return {item_id: str(value) for item_id, value in values.items() if value is not None}
 
 
-def _categories(values: Mapping[str, Any], declaration: FeatureDeclaration) -> dict[str, str]:
+def categories_of_items(values: Mapping[str, Any], declaration: FeatureDeclaration) -> dict[str, str]:
     """Return the category of each item: the first part of a path, or the first of several values."""
     separator = declaration.separator
     if declaration.kind == "category_path" and separator is None:

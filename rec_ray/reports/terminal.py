@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rec_ray.contracts import Evaluation
+from rec_ray.contracts import LIVE, MODEL, REFITTED, Evaluation
 from rec_ray.logs import printable
 from rec_ray.reports.comparison import compare_model, find_difference, find_interval, name_method
 
@@ -40,7 +40,8 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     columns = [name for name in (WIDE_METRICS if wide else METRICS) if name in measured]
     with_interval = {"recall@10", "ndcg@10"} if wide else {"recall@10"}
     title = f"Held-out events of {evaluation.users:,} users, all items ranked"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
+    console.print(title, highlight=False)
+    table = Table(box=SIMPLE)
     table.add_column("", no_wrap=True)
     for name in columns:
         table.add_column(_heading(name), justify="right", no_wrap=True)
@@ -95,9 +96,12 @@ def _heading(metric: str) -> str:
 
 def print_rows(console: Console, title: str, rows: Mapping[str, object], *, unit: str = "") -> None:
     """Print names and values in two columns."""
-    table = Table(title=_text(title), title_justify="left", show_header=False)
+    console.print(_text(title))
+    table = Table(show_header=False, box=SIMPLE)
     table.add_column("")
-    table.add_column("", justify="right" if all(isinstance(v, int | float) for v in rows.values()) else "left")
+    table.add_column(
+        "", overflow="fold", justify="right" if all(isinstance(v, int | float) for v in rows.values()) else "left"
+    )
     for name, value in rows.items():
         text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
         table.add_row(_text(name.replace("_", " ")), _text(text + unit))
@@ -108,7 +112,8 @@ def print_items(
     console: Console, title: str, item_ids: Sequence[str], scores: Sequence[float], names: Mapping[str, str]
 ) -> None:
     """Print a ranked list of items with names and scores; markup in ids and names stays plain text."""
-    table = Table(title=_text(title), title_justify="left")
+    console.print(_text(title))
+    table = Table(box=SIMPLE)
     table.add_column("", justify="right")
     table.add_column("Item", no_wrap=True)
     if names:
@@ -136,28 +141,49 @@ def _figure(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+STATES = {"published": "was live", "reserved": "being made"}
+"""Words for states of versions that differ from their names: a published one that is not live any more was live."""
+OF_THE_MODEL = (MODEL, REFITTED, LIVE)
+
+
 def print_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
-    """Print one row per version."""
+    """Print one row per version, its metrics beside those of the best baseline."""
     if not versions:
-        console.print("No version yet; run: rec-ray run")
+        console.print("No version yet.")
         return
-    table = Table()
-    for heading in ("Version", "State", "Since", "Recall@10", "NDCG@10", "Run"):
-        table.add_column(heading)
+    table = Table(box=SIMPLE)
+    for heading in ("Version", "State", "Since"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("Recall@10", "NDCG@10"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("best baseline", overflow="fold")
+    table.add_column("Run", overflow="fold")
     for version in versions:
-        model = ((version.get("metrics") or {}).get("model")) or {}
+        metrics = version.get("metrics") or {}
+        model = metrics.get(MODEL) or {}
         figures = [f"{model[name]:.4f}" if model.get(name) is not None else "" for name in ("recall@10", "ndcg@10")]
-        since = str(version.get("updated_at") or "")[:19].replace("T", " ")
-        cells = [version["version"], version["state"], since, *figures, version.get("run_id") or ""]
+        since = str(version.get("updated_at") or "")[:16].replace("T", " ")
+        state = STATES.get(version["state"], version["state"])
+        cells = [version["version"], state, since, *figures, _best_baseline(metrics), version.get("run_id") or ""]
         table.add_row(*map(_text, cells))
     console.print(table)
+
+
+def _best_baseline(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the name and the Recall@10 and NDCG@10 of the baseline with the highest Recall@10."""
+    baselines = {name: each for name, each in metrics.items() if name not in OF_THE_MODEL and "recall@10" in each}
+    if not baselines:
+        return ""
+    best = max(baselines, key=lambda name: baselines[name]["recall@10"])
+    return f"{name_method(best)} {baselines[best]['recall@10']:.4f} {baselines[best].get('ndcg@10', float('nan')):.4f}"
 
 
 def print_plan(console: Console, plan: Any) -> None:
     """Print a `plan.Plan`: rows, steps with their estimates, rows to publish, and notes."""
     rows = {name: "unknown" if count is None else f"{count:,}" for name, count in plan.rows.items()}
     print_rows(console, f"Rows for version {plan.version}", rows)
-    table = Table(title=f"Steps, estimated for {plan.cores} cores", title_justify="left")
+    console.print(f"Steps, estimated for {plan.cores} cores", highlight=False)
+    table = Table(box=SIMPLE)
     table.add_column("")
     table.add_column("")
     table.add_column("Seconds", justify="right")

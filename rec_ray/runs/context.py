@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import ray
 import ray.data
 
-from rec_ray.config import Settings
+from rec_ray.config import RaySettings, Settings
 from rec_ray.distributed.killed_workers import explained_kills
 from rec_ray.distributed.runtime import check_gpus, import_in_worker, is_local, open_ray
 from rec_ray.feature_store.api import FeatureStore
@@ -24,6 +24,7 @@ from rec_ray.feature_store.repository import open_store
 from rec_ray.logs import log_context
 from rec_ray.runs.ledger import RunLedger, delete_work, new_run_id, work_folder
 from rec_ray.runs.metrics import exported_metrics
+from rec_ray.runs.progress import show_waiting
 from rec_ray.runs.stores import open_object_store, open_version_database
 from rec_ray.step_events import step
 from rec_ray.storage.object_store import Storage
@@ -70,7 +71,8 @@ def open_context(settings: Settings, run: RunLedger | None = None) -> Iterator[R
             storage.check_writable()
         database = open_version_database(settings)
         database.migrate()
-        stop_ray = open_ray(settings.ray)
+        with show_waiting(describe_start(settings.ray)):
+            stop_ray = open_ray(settings.ray)
     try:
         check_gpus(settings, can_come=not stop_ray or not is_local(settings.ray))
         with log_context(run_id=run_id), explained_kills(settings.ray), exported_metrics():
@@ -78,9 +80,10 @@ def open_context(settings: Settings, run: RunLedger | None = None) -> Iterator[R
                 # A resumed run may have read Feast already, and its remaining steps import other modules.
                 workers = 0 if run is not None and run.done else int(ray.cluster_resources().get("CPU", 1))
                 warming = [import_in_worker.remote(SLOW_IMPORTS) for _ in range(workers)]
-                store = open_feature_store(settings)
-                if warming:
-                    ray.wait(warming, num_returns=len(warming), timeout=30)
+                with show_waiting(f"opening {settings.feast.repo}; {workers} workers import Feast and torch"):
+                    store = open_feature_store(settings)
+                    if warming:
+                        ray.wait(warming, num_returns=len(warming), timeout=30)
             context = RunContext(settings, storage, database, store, run_id, as_of, seconds)
             try:
                 yield context
@@ -90,6 +93,13 @@ def open_context(settings: Settings, run: RunLedger | None = None) -> Iterator[R
     finally:
         if stop_ray:
             ray.shutdown()
+
+
+def describe_start(ray_settings: RaySettings) -> str:
+    """Return the wait for Ray in words."""
+    if is_local(ray_settings):
+        return "starting Ray on this machine; this takes about 10 seconds"
+    return f"joining the Ray cluster at {ray_settings.address}"
 
 
 def open_feature_store(settings: Settings) -> FeatureStore:

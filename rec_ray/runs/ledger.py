@@ -17,15 +17,17 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rec_ray.config import Settings, deciding_settings, hash_settings
 from rec_ray.errors import ConfigError, DataError, LockedError, StorageError, list_names
 from rec_ray.logs import LOGGER
 from rec_ray.runs.status import DONE, FAILED, STOPPED, RunStatus
-from rec_ray.runs.step_records import Result, from_files, to_files
 from rec_ray.step_events import subscribe, unsubscribe
 from rec_ray.storage.object_store import Storage
+
+if TYPE_CHECKING:
+    from rec_ray.runs.step_records import Result
 
 RUNS, TRAININGS = "runs", "training"
 """Folders of the ledgers and of the checkpoints of Ray Train, each by run id."""
@@ -116,6 +118,9 @@ class RunLedger:
             LockedError: another process has taken this run over.
             DataError: the record is damaged.
         """
+        # Commands that only look something up use this module without torch, which the records import.
+        from rec_ray.runs.step_records import from_files, to_files
+
         folder = f"{work_folder(self.run_id)}/steps/{step}"
         if step in self._entries["steps"]:
             LOGGER.info("%s was finished by an earlier attempt of run %s", step, self.run_id)
@@ -247,6 +252,7 @@ def _told(run: RunLedger, command: str) -> Iterator[None]:
     status = RunStatus(run.storage, run_folder(run.run_id), run_id=run.run_id, command=command)
     LOGGER.addHandler(status)
     subscribe(status.record_step)
+    status.begin()
     try:
         if run.done:
             LOGGER.info("run %s continues after %s, with the data as of %s", run.run_id, run.done[-1], run.as_of)

@@ -21,9 +21,18 @@ import ray
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from rec_ray.logs import LOGGER
+from rec_ray.runs.step_progress import watch_progress
 
 LINE_SECONDS = 60.0
 """Seconds between two log lines."""
@@ -74,13 +83,28 @@ def show_progress(
     )
     showing.start()
     try:
-        yield name
+        with watch_progress(what, lambda: (_rows_done(name), total)):
+            yield name
     finally:
         stopped.set()
         showing.join()
         # Without the cluster there are no counts, and the error of the step itself is the one to report.
         with contextlib.suppress(RayError):
             internal_kv._internal_kv_del(name.encode(), del_by_prefix=True, namespace=_NAMESPACE)
+
+
+@contextlib.contextmanager
+def show_waiting(what: str, *, console: Console | None = None) -> Iterator[None]:
+    """Show the awaited service and the elapsed time while the context lasts; outside a terminal one log line."""
+    console = console or Console(file=sys.stderr)
+    if not console.is_terminal:
+        LOGGER.info("%s", what)
+        yield
+        return
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()]
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def _rows_done(name: str) -> int:

@@ -13,10 +13,11 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from rec_ray.contracts import EpochResult, RowCounts, SplitTimes, TrainedModel, TrainingData, TrainingFacts
+from rec_ray.contracts import EpochResult, RowCounts, TrainedModel, TrainingData, TrainingFacts
 from rec_ray.errors import BundleError, DataError
 from rec_ray.retrieval.features.preprocessing import Preprocessor
 from rec_ray.retrieval.model.bundle import WEIGHTS, TwoTowerBundle
+from rec_ray.schema import SplitTimes
 
 Result = TypeVar("Result")
 RECORD = "record.json"

@@ -167,7 +167,7 @@ def declare_interactions(
         if proposal.use or use_value:
             settings["value_field"] = value_column
             settings["min_positive_value"] = proposal.min_positive_value
-        notes["value_field"] = f"{proposal.said}." + (" It is used anyway." if use_value > proposal.use else "")
+        notes["value_field"] = f"{proposal.reason}." + (" It is used anyway." if use_value > proposal.use else "")
     if table.notes:
         notes["type_field"] = "\n".join([*table.notes, *([notes["type_field"]] if "type_field" in notes else [])])
     return settings, notes

@@ -25,7 +25,7 @@ class ValueProposal:
 
     use: bool
     min_positive_value: float | None
-    said: str
+    reason: str
 
 
 def propose_values(column: str, counts: Mapping[float, int]) -> ValueProposal:
@@ -45,16 +45,16 @@ def propose_values(column: str, counts: Mapping[float, int]) -> ValueProposal:
     if high <= 0:
         return ValueProposal(False, None, f"{column}: every value is 0, so it is not used")
     if zeros * 2 > total:
-        said = f"{span}: {_share(zeros, total)} are 0, which probably means no value, so the column is not used"
-        return ValueProposal(False, None, said)
+        reason = f"{span}: {_share(zeros, total)} are 0, which probably means no value, so the column is not used"
+        return ValueProposal(False, None, reason)
     if _is_rating(column, values):
         least = (1 + high) / 2
         below = sum(counts[value] for value in values if value < least)
-        said = f"{span}, a rating of 1 to {high:g}: weight = value / {high:g}"
-        return ValueProposal(True, least, f"{said}; below {least:g} counts as negative ({_share(below, total)})")
+        reason = f"{span}, a rating of 1 to {high:g}: weight = value / {high:g}"
+        return ValueProposal(True, least, f"{reason}; below {least:g} counts as negative ({_share(below, total)})")
     if high > MANY_TIMES * _median(values, counts, total):
-        said = f"{span}: a few values are far above the others, which would all get a tiny weight; not used"
-        return ValueProposal(False, None, said)
+        reason = f"{span}: a few values are far above the others, which would all get a tiny weight; not used"
+        return ValueProposal(False, None, reason)
     negative = f"; 0 counts as negative ({_share(zeros, total)})" if zeros else ""
     return ValueProposal(True, None, f"{span}: weight = value / {high:g}{negative}")
 

@@ -104,19 +104,19 @@ def _is_usable(kind: pa.DataType) -> bool:
     return any(test(inner) for test in tests)
 
 
-def decide_events(events: pa.Table, wishes: LayoutOptions) -> tuple[dict[str, Any], list[Choice]]:
+def decide_events(events: pa.Table, options: LayoutOptions) -> tuple[dict[str, Any], list[Choice]]:
     """Return the settings of `features.interaction` and a decision on each field of the events.
 
     Raises:
         ConfigError: an option names a field that the events lack.
     """
     fields = [name for name in events.column_names if name not in (USER_ID, ITEM_ID, EVENT_TIMESTAMP)]
-    for name, option in ((wishes.type_field, "--type-column"), (wishes.value_field, "--value-column")):
+    for name, option in ((options.type_field, "--type-column"), (options.value_field, "--value-column")):
         if name is not None and name not in fields:
             raise ConfigError(f"{option} {name}: the events have the fields {list_names(fields)}")
     settings: dict[str, Any] = {"type_field": None, "value_field": None}
     choices: list[Choice] = []
-    type_field, type_why = _find_type(events, fields, wishes)
+    type_field, type_why = _find_type(events, fields, options)
     if type_field is not None:
         settings["type_field"] = type_field
         values = [str(value) for value in _texts(events[type_field]).unique().to_pylist() if value is not None]
@@ -125,7 +125,7 @@ def decide_events(events: pa.Table, wishes: LayoutOptions) -> tuple[dict[str, An
         settings["negative_types"] = sorted(negative)
         said = f"negatives: {', '.join(sorted(negative))}" if negative else "all are positives"
         choices.append(Choice(type_field, "type of an event", f"{type_why}; {said}", "--type-column"))
-    value_field, value_why, threshold = _find_value(events, fields, wishes)
+    value_field, value_why, threshold = _find_value(events, fields, options)
     if value_field is not None:
         settings["value_field"] = value_field
         if threshold is not None:
@@ -146,9 +146,9 @@ def _why_unused(events: pa.Table, name: str) -> str:
     return "a number that is not a rating" if _is_number(events, name) else "not a column of event types"
 
 
-def _find_type(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> tuple[str | None, str]:
-    if wishes.type_field is not None:
-        return wishes.type_field, "set by the option"
+def _find_type(events: pa.Table, fields: list[str], options: LayoutOptions) -> tuple[str | None, str]:
+    if options.type_field is not None:
+        return options.type_field, "set by the option"
     for pattern, tests in (
         (TYPE_NAME, (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)),
         (REFUSED_NAME, (pa.types.is_boolean, pa.types.is_integer)),
@@ -163,9 +163,9 @@ def _find_type(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> tu
     return None, ""
 
 
-def _find_value(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> tuple[str | None, str, float | None]:
+def _find_value(events: pa.Table, fields: list[str], options: LayoutOptions) -> tuple[str | None, str, float | None]:
     """Return the field, the reason, and the lowest value of a positive; None for any value above 0."""
-    named = wishes.value_field
+    named = options.value_field
     for name in [named] if named is not None else fields:
         is_liking = pa.types.is_boolean(events.schema.field(name).type) and (
             named is not None or LIKING_NAME.search(name.lower())
@@ -184,9 +184,9 @@ def _find_value(events: pa.Table, fields: list[str], wishes: LayoutOptions) -> t
             counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(values.drop_null()).to_pylist()}
             proposal = propose_values(name, counts)
             if proposal.use:
-                return name, proposal.said, proposal.min_positive_value
+                return name, proposal.reason, proposal.min_positive_value
             if named is not None:
-                raise ConfigError(f"--value-column: {proposal.said}")
+                raise ConfigError(f"--value-column: {proposal.reason}")
         if AMOUNT_NAME.search(name.lower()) and low <= 0:
             return (
                 name,

@@ -16,7 +16,7 @@ from rec_ray.config import FeastSettings
 from rec_ray.errors import ConfigError, list_names
 from rec_ray.feature_store.definitions import find_events, find_side, why_not_computed
 from rec_ray.feature_store.registry import Registry, hint
-from rec_ray.sample.roles import Ask, Question
+from rec_ray.sample.roles import Prompt, Question
 
 USER_WORDS = re.compile(
     r"user|customer|client|member|viewer|visitor|shopper|buyer|account|person|people|reader|listener|subscriber|guest"
@@ -62,10 +62,10 @@ class Layout:
 
 def find_layout(
     registry: Registry,
-    wishes: LayoutOptions,
+    options: LayoutOptions,
     count_rows: Callable[[Any], int],
     count_ids: Callable[[Any, str], int],
-    ask: Ask | None = None,
+    ask: Prompt | None = None,
 ) -> Layout:
     """Decide which view contains the events and which entity is the user.
 
@@ -78,9 +78,9 @@ def find_layout(
     views = {name: view for name, view in registry.views.items() if not is_result(view)}
     results = sorted(set(registry.views) - set(views))
     choices: list[Choice] = []
-    events = _find_events(registry, views, wishes, count_rows, choices, ask)
+    events = _find_events(registry, views, options, count_rows, choices, ask)
     ids = _ids_of(events, views, registry)
-    user, item = _user_and_item(events, ids, registry, wishes, count_ids, choices, ask)
+    user, item = _user_and_item(events, ids, registry, options, count_ids, choices, ask)
     user_key = _key_of(user, "user", registry, views, other=item)
     item_key = _key_of(item, "item", registry, views, other=user)
     settings: dict[str, Any] = {"user_key": user_key, "item_key": item_key}
@@ -162,18 +162,18 @@ def _side_of(name: str, registry: Registry) -> str | None:
 def _find_events(
     registry: Registry,
     views: Mapping[str, Any],
-    wishes: LayoutOptions,
+    options: LayoutOptions,
     count_rows: Callable[[Any], int],
     choices: list[Choice],
-    ask: Ask | None,
+    ask: Prompt | None,
 ) -> Any:
     option = "--events-view"
-    if wishes.events_view is not None:
-        if wishes.events_view not in registry.views:
-            raise ConfigError(f"--events-view {wishes.events_view}: {hint(wishes.events_view, registry.views)}")
-        choices.append(Choice("events", wishes.events_view, "set by the option", option))
-        return registry.views[wishes.events_view]
-    wanted = {wishes.user_column, wishes.item_column} - {None}
+    if options.events_view is not None:
+        if options.events_view not in registry.views:
+            raise ConfigError(f"--events-view {options.events_view}: {hint(options.events_view, registry.views)}")
+        choices.append(Choice("events", options.events_view, "set by the option", option))
+        return registry.views[options.events_view]
+    wanted = {options.user_column, options.item_column} - {None}
     found = {
         name: view
         for name, view in views.items()
@@ -208,19 +208,19 @@ def _user_and_item(
     events: Any,
     ids: list[str],
     registry: Registry,
-    wishes: LayoutOptions,
+    options: LayoutOptions,
     count_ids: Callable[[Any, str], int],
     choices: list[Choice],
-    ask: Ask | None,
+    ask: Prompt | None,
 ) -> tuple[str, str]:
     columns = [*events.join_keys, *(each.name for each in events.features)]
-    for name, option in ((wishes.user_column, "--user-column"), (wishes.item_column, "--item-column")):
+    for name, option in ((options.user_column, "--user-column"), (options.item_column, "--item-column")):
         if name is not None and name not in columns:
             raise ConfigError(
                 f"{option} {name}: the events of view {events.name!r} have no such column; they have "
                 f"{list_names(columns)}"
             )
-    user, item = wishes.user_column, wishes.item_column
+    user, item = options.user_column, options.item_column
     ids = ids or columns
     why = {side: "set by the option" for side, name in (("user", user), ("item", item)) if name is not None}
     for side in ("user", "item"):

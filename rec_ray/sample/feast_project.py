@@ -29,7 +29,7 @@ from rec_ray.sample.feast_features import decide_roles
 from rec_ray.sample.feast_layout import Choice, LayoutOptions, find_layout
 from rec_ray.sample.feast_samples import count_ids, count_rows
 from rec_ray.sample.project import NEWCOMERS, REPEATS
-from rec_ray.sample.roles import Ask
+from rec_ray.sample.roles import Prompt
 from rec_ray.sample.survey import share_of_newcomers, share_of_repeats
 from rec_ray.schema import ITEM_ID, USER_ID
 
@@ -51,14 +51,14 @@ class FeastProject:
 
 
 def init_from_feast(
-    folder: str | Path, repo: str | Path, wishes: LayoutOptions | None = None, ask: Ask | None = None
+    folder: str | Path, repo: str | Path, options: LayoutOptions | None = None, ask: Prompt | None = None
 ) -> FeastProject:
     """Write the settings file of a project that reads an existing Feast repository.
 
     Args:
         folder: receives `rec_ray.yaml`; it may be the one that contains the repository.
         repo: folder with feature_store.yaml, or that file.
-        wishes: decisions made by the user.
+        options: decisions made by the user.
         ask: prompts for an ambiguous decision; None takes the likely one.
 
     Raises:
@@ -66,20 +66,24 @@ def init_from_feast(
         EmptyDataError: the events have no usable row.
         FeatureStoreError: the registry or a source does not respond.
     """
-    folder, wishes = Path(folder).resolve(), wishes or LayoutOptions()
+    folder, options = Path(folder).resolve(), options or LayoutOptions()
     file = folder / SETTINGS_FILE
     if file.exists():
         raise ConfigError(f"{file} exists already; name another folder, or remove the file to decide again")
     store = open_store(repo)
     registry = read_registry(store)
     layout = find_layout(
-        registry, wishes, lambda view: count_rows(store, view), lambda view, column: count_ids(store, view, column), ask
+        registry,
+        options,
+        lambda view: count_rows(store, view),
+        lambda view, column: count_ids(store, view, column),
+        ask,
     )
     feast = FeastSettings.model_validate(dict(layout.settings))
     choices = list(layout.choices)
     with tempfile.TemporaryDirectory(prefix="rec_ray_") as temporary:
         scratch = Path(temporary)
-        features, events, decided = decide_roles(store, registry, feast, wishes, scratch)
+        features, events, decided = decide_roles(store, registry, feast, options, scratch)
         choices += decided
         values: dict[str, Any] = {"feast": {"repo": _place(Path(repo), folder), **layout.settings}}
         if not is_published(store, PublishSettings()):

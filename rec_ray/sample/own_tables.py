@@ -21,15 +21,17 @@ from rec_ray.sample.own_files import OwnFiles, Problems, find_tables
 from rec_ray.sample.roles import (
     OPTIONS,
     TIME_NAMES,
-    Ask,
     ColumnNames,
+    Prompt,
     TimeColumn,
     choose_event_time,
     choose_key,
     choose_row_time,
     find_arrival,
+    find_dates,
     is_called,
     snake,
+    why_no_date,
 )
 from rec_ray.sample.survey import fetch_one, query_files, quoted
 from rec_ray.sample.times import is_time
@@ -103,7 +105,8 @@ class OwnTable:
         """Return the table with a time column as the time from which a row counts; it remains a feature too."""
         time = TimeColumn(column, None, "")
         keys = len(KEYS[self.name])
-        stamp = OwnColumn(EVENT_TIMESTAMP, TIMESTAMP, column)
+        unit = next(each.unit for each in self.columns if each.origin == column)
+        stamp = OwnColumn(EVENT_TIMESTAMP, TIMESTAMP, column, unit)
         return replace(self, time=time, columns=(*self.columns[:keys], stamp, *self.columns[keys:]))
 
     def undated(self, why: str) -> OwnTable:
@@ -126,7 +129,7 @@ class OwnTables:
 
 
 def read_own_tables(
-    source: str | Path, scratch: Path, names: ColumnNames | None = None, ask: Ask | None = None
+    source: str | Path, scratch: Path, names: ColumnNames | None = None, prompt: Prompt | None = None
 ) -> OwnTables:
     """Read the tables of a folder or an address and plan their columns.
 
@@ -135,7 +138,7 @@ def read_own_tables(
         scratch: an empty folder for copies of files that are not local Parquet; it must exist until the tables are
             written.
         names: columns that the user names.
-        ask: called with a question that only the user can answer; with None it becomes a fault.
+        prompt: called with a question that only the user can answer; with None it becomes a fault.
 
     Raises:
         ConfigError: the folder or its interactions are missing, or a table has several possible event times.
@@ -146,7 +149,7 @@ def read_own_tables(
     """
     names, problems = names or ColumnNames(), Problems()
     files = find_tables(source, scratch, problems)
-    tables = {name: _plan(found, names, ask, problems) for name, found in files.items()}
+    tables = {name: _plan(found, names, prompt, problems) for name, found in files.items()}
     have = {column for found in files.values() for column in found.schema.names}
     for key in (USER_ID, ITEM_ID):
         for name in names.of_key(key):
@@ -167,7 +170,7 @@ def read_own_tables(
     return OwnTables(tables.get("users"), tables.get("items"), interactions)
 
 
-def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Problems) -> OwnTable | None:
+def _plan(files: OwnFiles, names: ColumnNames, prompt: Prompt | None, problems: Problems) -> OwnTable | None:
     lower = [column.lower() for column in files.schema.names]
     twice = sorted({column for column in files.schema.names if lower.count(column.lower()) > 1})
     if twice:
@@ -181,7 +184,7 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
 
     origins: dict[str, str] = {}
     for key in KEYS[files.name]:
-        origin = choose_key(files, key, names, ask, problems)
+        origin = choose_key(files, key, names, prompt, problems)
         if origin is None or not _can_be_id(files, origin, problems):
             continue
         origins[key] = origin
@@ -190,7 +193,7 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
         fault = f"{files.shown}: column {origins[USER_ID]!r} cannot be the id of the user and of the item"
         problems.add(ConfigError(fault), "--user-column NAME --item-column NAME")
     is_event = files.name == "interactions"
-    time = choose_event_time(files, names, ask, problems) if is_event else choose_row_time(files, names, problems)
+    time = choose_event_time(files, names, prompt, problems) if is_event else choose_row_time(files, names, problems)
     columns = [OwnColumn(key, pa.string(), origin) for key, origin in origins.items()]
     if time is not None:
         columns.append(OwnColumn(EVENT_TIMESTAMP, TIMESTAMP, time.column, time.unit))
@@ -202,8 +205,15 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
         files.name, [name for name in own if not is_index(name)], [column.name for column in columns]
     )
     special, unused = _special_columns(files, names, problems, decide) if is_event else ({}, {})
+    dates = {} if is_event else find_dates(files)
     for name in own:
         kind = special[name].type if name in special else _written_type(files.schema.field(name).type)
+        unit = None
+        if name in dates:
+            kind, unit = TIMESTAMP, dates[name].unit
+            decide(name, "a date", dates[name].why)
+        elif not is_event and (why := why_no_date(files, name)):
+            decide(name, "not read as a date", why)
         if is_index(name):
             decide(name, LEFT_OUT, "the index of a data frame")
         elif kind is None:
@@ -215,12 +225,12 @@ def _plan(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Proble
                     f"written as {written[name]}",
                     "letters, digits and underscores only, and no name that rec_ray uses itself",
                 )
-            columns.append(OwnColumn(written[name], kind, name))
+            columns.append(OwnColumn(written[name], kind, name, unit))
             if is_event and name not in special:
                 decide(name, "unused", unused.get(name) or _why_unused(name))
     if len(columns) == len(origins) + (time is not None):
         decide(PLACEHOLDER, "placeholder", "no features, and Feast has no view without fields")
-    arrival = find_arrival(files) if not is_event and time is None else None
+    arrival = find_arrival(files, list(dates)) if not is_event and time is None else None
     roles = {role.role: written[name] for name, role in special.items()}
     return OwnTable(files, tuple(columns), time, tuple(decisions), arrival, roles.get("type"), roles.get("value"))
 

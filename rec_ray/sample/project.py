@@ -20,7 +20,7 @@ from rec_ray.sample import shop
 from rec_ray.sample.declarations import declare_features, declare_interactions, name_of_items
 from rec_ray.sample.feature_repo import apply_feature_repo, write_feature_repo
 from rec_ray.sample.own_tables import Decision, OwnTables, read_own_tables
-from rec_ray.sample.roles import Ask, ColumnNames
+from rec_ray.sample.roles import ColumnNames, Prompt
 from rec_ray.sample.row_dates import check_event_times, describe_ids, write_dated
 from rec_ray.sample.survey import (
     count_distinct,
@@ -79,7 +79,7 @@ def init_project(
     *,
     seed: int = 0,
     names: ColumnNames | None = None,
-    ask: Ask | None = None,
+    prompt: Prompt | None = None,
 ) -> ProjectSummary:
     """Write a project into a folder, which is created if missing.
 
@@ -87,8 +87,8 @@ def init_project(
         folder: receives `rec_ray.yaml` and `feature_repo/`.
         source: folder or address with the user's own tables (see `read_own_tables`); without it a generated shop.
         seed: of the generated shop.
-        names: columns of the user's tables. ask: called for a column that only the user can name; with None it becomes
-            a fault.
+        names: columns of the user's tables. prompt: called for a column that only the user can name; with None it
+            becomes a fault.
 
     Raises:
         ConfigError: the folder already contains a project or is not writable, or `source` does not exist.
@@ -104,7 +104,7 @@ def init_project(
             f"{folder} already contains {list_names(there)}; name another folder, or remove them to start again"
         )
     with tempfile.TemporaryDirectory(prefix="rec_ray_init_") as scratch:
-        own = None if source is None else read_own_tables(source, Path(scratch), names, ask)
+        own = None if source is None else read_own_tables(source, Path(scratch), names, prompt)
         made = _write_project(folder, own, names, seed)
     features = {name: tuple(made.values["features"][name]) for name in ("user", "item")}
     return ProjectSummary(

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from rec_ray.errors import ConfigError, SchemaError, list_names
+from rec_ray.sample.csv_files import WORDS_FOR_NULL
 from rec_ray.sample.own_files import OwnFiles, Problems
 from rec_ray.sample.survey import fetch_one, query_files, quoted
-from rec_ray.sample.times import ISO, UNITS, is_calendar_date, is_time, unit_of
+from rec_ray.sample.times import FULL_ISO, ISO, UNITS, is_calendar_date, is_time, unit_of
 from rec_ray.schema import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 TIME_NAMES = (EVENT_TIMESTAMP, "timestamp")
@@ -60,7 +61,7 @@ class Question:
     choices: tuple[str, ...]
 
 
-Ask = Callable[[Question], str]
+Prompt = Callable[[Question], str]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def is_called(name: str, *known: str) -> bool:
     return snake(name).replace("_", "") in {each.replace("_", "") for each in known}
 
 
-def choose_key(files: OwnFiles, key: str, names: ColumnNames, ask: Ask | None, problems: Problems) -> str | None:
+def choose_key(files: OwnFiles, key: str, names: ColumnNames, prompt: Prompt | None, problems: Problems) -> str | None:
     """Return the column with the ids of users or items, or None after adding a problem."""
     have = files.schema.names
     spelt = [name for name in have if is_called(name, key)]
@@ -96,9 +97,9 @@ def choose_key(files: OwnFiles, key: str, names: ColumnNames, ask: Ask | None, p
     if len(spelt) == 1:
         return spelt[0]
     guess = _guess(key, have, files.name)
-    if ask is not None:
+    if prompt is not None:
         text = f"Which column of {files.shown} has the id of the {key.removesuffix('_id')}?"
-        answer = ask(Question(text, OPTIONS[key], guess, tuple(have)))
+        answer = prompt(Question(text, OPTIONS[key], guess, tuple(have)))
         if answer in have:
             return answer
     wanted = names.of_key(key) or (key,)
@@ -119,7 +120,9 @@ def _guess(key: str, have: Sequence[str], table: str) -> str | None:
     return plain.get("id") if table == {USER_ID: "users", ITEM_ID: "items"}[key] else None
 
 
-def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, problems: Problems) -> TimeColumn | None:
+def choose_event_time(
+    files: OwnFiles, names: ColumnNames, prompt: Prompt | None, problems: Problems
+) -> TimeColumn | None:
     """Return the column with the time of an event, or None after adding a problem."""
     if names.time is not None:
         if names.time in files.schema.names:
@@ -150,9 +153,9 @@ def choose_event_time(files: OwnFiles, names: ColumnNames, ask: Ask | None, prob
         why = "the only column with times" if times else "the only column that can be read as times"
         return _read_as_time(files, candidates[0], names.time_unit, why, problems)
     guess = (happened or candidates)[0]
-    if ask is not None:
+    if prompt is not None:
         text = f"Which column of {files.shown} has the time of an event? Columns with times: {', '.join(candidates)}."
-        answer = ask(Question(text, "--time-column", guess, tuple(files.schema.names)))
+        answer = prompt(Question(text, "--time-column", guess, tuple(files.schema.names)))
         if answer in files.schema.names:
             return _read_as_time(files, answer, names.time_unit, "your answer", problems)
     if happened:
@@ -180,9 +183,69 @@ def _named_time(files: OwnFiles) -> str | None:
     return None
 
 
-def find_arrival(files: OwnFiles) -> str | None:
-    """Return the only time column of a users or items table if its name is that of an arrival time."""
-    times = [column.name for column in files.schema if is_time(column.type)]
+def find_dates(files: OwnFiles) -> dict[str, TimeColumn]:
+    """Return the columns of a users or items table that have the name of a time and can be read as times.
+
+    Timestamps and dates by type are not among them. Each value must be ISO text, or an epoch in one unit.
+    """
+    found: dict[str, TimeColumn] = {}
+    for name in _called_like_times(files):
+        reading = _reading(files, name)
+        if reading is not None and (reading[0] is not None or _is_all_iso(files, name)):
+            found[name] = TimeColumn(name, *reading)
+    return found
+
+
+def why_no_date(files: OwnFiles, column: str) -> str | None:
+    """Return why a column with the name of a date is not read as one; None if its values do not resemble dates."""
+    if column not in _called_like_times(files):
+        return None
+    span = _number_span(files, column)
+    if span is not None and is_calendar_date(span[0]) and is_calendar_date(span[1]):
+        return f"numbers such as {span[0]:.0f} are calendar dates and no epoch; write them as 2024-05-31"
+    kind = files.schema.field(column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return None
+    with query_files(files.paths) as connection:
+        odd, dates, known = fetch_one(
+            connection,
+            f"SELECT min(v) FILTER (NOT regexp_matches(v, '{FULL_ISO}')), "
+            rf"count(*) FILTER (regexp_matches(v, '^\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}')), count(*) "
+            f"FROM ({_texts(column)}) WHERE v IS NOT NULL",
+        )
+    if not known or dates < known / 2:
+        return None
+    return f"{odd!r} is no ISO date; write all values as 2024-05-31 or 2024-05-31T12:00:00Z"
+
+
+def _called_like_times(files: OwnFiles) -> list[str]:
+    """Return the columns that have the name of a time and another type."""
+    return [
+        column.name
+        for column in files.schema
+        if not is_time(column.type)
+        and (LIKE_TIME.search(snake(column.name)) or LIKE_ARRIVAL.search(snake(column.name)))
+    ]
+
+
+def _is_all_iso(files: OwnFiles, column: str) -> bool:
+    """Return whether every text of a column is a complete ISO date or time that exists."""
+    with query_files(files.paths) as connection:
+        known, whole = fetch_one(
+            connection,
+            f"SELECT count(v), count(*) FILTER (regexp_matches(v, '{FULL_ISO}') "
+            "AND TRY_CAST(left(v, 10) AS DATE) IS NOT NULL) "
+            f"FROM ({_texts(column)})",
+        )
+    return bool(known) and known == whole
+
+
+def find_arrival(files: OwnFiles, dates: Sequence[str] = ()) -> str | None:
+    """Return the only time column of a users or items table if its name is that of an arrival time.
+
+    dates: columns that are read as times, though they have another type.
+    """
+    times = [column.name for column in files.schema if is_time(column.type) or column.name in dates]
     return times[0] if len(times) == 1 and LIKE_ARRIVAL.search(snake(times[0])) else None
 
 
@@ -236,12 +299,11 @@ def _reading(files: OwnFiles, column: str) -> tuple[str | None, str] | None:
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if not (number or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return None
-    name = quoted(column)
     with query_files(files.paths) as connection:
         known, as_number, low, high, iso = fetch_one(
             connection,
             f"SELECT count(v), count(n), min(n), max(n), count(*) FILTER (regexp_matches(v, '{ISO}')) "
-            f"FROM (SELECT v, TRY_CAST(v AS DOUBLE) AS n FROM (SELECT nullif(trim({name}::VARCHAR), '') AS v FROM t)) "
+            f"FROM (SELECT v, TRY_CAST(v AS DOUBLE) AS n FROM ({_texts(column)})) "
             "WHERE v IS NOT NULL AND NOT coalesce(isnan(n), false)",
         )
     if not known:
@@ -250,6 +312,13 @@ def _reading(files: OwnFiles, column: str) -> tuple[str | None, str] | None:
         unit = unit_of(float(low), float(high))
         return None if unit is None else (unit, f"read as {unit} since 1970 because of the range of its values")
     return (None, "ISO text") if iso == known and not number else None
+
+
+def _texts(column: str) -> str:
+    """Return the query of a column's values as texts `v`, with null for the words that mean null."""
+    absent = ", ".join(f"'{word}'" for word in WORDS_FOR_NULL)
+    text = f"trim({quoted(column)}::VARCHAR)"
+    return f"SELECT CASE WHEN lower({text}) NOT IN ('', {absent}) THEN {text} END AS v FROM t"
 
 
 def unit_named(unit: str | None) -> str | None:

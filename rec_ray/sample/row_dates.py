@@ -42,7 +42,12 @@ def write_dated(table: OwnTable, path: Path, interactions: WrittenTable, earlies
     earliest: time of the first event; the date of rows without another one.
     """
     key = KEYS[table.name][0]
-    written = write_own_table(table, path, earliest)
+    unknown = 0
+    if table.time is not None:
+        written = write_own_table(table, path)
+        unknown = count_nulls(path, EVENT_TIMESTAMP)
+    if table.time is None or unknown:
+        written = write_own_table(table, path, earliest)
     if table.time is None:
         repeats = written.rows - count_distinct(path, key)
         twice = f"; {repeats:,} rows repeat an id, of which the last one in the file counts" if repeats else ""
@@ -58,6 +63,11 @@ def write_dated(table: OwnTable, path: Path, interactions: WrittenTable, earlies
     if share is None or share >= SEEN:
         less = (
             "" if share is None or share == 1 else f"; {1 - share:.0%} of the events precede all rows of their entity"
+        )
+        less += (
+            f"; {unknown:,} of {written.rows:,} rows have no time there and count from the first event"
+            if unknown
+            else ""
         )
         return DatedTable(written, f"the column {table.time.column}{less}")
     older = f"the column {table.time.column} dates them later than {1 - share:.0%} of their events"

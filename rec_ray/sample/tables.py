@@ -48,7 +48,7 @@ def write_own_table(table: OwnTable, path: Path, earliest: datetime | None = Non
     Args:
         table: from `read_own_tables`.
         path: file to write.
-        earliest: time of the rows if the table has none.
+        earliest: time of the rows of users or items without one.
 
     Raises:
         SchemaError: a value does not fit the written type, such as a year 300,000.
@@ -121,6 +121,8 @@ def _converted(table: OwnTable, earliest: datetime | None) -> Iterator[pa.Table]
         arrays = {column.name: _convert(batch.column(column.origin), column, table) for column in table.columns}
         if EVENT_TIMESTAMP not in arrays:
             arrays[EVENT_TIMESTAMP] = pa.repeat(pa.scalar(earliest, TIMESTAMP), batch.num_rows)
+        elif earliest is not None and table.name != "interactions":
+            arrays[EVENT_TIMESTAMP] = pc.fill_null(arrays[EVENT_TIMESTAMP], pa.scalar(earliest, TIMESTAMP))
         if len(arrays) == len(KEYS[table.name]) + 1:
             arrays[PLACEHOLDER] = pa.repeat(True, batch.num_rows)
         yield pa.table(arrays)

@@ -24,6 +24,8 @@ SENTINELS = tuple(datetime(year, 1, 1) for year in (1, 1900, 1970))
 ZONE = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
 """A zone at the end of a time; a bare date may also end with `-02`."""
 ISO = r"^\d{4}-\d\d-\d\d"
+FULL_ISO = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?( ?(Z|UTC|[+-]\d\d(:?\d\d)?))?)?$"
+"""A complete ISO date, optionally with a time, optionally with a zone."""
 
 
 def is_time(kind: pa.DataType) -> bool:

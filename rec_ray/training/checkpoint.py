@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -31,6 +30,9 @@ Send = Callable[[dict[str, Any], str | None], None]
 
 def send_to_ray_train(metrics: dict[str, Any], folder: str | None) -> None:
     """Report an epoch to Ray Train from one of its workers."""
+    # Lazy import here and in `load`: a training in a process without Ray sends its epochs elsewhere.
+    import ray.train
+
     if folder is None:
         ray.train.report(metrics)
     else:
@@ -88,6 +90,7 @@ class Progress:
     attempt with the best validation. models: stage -> weights to use. finished: finished stages. stage, attempt,
     stage_epochs: current stage, its attempt, and the number of its finished epochs. average: running average of the
     weights after each of these epochs. steps: optimizer steps of the finished attempts and stages.
+    course: history and maximum number of epochs of the current stage, for its reports; not stored.
     seconds_to_first_step: from the request to the first step, including the start of the workers and reading.
     """
 
@@ -103,6 +106,7 @@ class Progress:
     steps: int = 0
     seconds_to_first_step: float | None = None
     state: Tensors = field(default_factory=dict)
+    course: dict[str, Any] = field(default_factory=dict)
 
     @property
     def epochs(self) -> list[EpochResult]:
@@ -170,7 +174,14 @@ class Progress:
                 self.attempts[self.attempt].done = True
             else:
                 self.finished.append(self.stage)
-        metrics = {"stage": self.stage, "attempt": self.attempt, "epoch": epoch.epoch, "loss": epoch.loss}
+        metrics: dict[str, Any] = {
+            "stage": self.stage,
+            "attempt": self.attempt,
+            "epoch": epoch.epoch,
+            "seconds": round(epoch.seconds, 3),
+            "loss": epoch.loss,
+            **self.course,
+        }
         if epoch.validation_ndcg:
             metrics["validation_ndcg@10"] = epoch.validation_ndcg
         if watched:
@@ -203,7 +214,7 @@ class Progress:
 
         With another number of workers the total number of steps differs; the finished share stays the same.
         """
-        learner.steps = round(int(self.state["steps"]) * learner.total_steps / int(self.state["total_steps"]))
+        finished = round(int(self.state["steps"]) * learner.total_steps / int(self.state["total_steps"]))
         learner.model.load_state_dict(_below(self.state, "model."))
         for kind, optimizer in (("dense", learner.dense), ("tables", learner.tables)):
             entries: dict[int, Tensors] = {}
@@ -211,11 +222,14 @@ class Progress:
                 index, key = name.split(".", 1)
                 entries.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        learner.resume(finished)
         LOGGER.info("training resumes after epoch %d of stage %s", self.stage_epochs, self.stage)
 
     @classmethod
     def load(cls) -> Progress:
         """Return the progress of this run's last checkpoint, or a new one."""
+        import ray.train
+
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return cls()

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from rec_ray.contracts import TEST, VALIDATION
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.timelines import TimelineBatch, Timelines, training_batch, training_windows
 from rec_ray.retrieval.learning.learner import shuffled_batches
+from rec_ray.retrieval.ragged import value_rows
+from rec_ray.schema import Split
 
 STREAMED_TIMELINES = 20_000
 """Timelines that are shuffled together if a shard does not fit into the cache."""
@@ -59,7 +60,7 @@ class Shard:
         self.pieces = own_rows(folder, filesystem, rank, world)
         self.cached: Timelines | None = None
         self.watched: Timelines | None = None
-        self.events = dict.fromkeys((VALIDATION, TEST, TEST + 1), 0)
+        self.events = dict.fromkeys((Split.VALIDATION, Split.TEST, Split.TEST + 1), 0)
         self.positives: Array = np.zeros((3, items + 1), np.int64)
         kept: list[pa.Table] | None = []
         self.asked = 0
@@ -67,7 +68,7 @@ class Shard:
         for table in self._tables():
             timelines = Timelines.from_table(table, user_shape)
             self._count(timelines)
-            users = np.flatnonzero(np.diff(timelines.positives(VALIDATION)[1]) > 0)
+            users = np.flatnonzero(np.diff(timelines.positives(Split.VALIDATION)[1]) > 0)
             watched.add(table, users)
             self.asked += len(users)
             size += table.nbytes
@@ -95,9 +96,18 @@ class Shard:
             for chosen in shuffled_batches(windows, batch_size, of_part):
                 yield training_batch(timelines, windows, chosen, ahead=ahead, generator=generator)
 
-    def sample(self) -> Timelines | None:
-        """Return the first timelines of the shard, at most one block; None if it is empty."""
-        return next(self._parts(), None)
+    def sample_positives(self, max_split: int) -> tuple[Array, Array]:
+        """Return the positives before `max_split` of the first users, at most one block of them if the shard streams.
+
+        Returns:
+            Item indices [events] in the order of time within a user, and the offsets of the users [users + 1].
+        """
+        timelines = next(self._parts(), None)
+        if timelines is None:
+            return np.zeros(0, np.int64), np.zeros(1, np.int64)
+        chosen = (timelines.split < max_split) & (timelines.weight > 0)
+        count = np.bincount(value_rows(timelines.first)[chosen], minlength=len(timelines))
+        return timelines.item_index[chosen], np.concatenate([[0], np.cumsum(count)])
 
     def _parts(self) -> Iterator[Timelines]:
         if self.cached is not None:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
 from typing import Any
 
 import ray.train
@@ -20,16 +19,14 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from rec_ray.config import ModelSettings, RaySettings, TrainSettings
-from rec_ray.contracts import TrainedModel, TrainingData, TrainingFacts
+from rec_ray.contracts import TrainedModel, TrainingData
 from rec_ray.errors import DataError, RecRayError, StorageError
-from rec_ray.logs import LOGGER
-from rec_ray.retrieval.learning.attempts import describe_attempts
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
-from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.model.warm_start import carry_over
 from rec_ray.storage.object_store import Storage
-from rec_ray.training.checkpoint import AttemptRecord, Progress
-from rec_ray.training.worker import CHECK, LEARN, PUBLISH, TrainingPlan, train_loop_per_worker
+from rec_ray.training.checkpoint import Progress
+from rec_ray.training.trained_model import build_trained_model, tower_arguments
+from rec_ray.training.worker import TrainingPlan, train_loop_per_worker
 
 TRAINING_FOLDER = "training"
 POLL_SECONDS = 0.25
@@ -68,13 +65,7 @@ def train_two_tower(
     if live is not None and history == "auto":
         # The weights of a warm start fit only the history encoder with which they were trained.
         history = str(live.arguments["history"])
-    arguments = {
-        "vocabulary_size": preprocessor.vocabulary_size,
-        "item_shape": asdict(preprocessor.items.shape),
-        "user_shape": asdict(preprocessor.users.shape),
-        "event_types": len(preprocessor.event_types) + 1,
-        **architecture,
-    }
+    arguments = tower_arguments(preprocessor, architecture)
     plan = TrainingPlan(
         arguments=arguments,
         history=history,
@@ -96,72 +87,7 @@ def train_two_tower(
         else None,
     )
     progress = _run(plan, train, storage, run_id, callbacks, local=ray_settings.address is None)
-
-    if not progress.attempts:
-        raise RecRayError("training ended without a checkpoint")
-    chosen = progress.attempts[progress.chosen]
-    arguments["history"] = chosen.attempt.history
-
-    def towers(stage: str) -> TwoTower | None:
-        if stage not in progress.models:
-            return None
-        built = build_two_tower(**arguments)
-        built.load_state_dict(progress.models[stage])
-        return built.eval()
-
-    learned = towers(LEARN)
-    if learned is None:
-        raise RecRayError("training ended without a checkpoint")
-    epochs = tuple(progress.epochs)
-    curves = {"epochs": [asdict(epoch) for epoch in epochs], "best_epoch": progress.best_epoch}
-    refit = {"refit": train.refit, "warm_start": "live" if live is not None else "off"}
-    how = _describe(progress, chosen, data.items)
-    bundle = TwoTowerBundle(learned, arguments, preprocessor, {**metadata, **curves, **refit, "training": how})
-    checked, published = towers(CHECK), towers(PUBLISH)
-    return TrainedModel(
-        bundle=bundle,
-        epochs=epochs,
-        best_epoch=progress.best_epoch,
-        facts=TrainingFacts(progress.steps, progress.seconds_to_first_step, **how),
-        checked=None if checked is None else TwoTowerBundle(checked, arguments, preprocessor, bundle.metadata),
-        published=bundle
-        if published is None
-        else TwoTowerBundle(published, arguments, preprocessor, bundle.metadata, evaluated=learned),
-    )
-
-
-def _describe(progress: Progress, chosen: AttemptRecord, items: int) -> dict[str, Any]:
-    """Return the attempts and the figures of the chosen one, for the bundle, the log and the report.
-
-    nothing_learned: one sentence if the chosen attempt collapsed, else None.
-    """
-    attempts = [
-        {
-            "history": record.attempt.history,
-            "careful": record.attempt.careful,
-            "epochs": len(record.epochs),
-            "best_epoch": record.best_epoch,
-            "validation_ndcg": record.best.validation_ndcg if record.best is not None else 0.0,
-            "seconds": round(sum(epoch.seconds for epoch in record.epochs), 1),
-            "collapsed": record.has_collapsed(items),
-        }
-        for record in progress.attempts
-    ]
-    nothing = None
-    if chosen.has_collapsed(items):
-        nothing = f"the model learned nothing beyond popularity ({chosen.describe_collapse()})"
-        LOGGER.warning("%s; check the events and features with `rec-ray doctor`", nothing)
-    elif len(attempts) > 1:
-        LOGGER.info("history %s chosen: validation NDCG@10 %s", chosen.attempt.history, describe_attempts(attempts))
-    best = chosen.best
-    return {
-        "history": chosen.attempt.history,
-        "reason": progress.reason,
-        "attempts": attempts,
-        "effective_rank": round(best.effective_rank, 2) if best is not None else None,
-        "mean_cosine": round(best.mean_cosine, 4) if best is not None else None,
-        "nothing_learned": nothing,
-    }
+    return build_trained_model(progress, plan, preprocessor, metadata, warm_start="live" if live is not None else "off")
 
 
 def _write_start(

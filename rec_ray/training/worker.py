@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 
 from rec_ray.config import TrainSettings
-from rec_ray.contracts import TEST, VALIDATION, EpochResult
+from rec_ray.contracts import EpochResult
 from rec_ray.logs import LOGGER
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.catalogue import Catalogue
@@ -32,10 +30,12 @@ from rec_ray.retrieval.features.event_order import EventOrder, measure_order
 from rec_ray.retrieval.features.timelines import TimelineBatch
 from rec_ray.retrieval.learning.attempts import SPREAD_ITEMS, Attempt, careful_attempt, measure_spread, plan_attempts
 from rec_ray.retrieval.learning.gradients import world_size
-from rec_ray.retrieval.learning.learner import Learner, LearningSettings
+from rec_ray.retrieval.learning.learner import Learner
 from rec_ray.retrieval.learning.prefetch import prefetched
+from rec_ray.retrieval.learning.spectral_start import start_from_counts
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 from rec_ray.retrieval.model.warm_start import load_start, share_unknown_row
+from rec_ray.schema import Split
 from rec_ray.storage.object_store import Storage
 from rec_ray.training.checkpoint import AttemptRecord, Progress, Send, send_to_ray_train
 from rec_ray.training.shard import Shard
@@ -91,24 +91,21 @@ class Stage:
 
 def stages_of(train: TrainSettings) -> list[Stage]:
     """Return the stages that the settings select, in order."""
-    learn = Stage(LEARN, VALIDATION)
+    learn = Stage(LEARN, Split.VALIDATION)
     if train.refit == "off":
         return [learn]
-    check = [Stage(CHECK, TEST)] if train.refit_check else []
-    return [learn, *check, Stage(PUBLISH, TEST + 1)]
+    check = [Stage(CHECK, Split.TEST)] if train.refit_check else []
+    return [learn, *check, Stage(PUBLISH, Split.TEST + 1)]
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Run all stages of the plan in `config["plan"]`, from the checkpoint of the run if there is one."""
+    # Lazy import: `train_stages` also runs in a process without Ray.
+    import ray.train.torch
+
     context = ray.train.get_context()
-    train_stages(
-        config["plan"],
-        Progress.load(),
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        send=send_to_ray_train,
-    )
+    rank, world, device = context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    train_stages(config["plan"], Progress.load(), rank=rank, world=world, device=device, send=send_to_ray_train)
 
 
 def train_stages(
@@ -149,7 +146,7 @@ def _ahead(plan: TrainingPlan, positives: Array, asked: int) -> int:
     if plan.train.ahead != "auto":
         return plan.train.ahead
     # Subtract a quarter: with 1.25 validation events per user, most targets are just the next event.
-    return max(1, min(MOST_AHEAD, math.ceil(positives[VALIDATION].sum() / max(1, asked) - 0.25)))
+    return max(1, min(MOST_AHEAD, math.ceil(positives[Split.VALIDATION].sum() / max(1, asked) - 0.25)))
 
 
 def _learn_attempts(shared: _Shared, stage: Stage, asked: int) -> None:
@@ -182,17 +179,9 @@ def _learn_attempts(shared: _Shared, stage: Stage, asked: int) -> None:
 
 def _order_of_events(shared: _Shared) -> EventOrder:
     """Measure the order of the training positives on a part of each worker's users."""
-    timelines = shared.shard.sample()
-    hits = np.zeros(3, np.int64)
-    if timelines is not None:
-        chosen = (timelines.split < VALIDATION) & (timelines.weight > 0)
-        user = np.repeat(np.arange(len(timelines)), np.diff(timelines.first))
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(user[chosen], minlength=len(timelines)))])
-        seed = shared.plan.train.seed
-        hits += dataclasses.astuple(
-            measure_order(timelines.item_index[chosen], offsets, shared.plan.items + 1, seed=seed)
-        )
-    return EventOrder(*_summed(hits, shared.device).tolist())
+    items, offsets = shared.shard.sample_positives(Split.VALIDATION)
+    order = measure_order(items, offsets, shared.plan.items + 1, seed=shared.plan.train.seed)
+    return EventOrder(*_summed(np.array(dataclasses.astuple(order)), shared.device).tolist())
 
 
 @dataclass(frozen=True)
@@ -229,16 +218,17 @@ class _Worker:
             self.epochs = train.refit_epochs if self.from_best else progress.best_epoch
         # A full refit repeats the schedule of the training up to its best epoch.
         scheduled = self.epochs if self.from_best else most
-        settings = attempt.adapt(LearningSettings.of(train, ahead=shared.ahead))
+        settings = attempt.adapt(train)
         if self.from_best:
-            settings = dataclasses.replace(settings, learning_rate=settings.learning_rate * REFIT_RATE)
+            settings = settings.model_copy(update={"learning_rate": settings.learning_rate * REFIT_RATE})
+        self.catalogue = _read_catalogue(self.plan, now=stage.name == PUBLISH)
         model, known_rows = self._first_model()
-        catalogue = _read_catalogue(self.plan, now=stage.name == PUBLISH)
         self.learner = Learner(
             model,
-            dataclasses.replace(catalogue, count=shared.positives[: stage.max_split].sum(axis=0)),
+            dataclasses.replace(self.catalogue, count=shared.positives[: stage.max_split].sum(axis=0)),
             settings,
             total_steps=steps * scheduled,
+            ahead=shared.ahead,
             device=shared.device,
             known_rows=known_rows,
         )
@@ -246,16 +236,21 @@ class _Worker:
         if (progress.stage, progress.attempt) == (stage.name, number_of_attempt) and progress.stage_epochs:
             progress.restore(self.learner)
         progress.begin(stage.name, number_of_attempt)
+        progress.course = {"history": attempt.history, "epochs": self.epochs}
 
     def _first_model(self) -> tuple[TwoTower, torch.Tensor | None]:
         """Return the initial towers and a mask of the item-id rows that an earlier version has learned."""
-        # Towers start equal on all workers; dropout and negatives must not: see `_seed`.
+        # Equal on all workers, unlike dropout and negatives: see `_seed`.
         torch.manual_seed(self.plan.train.seed)
         model, known_rows = build_two_tower(**self.plan.arguments, history=self.attempt.history), None
         if self.plan.start is not None:
             known_rows = load_start(self.plan.storage.read_bytes(self.plan.start), model)
         if self.from_best:
             model.load_state_dict(self.progress.models[LEARN])
+        elif self.plan.start is None:
+            counted = self.shard.sample_positives(self.stage.max_split)
+            total = functools.partial(_summed_tensor, device=self.shared.device)
+            start_from_counts(model, self.catalogue, *counted, total=total, seed=self.plan.train.seed)
         return model, known_rows
 
     def learn(self) -> None:
@@ -334,14 +329,11 @@ class _Worker:
     def _in_step(self, epoch: int) -> Iterator[TimelineBatch]:
         """Yield a worker's batches while every worker has one, because gradients are averaged at each step."""
         seed = (self.plan.train.seed * 10 + self._place()) * 1000 + epoch
-        ahead = self.shared.ahead
-        made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed, ahead=ahead)
+        made = self.shard.batches(self.stage.max_split, self.plan.train.batch_size, seed, ahead=self.shared.ahead)
         batches = prefetched(made, self.learner.device)
         while True:
             batch = next(batches, None)
-            if self.world > 1 and not self._agreed(int(batch is not None), dist.ReduceOp.MIN):
-                return
-            if batch is None:
+            if not self._agreed(int(batch is not None), dist.ReduceOp.MIN) or batch is None:
                 return
             yield batch
 
@@ -368,7 +360,7 @@ class _Worker:
             self.learner.validation_ndcg,
             watched,
             np.arange(len(watched)),
-            split=VALIDATION,
+            split=Split.VALIDATION,
             query=0,
             history_length=self.plan.history_length,
             exclude_seen=self.plan.exclude_seen,
@@ -394,6 +386,12 @@ def _summed(values: Array, device: torch.device) -> Array:
     """Return the sums over all workers."""
     if world_size() == 1:
         return values
-    tensor = torch.from_numpy(values).to(device)
-    dist.all_reduce(tensor)
-    return tensor.cpu().numpy()
+    return _summed_tensor(torch.from_numpy(values), device).numpy()
+
+
+def _summed_tensor(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the sums over all workers, on the CPU."""
+    if world_size() > 1:
+        values = values.to(device)
+        dist.all_reduce(values)
+    return values.cpu()

@@ -40,6 +40,7 @@ class VersionRow:
     parent: the version that was live before; `publish` fills it in.
     id, updated_at: set by `publish`.
     candidates_sha256: sum of the manifest of the candidates that were pushed.
+    checks: checks of the night, as JSON values.
     """
 
     version: str
@@ -54,16 +55,18 @@ class VersionRow:
     updated_at: datetime | None = None
     id: int | None = None
     candidates_sha256: str | None = None
+    checks: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """Version number of a run and its state."""
+    """Version number of a run and its state. reason: the sentence of a refusal."""
 
     version: str
     run_id: str
     reserved_at: datetime
     state: str
+    reason: str | None = None
 
 
 class VersionDatabase:
@@ -159,7 +162,9 @@ class VersionDatabase:
             published = replace(row, parent=parent, updated_at=updated_at, id=None)
             values = {field.name: getattr(published, field.name) for field in fields(published) if field.name != "id"}
             metrics = None if row.metrics is None else json.dumps(replace_non_finite(row.metrics), sort_keys=True)
-            inserted = sa.insert(VERSIONS).values({**values, "metrics": metrics}).returning(VERSIONS.c.id)
+            checks = None if row.checks is None else json.dumps(replace_non_finite(row.checks))
+            texts = {"metrics": metrics, "checks": checks}
+            inserted = sa.insert(VERSIONS).values({**values, **texts}).returning(VERSIONS.c.id)
             new_id = connection.scalar(inserted)
             if connection.scalar(_newest_first([VERSIONS.c.id]).limit(1)) != new_id:
                 raise DataError(
@@ -184,23 +189,27 @@ class VersionDatabase:
         rows = self._rows(1, version)
         return rows[0] if rows else None
 
-    def mark(self, version: str, state: State, lock: PublishingLock | None = None) -> None:
+    def mark(
+        self, version: str, state: State, lock: PublishingLock | None = None, *, reason: str | None = None
+    ) -> None:
         """Record the state of a number; a number that was not reserved here, such as one of another system, has none.
 
-        lock: checked in the same transaction.
+        lock: checked in the same transaction. reason: for a refusal.
         """
         with self.connection.write(f"record the state of version {version} in", RESERVATIONS) as connection:
             if lock is not None:
                 lock.check(connection)
             mine = RESERVATIONS.c.version == version
-            connection.execute(sa.update(RESERVATIONS).where(mine).values(state=state))
+            connection.execute(sa.update(RESERVATIONS).where(mine).values(state=state, reason=reason))
 
     def reservations(self) -> list[Reservation]:
         """Return all reserved numbers, the oldest first."""
         if not self._has(RESERVATIONS):
             return []
         with self.connection.read("read the reservations in") as connection:
-            query = sa.select(RESERVATIONS).order_by(RESERVATIONS.c.reserved_at)
+            have = {column["name"] for column in sa.inspect(connection).get_columns(RESERVATIONS.name)}
+            columns = [column for column in RESERVATIONS.columns if column.name in have]
+            query = sa.select(*columns).order_by(RESERVATIONS.c.reserved_at)
             return [Reservation(**found) for found in connection.execute(query).mappings()]
 
     def running(self) -> set[str]:
@@ -346,5 +355,5 @@ def _is_tie(newest: Sequence[Mapping[Any, Any]]) -> bool:
 
 
 def _row(found: Mapping[Any, Any]) -> VersionRow:
-    metrics = found.get("metrics")
-    return VersionRow(**{**found, "metrics": json.loads(metrics) if metrics else None})
+    texts = {name: json.loads(found[name]) if found.get(name) else None for name in ("metrics", "checks")}
+    return VersionRow(**{**found, **texts})

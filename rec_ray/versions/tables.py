@@ -53,6 +53,7 @@ VERSIONS = sa.Table(
     sa.Column("data_to", UtcDateTime),
     sa.Column("parent", sa.String(50)),
     sa.Column("candidates_sha256", sa.String(64)),
+    sa.Column("checks", sa.Text),
 )
 """One row per publication, inserted and never changed; the newest `updated_at` is live."""
 
@@ -63,6 +64,7 @@ RESERVATIONS = sa.Table(
     sa.Column("run_id", sa.String(200), nullable=False, unique=True),
     sa.Column("reserved_at", UtcDateTime, nullable=False),
     sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("reason", sa.Text),
 )
 """One row per run: its number and the state of that (`registry.State`)."""
 

@@ -42,7 +42,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_manifest(storage, "c") == WHOLE
     assert read_with_sum(storage, "c")[1] == read_with_sum(storage, "c")[1] != SUM
     assert (WHOLE.rows("recommendations"), WHOLE.rows("similar_items"), WHOLE.lists) == (2, 0, 1)
-    with pytest.raises(DataError, match=r"holds no complete candidates; run `rec-ray candidates VERSION`"):
+    with pytest.raises(DataError, match=r"holds no complete candidates; run: rec-ray candidates VERSION"):
         read_manifest(storage, "d")
 
 

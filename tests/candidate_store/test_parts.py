@@ -1,10 +1,13 @@
 """Slices of stored candidates are read whole, in batches that begin where the slice does."""
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stored_versions import write_version
 
 from rec_ray.candidate_store.manifest import CandidatesManifest, Part
 from rec_ray.candidate_store.parts import (
@@ -92,3 +95,17 @@ def test_damaged_parts_of_earlier_candidates_are_left_out_and_those_of_new_ones_
     assert ids.to_pylist() == [str(number) for number in range(ROWS)] and unreadable == [damaged]
     with pytest.raises((OSError, pa.ArrowException)):
         departed_ids(stored, paths, [damaged], "user_id", 0, 1)
+
+
+def test_the_reader_of_the_page_on_upgrading_reads_the_valid_parts_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "upgrading.md").read_text(encoding="utf-8")
+    storage = open_storage(str(tmp_path / "store"))
+    write_version(storage, "1", [f"u{number}" for number in range(50)], ["a", "b", "c", "d", "e"], part_rows=20)
+    # A part of candidates that are being computed: a pattern would find it.
+    storage.write_bytes("two-tower/1/candidates/recommendations/later/part-000000-000.parquet", b"unfinished")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], found)
+    assert found["lists"]["user_id"].to_pylist() == [f"u{number}" for number in range(50)]

@@ -193,7 +193,7 @@ def test_an_increment_has_the_items_of_the_version_and_only_the_given_users(carr
         assert row["item_ids"] == before[user]["item_ids"]
         assert row["scores"] == pytest.approx(before[user]["scores"], abs=1e-5)
     manifest = read_manifest(storage, prefix)
-    assert manifest.is_increment and set(manifest.parts) == {"user_embeddings", "recommendations"}
+    assert manifest.is_increment and set(manifest.parts) == {"user_embeddings", "recommendations", "user_timelines"}
     assert rows_of(storage, "recommendations") == list(before.values())
 
 

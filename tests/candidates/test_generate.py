@@ -292,7 +292,7 @@ def test_only_parts_of_tasks_that_succeeded_are_listed(tmp_path):
     """A lost task leaves parts behind; what counts is what the tasks that ended well gave back."""
     from ray.data._internal.execution.interfaces import TaskContext
 
-    from rec_ray.candidates.generate import PartsSink
+    from rec_ray.candidate_store.writer import PartsSink
     from rec_ray.schema import RECOMMENDATIONS
 
     storage = open_storage(str(tmp_path))

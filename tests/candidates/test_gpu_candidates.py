@@ -25,7 +25,8 @@ from bench_candidates import EVENTS, make_bundle, make_items, make_users
 
 from rec_ray.candidates.generate import generate_candidates
 from rec_ray.config import CandidateSettings
-from rec_ray.contracts import RowCounts, SplitTimes, TrainingData
+from rec_ray.contracts import RowCounts, TrainingData
+from rec_ray.schema import SplitTimes
 from rec_ray.storage.object_store import open_storage
 from rec_ray.distributed.runtime import open_ray
 

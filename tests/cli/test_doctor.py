@@ -14,6 +14,7 @@ from rec_ray.cli.doctor import CANARY, Check, examine, exit_code_of
 from rec_ray.cli.main import main
 from rec_ray.config import Settings
 from rec_ray.config.loading import load_settings
+from rec_ray.retrieval.search.byte_products import fastest_kernel
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 NAMES = [
@@ -24,6 +25,8 @@ NAMES = [
     "offline store",
     "push sources",
     "online store",
+    "online features",
+    "user encoder",
     "Ray",
 ]
 
@@ -58,6 +61,7 @@ def test_a_whole_project_has_no_fault_and_nothing_is_left_for_readers(
     assert [check["name"] for check in answer["checks"]] == NAMES
     assert all(check["ok"] for check in answer["checks"]) and answer["exit_code"] == 0
     assert "live is no version yet" in answer["checks"][1]["said"]
+    assert f"; exact search by {fastest_kernel()}" in answer["checks"][-1]["said"]
     assert not [path for path in (project / "store").rglob("*") if path.is_file()]
     # The canary's list is empty: whoever asks for it is recommended nothing.
     from rec_ray.feature_store.push_targets import find_push_target, read_online
@@ -111,7 +115,7 @@ def test_servers_that_are_away_are_named(project: Path) -> None:
         "database.url=postgresql://me@127.0.0.1:1/x",
         "side_tables.url=postgresql://me@127.0.0.1:1/x",
     )
-    assert set(found) == {"object store", "version database", "side tables", "online store"}
+    assert set(found) == {"object store", "version database", "side tables", "online store", "online features"}
     assert "nothing answers at storage.endpoint http://127.0.0.1:1" in found["object store"].said
     assert "is the online store of feature_store.yaml up" in found["online store"].said
     assert exit_code_of(list(found.values())) == 3

@@ -14,7 +14,7 @@ from rec_ray import __version__
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+def compiled(tmp_path_factory: pytest.TempPathFactory, processes: None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The pipeline and its settings for Kubernetes, as the documented command writes them."""
     file = tmp_path_factory.mktemp("kubeflow") / "train_workflow.yaml"
     command = [sys.executable, str(ROOT / "cluster" / "kubeflow" / "train_workflow.py"), str(file)]

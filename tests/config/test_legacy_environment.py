@@ -82,6 +82,19 @@ def test_negative_views_are_negative_unless_the_file_decides(tmp_path: Path) -> 
     assert negative("", DATABASE_URL="postgresql://a:b@c/d") == []
 
 
+def test_the_backend_finds_what_its_pipeline_left_unless_the_file_decides(tmp_path: Path) -> None:
+    publish = load(tmp_path, **OLD).publish
+    assert publish.materialize == "auto" and publish.legacy_user_encoder
+
+    publish = load(tmp_path, "publish: {materialize: [], legacy_user_encoder: false}", **OLD).publish
+    assert publish.materialize == [] and not publish.legacy_user_encoder
+    # Without its object store there is no bucket for the encoder.
+    publish = load(tmp_path, "storage: {url: store}", **OLD).publish
+    assert publish.materialize == "auto" and not publish.legacy_user_encoder
+    publish = load(tmp_path).publish
+    assert publish.materialize == [] and not publish.legacy_user_encoder
+
+
 @pytest.mark.parametrize(
     ("variables", "endpoint"),
     [

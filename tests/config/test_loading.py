@@ -10,7 +10,8 @@ from pydantic import SecretStr, ValidationError
 
 from rec_ray.config import SECRETS, Section, Settings, redact_settings
 from rec_ray.config.loading import load_settings
-from rec_ray.config.template import render_settings
+from rec_ray.config.reference import find_entry, list_entries, render_reference
+from rec_ray.config.template import SHOWN, render_settings
 from rec_ray.errors import ConfigError
 from rec_ray.schema import FeatureDeclaration
 
@@ -135,50 +136,56 @@ def test_what_is_no_yaml_is_refused_with_the_line_number_only(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("trian: {epochs: 1}", "trian: no such setting; did you mean 'train'?"),
-        ("train: {epoch: 1}", "train.epoch: no such setting; did you mean 'epochs'?"),
+        ("trian: {epochs: 1}", "trian: no such setting; did you mean train?"),
+        ("train: {epoch: 1}", "train.epoch: no such setting; did you mean train.epochs?"),
         ("train: {xyzzy: 1}", "train.xyzzy: no such setting; known are 'epochs', 'patience'"),
         (
             "features: {interaction: {typefield: a}}",
-            "features.interaction.typefield: no such setting; did you mean 'type",
+            "features.interaction.typefield: no such setting; did you mean features.interaction.type",
         ),
-        ("features: {user: {a: {kind: text, seperator: x}}}", "no such setting; did you mean 'separator'?"),
-        ("features: {user: {a: {kind: number}}}", "features.user.a.kind: Input should be 'numeric'"),
-        ("features: {user: {a: {}}}", "features.user.a.kind: Field required"),
+        (
+            "features: {user: {a: {kind: text, seperator: x}}}",
+            "no such setting; did you mean features.user.a.separator?",
+        ),
+        ("features: {user: {a: {kind: number}}}", "features.user.a.kind: expected 'numeric'"),
+        ("features: {user: {a: {}}}", "features.user.a.kind: expected a value, which is missing"),
         ("features: {user: {a: {kind: vector}}}", "features.user.a: a vector needs its length"),
         ("features: {user: {a: {kind: categories, separator: ''}}}", "features.user.a: the separator is empty"),
-        ("features: {interaction: {weights: {buy: 0}}}", "weights.buy: Input should be greater than 0; got 0"),
+        ("features: {interaction: {weights: {buy: 0}}}", "weights.buy: expected a number above 0; got 0"),
         ("train: {epochs: 0}", "train.epochs: expected a number from 1 on, or auto; got 0"),
         ("train: {epochs: many}", "train.epochs: expected a number from 1 on, or auto"),
-        ("train: {learning_rate: .inf}", "train.learning_rate: Input should be a finite number"),
-        ("train: {seed: -1}", "train.seed: Input should be greater than or equal to 0; got -1"),
-        ("train: 3", "train: Input should be a valid dictionary"),
-        ("model: {dropout: 1.0}", "model.dropout: Input should be less than 1"),
+        ("train: {learning_rate: .inf}", "train.learning_rate: expected a finite number"),
+        ("train: {seed: -1}", "train.seed: expected at least 0; got -1 (in "),
+        ("train: 3", "train: expected a section with settings"),
+        ("model: {dropout: 1.0}", "model.dropout: expected a number below 1"),
         ("model: {embedding_size: 9}", "model.embedding_size 9 is not a multiple of model.heads 2"),
-        ("evaluation: {ks: []}", "evaluation.ks: List should have at least 1 item"),
+        ("evaluation: {ks: []}", "evaluation.ks: expected at least 1 entry"),
         ("evaluation: {test_fraction: 0.6, validation_fraction: 0.5}", "leave no events to train on"),
         ("train: {uniform_negatives: 0, in_batch_negatives: false}", "leaves no negatives"),
-        ("candidates: {filters: {availble: a}}", "candidates.filters.availble: no such setting; did you mean 'availab"),
+        (
+            "candidates: {filters: {availble: a}}",
+            "filters.availble: no such setting; did you mean candidates.filters.ava",
+        ),
         ("candidates: {filters: {most_per_category: 2}}", "needs candidates.filters.category, the item field"),
         ("candidates: {filters: {category: c, category_level: 1}}", "has no effect without most_per_category"),
         ("candidates: {exclude_seen: false, filters: {seen_days: 3}}", "have no effect while exclude_seen is false"),
         (
             "candidates: {filters: {rules: [{item: a, user: b, must_be: below}]}}",
-            "candidates.filters.rules.0.must_be: Input should be 'equal', 'at_least'",
+            "candidates.filters.rules.0.must_be: expected 'equal', 'at_least'",
         ),
         (
             "candidates: {filters: {rules: [{item: a, user: b, must_be: equal, missing: x}]}}",
             "candidates.filters.rules.0.missing: no such setting; known are 'item', 'must_be', 'user'",
         ),
-        ("candidates: {diversity: 1}", "candidates.diversity: Input should be less than 1"),
-        ("search: {text_encoder: bge}", "search.text_encoder: String should match pattern"),
-        ("search: {text_veiws: {}}", "search.text_veiws: no such setting; did you mean 'text_views'?"),
+        ("candidates: {diversity: 1}", "candidates.diversity: expected a number below 1"),
+        ("search: {text_encoder: bge}", "search.text_encoder: expected a text of the form"),
+        ("search: {text_veiws: {}}", "search.text_veiws: no such setting; did you mean search.text_views?"),
         (
             "search: {image_views: {a: {v: {image: x, texts: [y]}}}}",
-            "search.image_views.a.v.texts: no such setting; did you mean 'text'?",
+            "search.image_views.a.v.texts: no such setting; did you mean search.image_views.a.v.text?",
         ),
         ("search: {text_views: {a: {}}}", "text_views.a lists no field of its view"),
-        ("search: {text_views: {a: {v: []}}}", "search.text_views.a.v: List should have at least 1 item"),
+        ("search: {text_views: {a: {v: []}}}", "search.text_views.a.v: expected at least 1 entry"),
         ("search: {text_views: {a: {v: [x]}}, image_views: {a: {v: {image: x}}}}", "a is in text_views and in image_"),
         ("search: {image_encoder: 'transformers:clip', image_views: {}}", "has no effect without image_views"),
     ],
@@ -221,10 +228,10 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     ("override", "said"),
     [
         ("train.epochs", "--set takes section.key=value; got 'train.epochs'"),
-        ("epochs=3", "--set takes section.key=value; got 'epochs=...'"),
+        ("epochs=3", "--set takes section.key=value; got 'epochs=...'; did you mean train.epochs?"),
         ("train.epochs.more=3", "--set: train.epochs.more is below 'epochs', which is not a section"),
         ("train.epochs=[", "the value of --set train.epochs is not YAML"),
-        ("train.epoch=3", "did you mean 'epochs'?"),
+        ("train.epoch=3", "did you mean train.epochs? (from --set)"),
     ],
 )
 def test_a_wrong_override_is_named(tmp_path: Path, override: str, said: str) -> None:
@@ -232,7 +239,8 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, said: str) -> 
 
 
 def test_a_misspelt_variable_is_refused(tmp_path: Path) -> None:
-    assert "train.epoch: no such setting; did you mean 'epochs'?" in refusal(tmp_path, REC_RAY__TRAIN__EPOCH="3")
+    assert "train.epoch: no such setting; did you mean train.epochs?" in refusal(tmp_path, REC_RAY__TRAIN__EPOCH="3")
+    assert "(from the variable REC_RAY__TRAIN__EPOCH)" in refusal(tmp_path, REC_RAY__TRAIN__EPOCH="3")
     assert "environment: train.epochs.x is below 'epochs'" in refusal(
         tmp_path, "train: {epochs: 1}", REC_RAY__TRAIN__EPOCHS__X="3"
     )
@@ -416,7 +424,7 @@ def keys_of(section: type[Section], prefix: str = "") -> list[str]:
     return keys
 
 
-def test_the_template_holds_every_setting_below_its_comment_but_no_secret() -> None:
+def test_the_template_holds_the_usual_settings_below_their_comments_but_no_secret() -> None:
     lines = render_settings().splitlines()
     stack: list[str] = []
     found = []
@@ -430,11 +438,56 @@ def test_the_template_holds_every_setting_below_its_comment_but_no_secret() -> N
         assert len(lines[i - 1].strip()) > 10
         if match[3]:
             found.append(".".join(stack))
-    secrets = {f"{section}.{key}" for section, key in SECRETS}
-    assert found == [key for key in keys_of(Settings) if key not in secrets]
-    for section, key in SECRETS:
-        assert f"  # {getattr(Settings(), section).__class__.model_fields[key].description}" in lines
-    assert max(map(len, lines)) < 260
+    usual = {f"{section}.{key}" for section, keys in SHOWN.items() for key in keys}
+    assert set(found) == usual and usual < set(keys_of(Settings))
+    assert [line.rstrip(":") for line in lines if re.match(r"\w+:$", line)] == list(SHOWN)
+    assert max(map(len, lines)) < 110 and len(lines) < 120
+    assert "  # Values: true or false." in "\n".join(lines).replace("interacted with. ", "interacted with.\n  # ")
+
+
+def test_the_template_holds_given_settings_that_are_not_usual_ones() -> None:
+    values = {"search": {"image_weight": 3.0}, "candidates": {"filters": {"category": "c"}}, "model": {"layers": 3}}
+    text = render_settings(values, {"train.seed": "a note"})
+    assert yaml.safe_load(text)["search"] == {"image_weight": 3.0}
+    assert yaml.safe_load(text)["candidates"]["filters"] == {"category": "c"}
+    assert yaml.safe_load(text)["model"]["layers"] == 3 and "  # a note\n  seed: 0\n" in text
+    assert "side_tables" not in text
+
+
+def test_the_reference_is_that_of_the_settings_classes() -> None:
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == render_reference(), "run: make configuration"
+    assert [entry.name for entry in list_entries()] == keys_of(Settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "default"),
+    [
+        ("train.epochs", "a whole number above 0, or auto", "auto"),
+        ("model.layers", "a whole number from 1 and up to 64", "2"),
+        ("evaluation.gate", "warn, refuse or off", "warn"),
+        ("candidates.exclude_seen", "true or false", "true"),
+        ("evaluation.ks", "a list of whole number above 0", "[5, 10, 20, 50, 100]"),
+        ("candidates.filters.seen_days", "a number above 0, or null", "null"),
+        (
+            "features.user",
+            "a mapping, each name to {kind: "
+            "numeric, categorical, categories, category_path, text, timestamp or vector}",
+            "{}",
+        ),
+        ("storage.secret_key", "a text from the environment or a file, or null", "none"),
+    ],
+)
+def test_a_setting_is_explained(name: str, allowed: str, default: str) -> None:
+    entry = find_entry(name)
+    assert (entry.allowed, entry.default) == (allowed, default)
+    assert entry.variable.startswith("REC_RAY__" + name.upper().replace(".", "__"))
+
+
+def test_a_misspelt_setting_is_not_explained_but_suggested() -> None:
+    for name, near in {"epochs": "train.epochs", "train.epoch": "train.epochs", "layers": "model.layers"}.items():
+        with pytest.raises(ConfigError, match=f"did you mean .*{near}"):
+            find_entry(name)
 
 
 def test_the_template_loads_back_to_the_same_settings(tmp_path: Path) -> None:
@@ -469,6 +522,7 @@ def test_the_template_loads_back_to_the_same_settings(tmp_path: Path) -> None:
 def test_notes_stand_between_the_description_and_the_setting() -> None:
     lines = render_settings(notes={"features.user": "first\nsecond", "train.seed": "third"}).splitlines()
     at = lines.index("  user: {}")
-    assert lines[at - 3 : at] == ["  # Features of users, by field name.", "  # first", "  # second"]
+    assert lines[at - 2 : at] == ["  # first", "  # second"]
+    assert lines[at - 4].startswith("  # Features of users, by field name. Values: ")
     at = lines.index("  seed: 0")
-    assert lines[at - 2 : at] == ["  # Random seed; makes a run on one worker repeatable.", "  # third"]
+    assert lines[at - 1] == "  # third" and lines[at - 2].startswith("  # Random seed; makes a run on one worker")

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rec_ray.config import FeatureSettings
-from rec_ray.contracts import FeatureTables, RowCounts, SplitTimes
+from rec_ray.contracts import FeatureTables, RowCounts
 from rec_ray.errors import SchemaError
-from rec_ray.schema import FeatureDeclaration
+from rec_ray.schema import FeatureDeclaration, SplitTimes
 
 THEN = datetime(2024, 1, 1, tzinfo=UTC)
 NAMES = ["red cup", "blue cup", "red cup", None, "  ", "steel hammer"]

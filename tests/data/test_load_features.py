@@ -9,9 +9,9 @@ import pytest
 
 from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings
 from rec_ray.config.loading import load_settings
-from rec_ray.contracts import RowCounts, SplitTimes
+from rec_ray.contracts import RowCounts
 from rec_ray.errors import ConfigError, EmptyDataError
-from rec_ray.schema import FeatureDeclaration
+from rec_ray.schema import FeatureDeclaration, SplitTimes
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 

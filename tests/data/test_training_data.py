@@ -9,12 +9,13 @@ import ray.data
 
 from rec_ray.config import EvaluationSettings, FeastSettings, FeatureSettings, InteractionSettings
 from rec_ray.config.loading import load_settings
-from rec_ray.contracts import TEST, TRAIN, VALIDATION
 from rec_ray.errors import EmptyDataError, SchemaError
 from rec_ray.retrieval.features.catalogue import CATALOGUE
 from rec_ray.retrieval.features.timelines import TIMELINES
-from rec_ray.schema import FeatureDeclaration
+from rec_ray.schema import FeatureDeclaration, Split
 from rec_ray.storage.object_store import open_storage
+
+TRAIN, VALIDATION, TEST = Split
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 
@@ -309,3 +310,14 @@ def test_a_feature_that_cannot_be_read_as_its_kind_is_named(hand_worked, tmp_pat
     tables = load(hand_worked.store, features, hand_worked.evaluation, hand_worked.as_of)
     with pytest.raises(SchemaError, match="city"):
         prepare(tables, features, "time", tmp_path)
+
+
+def test_the_profile_of_the_data_is_stored_beside_them(tiny_data):
+    from rec_ray.retrieval.profiles.data_profile import DataProfile
+
+    data, features = tiny_data.data, tiny_data.settings.features
+    profile = DataProfile.from_json(tiny_data.storage.read_bytes(data.profile), data.profile)
+    assert (profile.users.total, profile.items.total, profile.kept) == (data.users, data.items, data.rows.kept)
+    assert (set(profile.user_features), set(profile.item_features)) == (set(features.user), set(features.item))
+    assert profile.as_of == int(data.split_times.as_of.timestamp()) > profile.newest > profile.oldest > 0
+    assert len(profile.sources) == 2, "the files of users and items name their newest rows"

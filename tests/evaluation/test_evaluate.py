@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from rec_ray.config import CandidateSettings, EvaluationSettings
-from rec_ray.contracts import TEST, Evaluation, EvaluationFacts
+from rec_ray.contracts import Evaluation, EvaluationFacts
 from rec_ray.evaluation.evaluate import confirm_collapse
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import Timelines, query_batch
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries
+from rec_ray.schema import Split
+
+TEST = Split.TEST
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from rec_ray.config import EvaluationSettings
+from rec_ray.config import EvaluationSettings, Settings
 from rec_ray.contracts import Evaluation, EvaluationFacts
 from rec_ray.errors import GateError
-from rec_ray.evaluation.gate import check_gate
+from rec_ray.evaluation.gate import check_gate, check_quality, find_loss, suggest_changes
 
 
 def compared(model, popularity, live=None):
@@ -19,10 +19,11 @@ def compared(model, popularity, live=None):
     return Evaluation(metrics, users=1234, targets=1234, facts=facts)
 
 
-def test_a_model_as_good_as_popularity_within_the_margin_passes():
+def test_a_model_within_the_margin_of_popularity_is_not_refused_and_passes_only_if_it_is_better():
     for gate in ("warn", "refuse"):
-        assert check_gate(compared(0.1, 0.1), EvaluationSettings(gate=gate)) == "passed"
-        assert check_gate(compared(0.091, 0.1), EvaluationSettings(gate=gate, gate_margin=0.1)) == "passed"
+        assert check_gate(compared(0.1, 0.1), EvaluationSettings(gate=gate)) == "behind"
+        assert check_gate(compared(0.091, 0.1), EvaluationSettings(gate=gate, gate_margin=0.1)) == "behind"
+        assert check_gate(compared(0.11, 0.1), EvaluationSettings(gate=gate)) == "passed"
     assert check_gate(compared(0.0, 0.1), EvaluationSettings(gate="off")) == "off"
     assert check_gate(Evaluation({}, 0, 0), EvaluationSettings(gate="refuse")) == "off", "nothing to compare by"
 
@@ -68,3 +69,48 @@ def test_a_model_that_learned_nothing_is_refused_or_warned_about_whatever_its_fi
     assert "learned nothing beyond popularity" in caplog.messages[0]
     with pytest.raises(GateError, match="learned nothing beyond popularity"):
         check_gate(evaluation, EvaluationSettings(gate="refuse"))
+
+
+@pytest.mark.parametrize(
+    ("high", "margin", "verdict"),
+    [(-0.001, 0.0, "warned"), (0.001, 0.0, "passed"), (-0.01, 0.1, "passed"), (-0.03, 0.1, "warned")],
+)
+def test_the_best_counting_method_must_not_be_surely_better(high, margin, verdict):
+    metrics = {"model": {"ndcg@10": 0.2}, "popularity": {"ndcg@10": 0.1}}
+    metrics |= {"recent_popularity": {"ndcg@10": 0.15}, "item_knn": {"ndcg@10": 0.21}}
+    differences = {"item_knn": {"ndcg@10": (-0.05, high)}, "recent_popularity": {"ndcg@10": (0.01, 0.09)}}
+    evaluation = Evaluation(metrics, users=1234, targets=1234, differences=differences)
+    settings = EvaluationSettings(gate="refuse", gate_margin=margin)
+    found = {each.name: each for each in check_quality(evaluation, settings)}
+    assert found["quality.counting"].verdict == verdict
+    assert "0.2100 of item-kNN, the best counting method" in found["quality.counting"].said
+    assert found["quality.popularity"].verdict == "passed"
+    assert check_gate(evaluation, settings) == "behind", "published all the same"
+
+
+def test_item_vectors_that_are_nearly_alike_warn():
+    facts = EvaluationFacts(known_items=100, mean_cosine=0.97, effective_rank=1.4)
+    evaluation = dataclasses.replace(compared(0.2, 0.1), facts=facts)
+    found = {each.name: each.verdict for each in check_quality(evaluation, EvaluationSettings(gate="refuse"))}
+    assert (found["geometry.item_cosine"], found["geometry.item_rank"]) == ("warned", "warned")
+    assert found["learning.learned"] == "passed"
+    assert check_gate(evaluation, EvaluationSettings(gate="refuse")) == "warned"
+
+
+def test_a_model_behind_the_best_counting_baseline_is_named_with_what_to_try():
+    evaluation = compared(0.2, 0.1)
+    metrics = {**evaluation.metrics, "item_knn": {"ndcg@10": 0.3}, "random_walk": {"ndcg@10": 0.25}}
+    behind = dataclasses.replace(evaluation, metrics=metrics, differences={"item_knn": {"ndcg@10": (-0.2, -0.05)}})
+    assert check_gate(behind, EvaluationSettings(gate="refuse")) == "behind"
+    said = "the model's NDCG@10 0.2000 does not beat the 0.3000 of item-kNN, which only counts"
+    assert find_loss(behind) == said
+    by_chance = dataclasses.replace(behind, differences={"item_knn": {"ndcg@10": (-0.2, 0.05)}})
+    assert find_loss(by_chance) == f"{said}, which may be chance"
+    assert find_loss(evaluation) is None and find_loss(Evaluation({}, 0, 0)) is None
+    tried = suggest_changes(Settings(train={"epochs": 3, "learning_rate": 0.003}, model={"history": "none"}))
+    assert tried[:3] == [
+        "declare features of users and items in section features",
+        "--set model.history=auto",
+        "--set train.epochs=auto",
+    ]
+    assert "--set train.learning_rate=0.001, or 0.009" in tried

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import yaml
 from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.types import Array, Int64, String
 
@@ -93,9 +93,10 @@ def test_their_own_feast_apply_finds_nothing_to_change(repo):
 
 
 def test_a_sql_store_gets_tables_of_its_own_kind(repo):
-    store, settings = open_store(repo), Settings.model_validate(KEYS)
-    store.config._offline_store = SimpleNamespace(type="postgres")
-    text = plan_views(store, settings).text
+    file = repo / "feature_store.yaml"
+    postgres = {"type": "postgres", "host": "localhost", "database": "shop", "user": "me", "password": "secret"}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"offline_store": postgres}))
+    text = plan_views(open_store(repo), Settings.model_validate(KEYS)).text
     assert "import PostgreSQLSource" in text and 'table="rec_ray_user_items"' in text and "Path(" not in text
     compile(text, "rec_ray_views.py", "exec")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rec_ray.config import Settings
-from rec_ray.errors import RecRayError
+from rec_ray.errors import ConfigError, RecRayError
 from rec_ray.runs.context import open_feature_store
 
 WHOLE = "project: shop\nprovider: local\nregistry: registry.db\nonline_store:\n  type: redis\n"
@@ -36,3 +36,12 @@ def test_what_is_wrong_is_said_without_the_content(
         open_feature_store(settings)
     assert "hunter2" not in str(caught.value) and caught.value.__cause__ is None
     assert "\n" not in str(caught.value)
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = WHOLE.replace("redis", "postgres") + "  host: ${SHOP_HOST}\n  port: ${SHOP_PORT}  # not ${THIS}\n"
+    (tmp_path / "feature_store.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("SHOP_HOST", "here")
+    settings = Settings.model_validate({"feast": {"repo": str(tmp_path)}, "storage": {"url": str(tmp_path)}})
+    with pytest.raises(ConfigError, match=r"it contains '\$\{SHOP_PORT\}', which is not set$"):
+        open_feature_store(settings)

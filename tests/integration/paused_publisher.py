@@ -37,6 +37,7 @@ def open_publisher(settings_file: Path) -> Publisher:
         open_version_database(settings),
         settings.publish,
         settings.search,
+        settings.feast,
         describe_owner("test"),
         new_run_id(),
     )

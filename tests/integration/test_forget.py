@@ -107,7 +107,8 @@ def test_a_run_reads_no_row_of_the_forgotten() -> None:
     import ray.data
 
     from rec_ray.candidate_store.erasure import Erased
-    from rec_ray.contracts import FeatureTables, RowCounts, SplitTimes
+    from rec_ray.contracts import FeatureTables, RowCounts
+    from rec_ray.schema import SplitTimes
     from rec_ray.steps import without_erased
 
     events = pa.table({"user_id": ["a", "a", "b"], "item_id": ["i1", None, "i2"]})

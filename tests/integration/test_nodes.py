@@ -134,6 +134,7 @@ def check_published(cluster: RayNodes, project: Path, run_id: str, undisturbed: 
     assert outcome.recall > 2 * outcome.popularity
 
 
+@pytest.mark.faults
 def test_a_new_node_takes_part_and_a_killed_driver_is_followed_by_another(
     cluster: RayNodes,
     project: Path,
@@ -183,6 +184,7 @@ def test_two_nodes_train_and_another_takes_the_place_of_one_that_is_lost(
     assert job.status()["attempts"] == 1
 
 
+@pytest.mark.faults
 def test_a_node_without_network_for_half_a_minute_costs_no_run(
     cluster: RayNodes, project: Path, undisturbed: Outcome
 ) -> None:
@@ -201,6 +203,7 @@ def test_a_node_without_network_for_half_a_minute_costs_no_run(
     check_published(cluster, project, "cut", undisturbed)
 
 
+@pytest.mark.faults
 def test_a_stopped_job_leaves_in_order_and_the_same_run_goes_on(
     cluster: RayNodes, project: Path, undisturbed: Outcome
 ) -> None:
@@ -265,6 +268,7 @@ def online(project: Path, users: Sequence[str]) -> dict[str, tuple[str, list[str
     )
 
 
+@pytest.mark.faults
 def test_a_node_lost_in_candidates_or_in_publishing_changes_nothing(cluster: RayNodes, large_project: Path) -> None:
     cluster.have_workers(2, CPUS)
     Job(cluster, large_project, "whole", "aaaaa").finish()

@@ -188,7 +188,7 @@ def test_a_misspelt_setting_arrives_at_the_caller_as_exit_code_2(head: Head, tin
 
     assert ran.returncode == 2, ran.stdout
     assert "train.epoch" in ran.stdout
-    assert "did you mean 'epochs'?" in ran.stdout
+    assert "did you mean train.epochs?" in ran.stdout
 
 
 def metrics_of(head: Head) -> dict[str, float]:

@@ -89,7 +89,7 @@ def runs(project: Path) -> dict[str, tuple[int, Any, str]]:
         "again": call("evaluate", off[1]["version"], *own),
         "passed": call("run", *own, *LEARNS, "--set", "evaluation.gate=refuse"),
         "refused": call("run", *own, *LEARNS_NOTHING, "--set", "evaluation.gate=refuse"),
-        "warned": call("run", *own, *LEARNS_NOTHING, "--set", "evaluation.gate=warn"),
+        "warned": call("run", *own, *LEARNS_NOTHING, "--set", "evaluation.gate=warn", "--set", "features.item={}"),
     }
 
 
@@ -129,7 +129,7 @@ def test_a_model_better_than_popularity_and_the_live_version_passes(runs: Any, p
 
 def test_a_model_worse_than_both_is_stored_and_not_published(runs: Any, project: Path) -> None:
     code, report, said = runs["refused"]
-    assert (code, report) == (5, None)
+    assert (code, report["code"]) == (5, 5)
     line = said.strip().splitlines()[-1]
     assert line.startswith("rec-ray: the model learned nothing beyond popularity (loss ")
     assert "and the model's NDCG@10 is 0." in line
@@ -146,6 +146,12 @@ def test_a_warning_publishes_all_the_same(runs: Any, project: Path) -> None:
     code, report, said = runs["warned"]
     assert (code, report["gate"]) == (0, "warned"), said
     assert "below popularity's" in said and "published all the same (evaluation.gate: warn)" in said
+    assert report["advice"][0].startswith("The model's NDCG@10 0.") and "--set train.epochs=auto" in report["advice"][1]
+    facts = report["evaluation"]["facts"]
+    removed = ["category", *(["name"] if "name" in facts["live_without"] else [])]
+    assert sorted(facts["live_without"]) == removed
+    assert f"version {runs['passed'][1]['version']} is compared without 'category'" in said
+    assert "Traceback" not in said
     (live,) = (row for row in call("versions", "-C", project)[1]["versions"] if row["state"] == "live")
     assert live["version"] == report["version"]
 
@@ -203,7 +209,6 @@ def test_a_report_that_fails_is_said_and_stops_nothing(tiny_data: Any) -> None:
         Evaluation({}, 0, 0),
         tiny_data.data,
         tiny_data.storage,
-        "two-tower/1",
         read_fields,
         item_name="name",
         run=figures,

@@ -55,13 +55,13 @@ def write_candidates(storage, prefix):
 
 
 def update(store, folder, **settings):
-    from rec_ray.publishing.push import update_feature_store
+    from rec_ray.publishing.push import PushLock, update_feature_store
 
     storage = open_storage(str(folder))
     manifest = parse_manifest(json.dumps(write_candidates(storage, "made")).encode(), "made")
     candidates = StoredCandidates("made", manifest)
     return update_feature_store(
-        store, storage, candidates, PublishSettings(**settings), begin_push=lambda: datetime.now(UTC)
+        store, storage, candidates, PublishSettings(**settings), PushLock(lambda: datetime.now(UTC))
     )
 
 
@@ -134,9 +134,9 @@ def test_a_repository_of_other_types_and_times_gets_every_row(shop, tmp_path, mo
     ],
 )
 def test_every_writer_gets_as_many_batches(rows, writers, batch_rows, expected):
-    from rec_ray.publishing.push import _piece_rows
+    from rec_ray.publishing.push import rows_per_piece
 
-    assert _piece_rows(rows, writers, batch_rows) == expected
+    assert rows_per_piece(rows, writers, batch_rows) == expected
 
 
 def test_a_push_may_go_to_the_offline_store_too(shop, tmp_path):
@@ -266,7 +266,7 @@ def test_a_push_that_breaks_off_is_partly_published_and_goes_on_later(tiny_data,
 def test_vectors_of_another_publisher_are_noticed(shop, tmp_path, size):
     """The sample that is read back is compared, also when the other model has vectors of another length."""
     from rec_ray.feature_store.push_targets import find_push_target, push_frame
-    from rec_ray.publishing.push import _read_back
+    from rec_ray.publishing.push import check_pushed_sample
 
     def push(table, version):
         shop.push(target.source, push_frame(table, target, version, datetime.now(UTC)))
@@ -276,8 +276,8 @@ def test_vectors_of_another_publisher_are_noticed(shop, tmp_path, size):
     own = pa.table([["7"], [[0.8, 0.6]]], schema=USER_EMBEDDINGS)
     pq.write_table(own, tmp_path / "own.parquet")
     push(own, "1")
-    _read_back(shop, storage, [storage.path("own.parquet")], target, "1")
+    check_pushed_sample(shop, storage, [storage.path("own.parquet")], target, "1")
     other = pa.table([["7"], [np.full(size, 0.1).tolist()]], schema=USER_EMBEDDINGS)
     push(other, "2")
     with pytest.raises(PartlyPublishedError, match=r"'user_vectors' returns other values .* another publisher"):
-        _read_back(shop, storage, [storage.path("own.parquet")], target, "1")
+        check_pushed_sample(shop, storage, [storage.path("own.parquet")], target, "1")

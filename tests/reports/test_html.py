@@ -2,7 +2,7 @@
 
 import pytest
 
-from rec_ray.reports.html import _categories, category_field
+from rec_ray.reports.html import categories_of_items, category_field
 from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor
 from rec_ray.schema import FeatureDeclaration
 
@@ -32,4 +32,4 @@ def test_a_path_is_preferred_and_a_field_of_one_value_colours_nothing():
     ],
 )
 def test_the_first_part_is_the_category(declaration, value, category):
-    assert _categories({"i": value}, declaration) == ({} if category is None else {"i": category})
+    assert categories_of_items({"i": value}, declaration) == ({} if category is None else {"i": category})

@@ -77,8 +77,8 @@ def test_no_metrics_are_said(said):
 def test_text_of_a_shop_is_shown_as_it_is(said):
     text = said(print_items, f"Items like {MARKUP}", ["[b]1", "2"], [0.5, 0.25], {"[b]1": MARKUP})
     rows = [line for line in text.splitlines() if "0.500" in line or "0.250" in line]
-    cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
-    assert cells == [["1", "[b]1", MARKUP, "0.500"], ["2", "2", "", "0.250"]]
+    cells = [[cell.strip() for cell in row.split("  ") if cell.strip()] for row in rows]
+    assert cells == [["1", "[b]1", MARKUP, "0.500"], ["2", "2", "0.250"]]
     assert text.splitlines()[0].strip() == f"Items like {MARKUP}"
 
 
@@ -86,7 +86,12 @@ def test_addresses_and_runs_are_shown_as_they_are(said):
     assert "/data/[bold]/x :cat:" in said(print_rows, "Where [b]", {"model": "/data/[bold]/x :cat:", "a_b": 1})
     text = said(print_versions, [{"version": "3", "state": "live", "run_id": "[red]nightly", "metrics": None}])
     assert "[red]nightly" in text
-    assert "rec-ray run" in said(print_versions, [])
+    assert "No version yet" in said(print_versions, [])
+    figures = {"model": {"recall@10": 0.25, "ndcg@10": 0.125}, "item_knn": {"recall@10": 0.5, "ndcg@10": 0.3}}
+    text = said(
+        print_versions, [{"version": "3", "state": "published", "metrics": figures | {"live": figures["item_knn"]}}]
+    )
+    assert "was live" in text and "0.2500" in text and "item-kNN 0.5000 0.3000" in text
 
 
 def test_sequences_of_a_terminal_in_names_are_written_out(said):
@@ -109,7 +114,7 @@ def test_names_come_from_a_repository_with_numbers_as_ids_and_relative_files(mak
     from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
     from feast.types import Int64, String
 
-    from rec_ray.cli.lookup import _names
+    from rec_ray.cli.lookup import read_item_names
 
     repo = tmp_path / "repo"
     repo.mkdir()
@@ -129,6 +134,6 @@ def test_names_come_from_a_repository_with_numbers_as_ids_and_relative_files(mak
     store = make_repo(repo, [item, view, FeatureService(name="item_service", features=[view])])
     monkeypatch.chdir(here)
     settings = Settings(feast=FeastSettings(item_key="article"), features=FeatureSettings(item_name="label"))
-    assert _names(store, settings, ["30", "1", "77"]) == {"1": MARKUP}
-    assert _names(store, settings, []) == {}
-    assert _names(store, settings.model_copy(update={"features": FeatureSettings()}), ["1"]) == {}
+    assert read_item_names(store, settings, ["30", "1", "77"]) == {"1": MARKUP}
+    assert read_item_names(store, settings, []) == {}
+    assert read_item_names(store, settings.model_copy(update={"features": FeatureSettings()}), ["1"]) == {}

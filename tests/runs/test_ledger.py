@@ -159,7 +159,10 @@ def test_a_finished_run_is_left_alone_and_says_so(storage: Storage, caplog: pyte
         storage.write_bytes(f"{work_folder('x')}/data/part", b"rows")
         run.finish(MODEL)
     before = {key: storage.read_bytes(key) for key in storage.list()}
-    assert sorted(before) == [f"runs/x/{name}" for name in ("ledger.json", "log.jsonl", "status.json")]
+    assert sorted(before) == [
+        "runs/newest.json",
+        *(f"runs/x/{name}" for name in ("ledger.json", "log.jsonl", "status.json")),
+    ]
     with begin(storage) as run:
         assert run.report == dataclasses.asdict(MODEL)
     assert {key: storage.read_bytes(key) for key in storage.list()} == before

@@ -12,7 +12,6 @@ from rec_ray.contracts import (
     Evaluation,
     EvaluationFacts,
     RowCounts,
-    SplitTimes,
     StoredModel,
     TrainedModel,
     TrainingData,
@@ -24,6 +23,7 @@ from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor, Prepro
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
 from rec_ray.retrieval.model.towers import build_two_tower
 from rec_ray.runs.step_records import from_files, to_files
+from rec_ray.schema import SplitTimes
 
 FACTS = EvaluationFacts(4, 1, periods={"train": (9, 1, 2)}, lists={"model": {"fresh@10": 0.1 + 0.2}}, live_version="6")
 NOON = datetime(2024, 1, 1, 12, 0, 0, 250, tzinfo=UTC)

@@ -35,13 +35,13 @@ def even(*values: float) -> dict[float, int]:
 def test_columns_as_people_have_them(column: str, counts: dict[float, int], use: bool, least: float | None) -> None:
     proposal = propose_values(column, counts)
     assert (proposal.use, proposal.min_positive_value) == (use, least)
-    assert proposal.said.startswith(column)
+    assert proposal.reason.startswith(column)
 
 
 def test_the_sentence_names_the_scale_the_weight_and_how_many_are_negative() -> None:
     stars = propose_values("rating", {1.0: 5, 2.0: 5, 3.0: 20, 4.0: 30, 5.0: 40})
-    assert stars.said == (
+    assert stars.reason == (
         "rating 1 to 5, a rating of 1 to 5: weight = value / 5; below 3 counts as negative (10% of 100 values)"
     )
     thumbs = propose_values("vote", {-1.0: 25, 1.0: 75})
-    assert thumbs.said == "vote -1 to 1: values at or below 0 count as negative (25% of 100 values)"
+    assert thumbs.reason == "vote -1 to 1: values at or below 0 count as negative (25% of 100 values)"

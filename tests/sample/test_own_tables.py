@@ -483,3 +483,63 @@ def test_an_empty_folder_and_an_empty_table(own: Path) -> None:
     put(own, "interactions", EVENTS.iloc[:0])
     with pytest.raises(EmptyDataError, match="has no rows"):
         read(own)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("signup_date", ["2024-01-05", None, "2024-02-29"]),
+        ("created_at", ["2024-01-05T10:00:00Z", "NaT", "2024-02-29 00:00:00+02:00"]),
+        ("created_at", [1704448800, None, 1709164800]),
+        ("registered", [1704448800000, 1704448800001, 1709164800000]),
+        ("last_login_ts", ["1704448800", "", "1709164800"]),
+    ],
+)
+def test_dates_of_users_are_dates_in_any_encoding(own: Path, name: str, values: list[Any]) -> None:
+    put(own, "interactions", EVENTS)
+    users = pd.DataFrame({"user_id": ["000", "001", "002"], name: pd.array(values, dtype=None)})
+    put(own, "users", users)
+    table = read(own).users
+    assert table is not None
+    found = pq.read_table(write_own_table(table, own.parent / "out.parquet", T0).path)
+    assert found.schema.field(name).type == TIMESTAMP
+    assert found[name][0].as_py().date().isoformat() == "2024-01-05"
+    assert found[name][2].as_py().date().isoformat() in ("2024-02-28", "2024-02-29")
+    assert any(made.column == name and made.role == "a date" for made in table.decisions)
+
+
+def test_an_arrival_as_text_dates_the_rows(own: Path) -> None:
+    put(own, "interactions", EVENTS)
+    put(own, "items", pd.DataFrame({"item_id": [f"i{number}" for number in range(5)], "created_at": "2023-05-06"}))
+    table = read(own).items
+    assert table is not None and table.arrival == "created_at"
+    dated = pq.read_table(write_own_table(table.dated_by("created_at"), own.parent / "out.parquet", T0).path)
+    assert set(dated[EVENT_TIMESTAMP].to_pylist()) == {datetime(2023, 5, 6, tzinfo=UTC)}
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (["31/12/2023", "01/02/2024"], "'01/02/2024' is no ISO date; write all values as 2024-05-31"),
+        (["2024-01-05", "2024-02-30x"], "'2024-02-30x' is no ISO date"),
+        ([20231231, 20240102], "numbers such as 20231231 are calendar dates"),
+    ],
+)
+def test_dates_that_cannot_be_read_are_named(own: Path, values: list[Any], why: str) -> None:
+    put(own, "interactions", EVENTS)
+    put(own, "users", pd.DataFrame({"user_id": ["000", "001"], "signup_date": values}))
+    table = read(own).users
+    assert table is not None
+    [made] = [made for made in table.decisions if made.column == "signup_date"]
+    assert made.role == "not read as a date" and why in made.why
+
+
+def test_words_with_the_name_of_a_time_stay_words(own: Path) -> None:
+    put(own, "interactions", EVENTS)
+    words = {"user_id": ["000", "001"], "day": ["monday", "friday"], "time_zone": ["CET", "UTC"], "age_at": [31, 45]}
+    put(own, "users", pd.DataFrame(words))
+    table = read(own).users
+    assert table is not None
+    kinds = {column.name: column.type for column in table.columns}
+    assert (kinds["day"], kinds["time_zone"], kinds["age_at"]) == (pa.string(), pa.string(), pa.int64())
+    assert [made.column for made in table.decisions] == ["user_id"]

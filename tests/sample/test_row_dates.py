@@ -49,6 +49,14 @@ def dated(own: Path) -> Any:
 NAMES = [f"u{user}" for user in range(USERS)]
 
 
+def test_rows_without_a_time_count_from_the_first_event_and_the_others_from_theirs(own: Path) -> None:
+    when = [day(user) if user % 2 else None for user in range(USERS)]
+    write(own, "users", user_id=NAMES, age=list(range(USERS)), event_timestamp=pa.array(when, STAMP))
+    made, path = dated(own)
+    assert made.why == "the column event_timestamp; 5 of 10 rows have no time there and count from the first event"
+    assert pq.read_table(path)["event_timestamp"].to_pylist() == [each or T0 for each in when]
+
+
 @pytest.mark.parametrize(
     "when",
     [

@@ -12,11 +12,10 @@ from rec_ray.sample.shop import (
     USER_FEATURES,
     ShopTables,
     describe_users,
-    draw_truth,
     generate_interactions,
     generate_shop,
 )
-from rec_ray.sample.shop_truth import DAY, END, START
+from rec_ray.sample.shop_truth import DAY, END, START, draw_truth
 from rec_ray.sample.shop_words import DEPARTMENTS
 from rec_ray.schema import TIMESTAMP
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from rec_ray.storage import atomic_write as whole_file
 from rec_ray.storage.atomic_write import ALIGNMENT, BYTES_AT_ONCE, FEWEST_BYTES, is_partial, write_atomically
 
 SIZES = [0, 1, FEWEST_BYTES - 1, FEWEST_BYTES, FEWEST_BYTES + 1, BYTES_AT_ONCE + ALIGNMENT, 3 * BYTES_AT_ONCE + 4097]
@@ -41,7 +40,7 @@ def test_a_file_system_that_does_not_open_files_past_the_cache_is_written_throug
             path.write_bytes(b"")
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(whole_file.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     data = os.urandom(FEWEST_BYTES + 5)
     write_atomically(tmp_path / "some.bin", data)
     monkeypatch.undo()
@@ -62,7 +61,7 @@ def test_a_file_system_without_a_way_past_the_cache_is_written_through_it(
             raise OSError(errno.EINVAL, "Invalid argument")
         return write(file, data)
 
-    monkeypatch.setattr(whole_file.os, "write", refuse)
+    monkeypatch.setattr(os, "write", refuse)
     data = os.urandom(4 * BYTES_AT_ONCE + 5)
     write_atomically(tmp_path / "some.bin", data)
     assert (tmp_path / "some.bin").read_bytes() == data
@@ -71,7 +70,7 @@ def test_a_file_system_without_a_way_past_the_cache_is_written_through_it(
 
 def test_a_write_that_takes_less_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
-    monkeypatch.setattr(whole_file.os, "write", lambda file, data: write(file, data[: len(data) // 2]))
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
     data = os.urandom(2 * BYTES_AT_ONCE + 77)
     write_atomically(tmp_path / "some.bin", data)
     assert (tmp_path / "some.bin").read_bytes() == data
@@ -84,8 +83,8 @@ def test_nothing_is_left_of_a_file_that_failed(tmp_path: Path, monkeypatch: pyte
     def full(_file: int, _data: object = None) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(whole_file.os, "write", full)
-    monkeypatch.setattr(whole_file.os, "fsync", full)
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "some.bin", bytes(size))
     assert [file.name for file in tmp_path.iterdir()] == ["some.bin"]
@@ -94,6 +93,6 @@ def test_nothing_is_left_of_a_file_that_failed(tmp_path: Path, monkeypatch: pyte
 
 def test_the_name_of_an_unfinished_file_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
-    monkeypatch.setattr(whole_file.os, "fsync", lambda _file: names.extend(path.name for path in tmp_path.iterdir()))
+    monkeypatch.setattr(os, "fsync", lambda _file: names.extend(path.name for path in tmp_path.iterdir()))
     write_atomically(tmp_path / "some.bin", b"1")
     assert [is_partial(name) for name in [*names, "some.bin", ".hidden"]] == [True, False, False]

@@ -1,5 +1,6 @@
 """The object store on a real folder, and what an S3 address turns into; a closed port is a server that is down."""
 
+import dataclasses
 import os
 import pickle
 import socket
@@ -166,11 +167,21 @@ def test_a_folder_without_rights_is_named_with_a_remedy(tmp_path: Path) -> None:
         os.seteuid(user)
 
 
+def failing(storage: Storage, error: OSError) -> Storage:
+    """A store whose file system raises an error at every read."""
+
+    class Failing:
+        def open_input_stream(self, path: str) -> None:
+            raise error
+
+    return dataclasses.replace(storage, filesystem=Failing())
+
+
 def test_a_full_disk_is_named_with_a_remedy(storage: Storage) -> None:
     with pytest.raises(OSError, match="No space left") as full, Path("/dev/full").open("wb", buffering=0) as device:
         device.write(b"x")
-    with pytest.raises(StorageError, match="the disk is full"), storage._trying("write", "full"):
-        raise full.value
+    with pytest.raises(StorageError, match="the disk is full"):
+        failing(storage, full.value).read_bytes("full")
 
 
 def _closed_port() -> int:
@@ -190,8 +201,9 @@ def test_an_endpoint_that_does_not_answer_is_named_in_seconds_without_the_keys()
 
 def test_keys_in_the_text_of_an_error_are_masked() -> None:
     storage = open_storage("s3://shop", endpoint="http://minio:9000", **SECRETS)
-    with pytest.raises(StorageError) as raised, storage._trying("read", "x"):
-        raise OSError(f"ACCESS_DENIED for {SECRETS['access_key']} with {SECRETS['secret_key']}")
+    error = OSError(f"ACCESS_DENIED for {SECRETS['access_key']} with {SECRETS['secret_key']}")
+    with pytest.raises(StorageError) as raised:
+        failing(storage, error).read_bytes("x")
     shown = "".join(traceback.format_exception(raised.value))
     assert "for *** with ***; check the access keys" in str(raised.value)
     assert not any(secret in shown.replace("SECRETS", "") for secret in SECRETS.values())

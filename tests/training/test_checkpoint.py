@@ -11,8 +11,11 @@ class Steps:
     """A learner of which only the steps count."""
 
     def __init__(self, total: int) -> None:
-        self.total_steps, self.steps = total, 0
+        self.total_steps = total
         self.model, self.dense, self.tables = torch.nn.Linear(1, 1), *(torch.optim.SGD([torch.zeros(1)]) for _ in "ab")
+
+    def resume(self, steps: int) -> None:
+        self.steps = steps
 
 
 def test_the_average_moves_by_its_share_and_begins_anew_with_a_stage() -> None:

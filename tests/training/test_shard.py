@@ -9,11 +9,13 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from rec_ray.contracts import TEST, TRAIN, VALIDATION
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.timelines import QUERIES, TIMELINES
+from rec_ray.schema import Split
 from rec_ray.training import shard as training_shard
 from rec_ray.training.shard import Shard, own_rows, read_rows
+
+TRAIN, VALIDATION, TEST = Split
 
 LOCAL = pyarrow.fs.LocalFileSystem()
 SHAPE = FeatureShape(numeric=1)

@@ -13,15 +13,17 @@ import pytest
 import torch
 
 from rec_ray.config import ModelSettings, TrainSettings
-from rec_ray.contracts import TEST, TRAIN, VALIDATION
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.catalogue import catalogue_rows
 from rec_ray.retrieval.features.preprocessing import EncodedFeatures
 from rec_ray.retrieval.features.timelines import QUERIES, TIMELINES
 from rec_ray.retrieval.learning.attempts import Attempt
+from rec_ray.schema import Split
 from rec_ray.storage.object_store import open_storage
 from rec_ray.training.checkpoint import Progress
 from rec_ray.training.worker import TrainingPlan, train_stages
+
+TRAIN, VALIDATION, TEST = Split
 
 USERS, ITEMS, GROUPS, LENGTH = 120, 40, 4, 14
 NOTHING = FeatureShape()

@@ -19,6 +19,7 @@ from rec_ray.errors import DataError
 from rec_ray.retrieval.features.preprocessing import NUMBERS, FeaturePreprocessor, Preprocessor
 from rec_ray.retrieval.json_values import replace_non_finite
 from rec_ray.retrieval.model.bundle import TwoTowerBundle
+from rec_ray.retrieval.profiles.checks import Check
 
 FORMAT_VERSION = 1
 LISTED_VALUES = 4
@@ -51,7 +52,7 @@ class ReportFacts:
 
     names, categories: item id -> text, for the items of the map and of the examples.
     notes: findings about the data, as sentences. settings: with secrets masked. seconds: of each step so far.
-    counts: counts of the run by readable name.
+    counts: counts of the run by readable name. checks: of the night, see `retrieval.profiles`.
     """
 
     version: str
@@ -74,6 +75,7 @@ class ReportFacts:
     packages: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
 
     def to_json(self) -> bytes:
         """Return the facts as JSON; numbers that are not finite become null."""
@@ -111,6 +113,7 @@ _TYPED: dict[str, Any] = {
     "epochs": tuple[EpochResult, ...],
     "features": tuple[FeatureRow, ...],
     "item_map": ItemMap,
+    "checks": tuple[Check, ...],
 }
 """Fields of `ReportFacts` that JSON holds as plain values -> their types."""
 
@@ -166,7 +169,7 @@ def _describe(fitted: FeaturePreprocessor, name: str) -> str:
     return f"{len(values):,} values; most often {first}"
 
 
-_WITHOUT_VALUE = {each.name for each in fields(EvaluationFacts) if each.default is None}
+_WITHOUT_VALUE = {each.name for each in fields(EvaluationFacts) if each.default is None} | {"measured", "limit"}
 
 
 def _with_nan(value: Any, name: str = "") -> Any:

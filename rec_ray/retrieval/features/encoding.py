@@ -6,10 +6,10 @@ table of `TIMELINES`. All operations are vectorised over columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rec_ray.errors import SchemaError, list_names
-from rec_ray.retrieval.features.catalogue import lists_of
 from rec_ray.retrieval.features.columns import index_of, is_list
 from rec_ray.retrieval.features.corrections import is_superseded
 from rec_ray.retrieval.features.dislikes import is_disliked, rename_disliked
 from rec_ray.retrieval.features.preprocessing import EncodedFeatures, Preprocessor
 from rec_ray.retrieval.features.timelines import QUERIES, TIMELINES
 from rec_ray.retrieval.features.user_share import beyond_newest
-from rec_ray.retrieval.ragged import ragged_positions
+from rec_ray.retrieval.ragged import lists_of, ragged_positions
 from rec_ray.schema import (
     EVENT_CREATED,
     EVENT_KEY,
@@ -39,19 +38,13 @@ from rec_ray.schema import (
     SplitTimes,
 )
 
+if TYPE_CHECKING:
+    from rec_ray.config.features import InteractionSettings
+
 Array = npt.NDArray[Any]
 
 LEAST_VALUE = 0.05
 """Share of the full weight that the lowest positive value gets, so that every positive has an effect."""
-
-
-class _Meaning(Protocol):
-    @property
-    def weights(self) -> Mapping[str, float]: ...
-    @property
-    def negative_types(self) -> Sequence[str]: ...
-    @property
-    def min_positive_value(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class Labelling:
     events_per_user: int | None = None
 
     @classmethod
-    def of(cls, meaning: _Meaning, split: str, times: SplitTimes) -> Labelling:
+    def of(cls, meaning: InteractionSettings, split: str, times: SplitTimes) -> Labelling:
         """Build it from the declared meaning of events and the split."""
         return cls(
             dict(meaning.weights),

@@ -6,14 +6,17 @@ attempts and keeps the one with the best validation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rec_ray.retrieval.features.event_order import EventOrder
-from rec_ray.retrieval.learning.learner import MOST_WARMUP, LearningSettings
+from rec_ray.retrieval.learning.learner import MOST_WARMUP
+
+if TYPE_CHECKING:
+    from rec_ray.config.training import TrainSettings
 
 SMALL_EVENTS = 100_000
 """Maximum number of training positives with which both histories are tried, because a second one costs little."""
@@ -34,11 +37,12 @@ class Attempt:
     history: str
     careful: bool = False
 
-    def adapt(self, settings: LearningSettings) -> LearningSettings:
+    def adapt(self, settings: TrainSettings) -> TrainSettings:
         """Return the settings of this attempt."""
         if not self.careful:
             return settings
-        return replace(settings, learning_rate=settings.learning_rate * CAREFUL_RATE, warmup=MOST_WARMUP)
+        careful = {"learning_rate": settings.learning_rate * CAREFUL_RATE, "warmup": MOST_WARMUP}
+        return settings.model_copy(update=careful)
 
 
 def plan_attempts(

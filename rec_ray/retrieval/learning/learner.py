@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import TimelineBatch, Timelines, Windows, query_batch, training_batch
 from rec_ray.retrieval.learning.gradients import average_gradients, world_size
 from rec_ray.retrieval.learning.losses import (
+    ExplicitNegatives,
     bpr_loss,
     gather_candidates,
     global_total_weight,
     inclusion_log_q,
     softmax_loss,
 )
-from rec_ray.retrieval.learning.optimizer import RowwiseAdamW
+from rec_ray.retrieval.learning.optimizer import RowwiseAdam
 from rec_ray.retrieval.metrics.metrics import ndcg_at_k
 from rec_ray.retrieval.model.inference import (
     drop_excluded,
@@ -39,6 +41,9 @@ from rec_ray.retrieval.model.inference import (
 from rec_ray.retrieval.model.towers import TwoTower
 from rec_ray.retrieval.ragged import take_rows
 from rec_ray.retrieval.search import ExactTopK
+
+if TYPE_CHECKING:
+    from rec_ray.config.training import TrainSettings
 
 Array = npt.NDArray[Any]
 
@@ -57,35 +62,6 @@ LEAST_RATE = 0.02
 WARMUP_STEPS, MOST_WARMUP = 150, 0.3
 """Minimum number of warm-up steps, up to a share of all steps: on small data a share alone is only a few steps, and a
 transformer that starts at the full rate collapses all item vectors."""
-
-
-@dataclass(frozen=True)
-class LearningSettings:
-    """Settings of a learner; the names are those of the settings section `train`.
-
-    ahead: events from which a target is drawn, see `timelines.training_batch`.
-    """
-
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    warmup: float
-    temperature: float
-    loss: str
-    in_batch_negatives: bool
-    uniform_negatives: int
-    log_q: bool
-    explicit_negatives: bool
-    label_smoothing: float
-    precision: str
-    seed: int
-    ahead: int = 1
-
-    @classmethod
-    def of(cls, train: Any, *, ahead: int = 1) -> LearningSettings:
-        """Copy the fields of the same names from the settings section."""
-        own = {name: getattr(train, name) for name in cls.__dataclass_fields__ if name != "ahead"}
-        return cls(**own, ahead=ahead)
 
 
 def shuffled_batches(windows: Windows, batch_size: int, seed: int) -> list[Array]:
@@ -107,6 +83,16 @@ def shuffled_batches(windows: Windows, batch_size: int, seed: int) -> list[Array
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
+def share_of_learning_rate(step: int, total_steps: int, warmup: float) -> float:
+    """Share of the peak learning rate at a step: a linear rise times a cosine (Loshchilov & Hutter 2017).
+
+    step: from 0. warmup: share of the steps in which the rate rises.
+    """
+    warmup_steps = max(warmup * total_steps, min(WARMUP_STEPS, MOST_WARMUP * total_steps))
+    rise = min(1.0, (step + 1) / max(1, int(warmup_steps)))
+    return rise * max(LEAST_RATE, 0.5 * (1 + math.cos(math.pi * min(1.0, (step + 1) / total_steps))))
+
+
 class Learner:
     """State of a training: the model, its optimizers, and the number of finished steps."""
 
@@ -114,14 +100,16 @@ class Learner:
         self,
         model: TwoTower,
         catalogue: Catalogue,
-        settings: LearningSettings,
+        settings: TrainSettings,
         *,
         total_steps: int,
+        ahead: int = 1,
         device: torch.device | str = "cpu",
         known_rows: Tensor | None = None,
     ) -> None:
         """total_steps: steps of the complete training, over which the learning rate rises and falls.
 
+        ahead: number of next events from which a target is drawn, see `timelines.training_batch`.
         known_rows: [vocabulary_size] bool, item-id rows that an earlier model learned. An item without such a row and
             without a positive event shares row 0, so that only its features count.
         """
@@ -133,8 +121,8 @@ class Learner:
         self.catalogue = replace(catalogue, id_index=torch.where(own, catalogue.id_index, 0)).to(device)
         self.settings = settings
         self.device = torch.device(device)
+        self.ahead = ahead
         self.total_steps = max(1, total_steps)
-        self.steps = 0
         # Items with training positives are candidates, even if their first-seen time is later.
         self.known = torch.from_numpy(np.flatnonzero(catalogue.known | (catalogue.count > 0))).to(device)
         count = torch.from_numpy(catalogue.count.astype(np.float32))
@@ -144,13 +132,27 @@ class Learner:
         free = [parameter for parameter in model.dense_parameters() if parameter.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
         self.dense = torch.optim.AdamW(groups, lr=settings.learning_rate, foreach=True)
-        self.tables = RowwiseAdamW(model.sparse_parameters(), lr=settings.learning_rate)
+        self.tables = RowwiseAdam(model.sparse_parameters(), lr=settings.learning_rate)
+        self.resume(0)
         # Weights, moments and losses stay float32.
         self.half = multiplies_in_half(settings.precision, self.device)
         rank = dist.get_rank() if world_size() > 1 else 0
         self.negatives = torch.Generator().manual_seed(settings.seed + 1_000_003 * rank)
         self._chance = torch.zeros((), device=device)
         self._chance_steps = 0
+
+    @property
+    def steps(self) -> int:
+        """Number of finished steps."""
+        return int(self.schedules[0].last_epoch)
+
+    def resume(self, steps: int) -> None:
+        """Set the number of finished steps, and with it the learning rate of the next one."""
+
+        def share(step: int) -> float:
+            return share_of_learning_rate(step, self.total_steps, self.settings.warmup)
+
+        self.schedules = [LambdaLR(optimizer, share, last_epoch=steps - 1) for optimizer in (self.dense, self.tables)]
 
     def take_chance(self) -> float:
         """Return the mean loss that popularity alone had on the batches since the last call; 0 before the first."""
@@ -164,7 +166,7 @@ class Learner:
         seed = self.settings.seed * 7919 + epoch
         generator = np.random.default_rng([seed, 1])
         for chosen in shuffled_batches(windows, self.settings.batch_size, seed):
-            yield training_batch(timelines, windows, chosen, ahead=self.settings.ahead, generator=generator)
+            yield training_batch(timelines, windows, chosen, ahead=self.ahead, generator=generator)
 
     def step(self, batch: TimelineBatch) -> float:
         """Train on one batch and return its loss.
@@ -172,7 +174,6 @@ class Learner:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        self._set_learning_rate()
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             loss = self.loss(batch.to(self.device))
@@ -188,7 +189,8 @@ class Learner:
         average_gradients(self.model)
         self.dense.step()
         self.tables.step()
-        self.steps += 1
+        for schedule in self.schedules:
+            schedule.step()
         return value
 
     def loss(self, batch: TimelineBatch) -> Tensor:
@@ -196,7 +198,7 @@ class Learner:
         place = batch.weight > 0
         target, weight = batch.target[place], batch.weight[place]
         total_weight = global_total_weight(weight)
-        candidates, places, log_q = self._candidates(target)
+        candidates, places, log_q = self.sample_candidates(target)
         column, drawn = places[: len(target)], places[len(target) :]
         # The items of the batch are embedded once, for history input and as candidates.
         none = torch.zeros(0, dtype=torch.long, device=self.device)
@@ -239,10 +241,8 @@ class Learner:
             column,
             temperature=settings.temperature,
             log_q=log_q if settings.log_q else None,
-            weight=weight,
-            total_weight=total_weight,
-            explicit_row=row if len(row) else None,
-            explicit_candidate=vectors[of_explicit] if len(row) else None,
+            row_weight=weight / total_weight,
+            explicit=ExplicitNegatives(row, vectors[of_explicit]) if len(row) else None,
             label_smoothing=settings.label_smoothing,
         )
 
@@ -263,7 +263,7 @@ class Learner:
         rows = torch.logsumexp(torch.cat([target[:, None], others], 1), 1) - target
         return (row_weight * (rows + smoothing)).sum()
 
-    def _candidates(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def sample_candidates(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the candidate items of a batch, the columns of its targets and then of its uniform draws, and the log
         of their inclusion probability; with all known items there are no draws and no such probability.
         """
@@ -289,16 +289,6 @@ class Learner:
 
     def _log_q(self, ids: Tensor, batch_draws: int, uniform_draws: int) -> Tensor:
         return inclusion_log_q(self.probability[ids], batch_draws, uniform_draws, len(self.known))
-
-    def _set_learning_rate(self) -> None:
-        """Set a rate that rises linearly during warm-up and falls along a cosine (Loshchilov & Hutter 2017)."""
-        done = (self.steps + 1) / self.total_steps
-        warmup = max(self.settings.warmup * self.total_steps, min(WARMUP_STEPS, MOST_WARMUP * self.total_steps))
-        rise = min(1.0, (self.steps + 1) / max(1, int(warmup)))
-        factor = rise * max(LEAST_RATE, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-        for optimizer in (self.dense, self.tables):
-            for group in optimizer.param_groups:
-                group["lr"] = self.settings.learning_rate * factor
 
     @torch.no_grad()
     def validation_ndcg(

@@ -6,7 +6,7 @@ Input: query vectors, candidate vectors and encoded item ids. Output: one scalar
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_LOGITS = 2**22
-"""Maximum number of logits in memory at once: 16 MiB of float32, the fastest measured on a CPU."""
+"""Maximum number of logits in memory at once; positions are processed in chunks. 16 MiB of float32, the fastest
+measured on a CPU."""
 
 
 def inclusion_log_q(probability: Tensor, batch_draws: int, uniform_draws: int, catalogue_size: int) -> Tensor:
@@ -35,54 +36,40 @@ def inclusion_log_q(probability: Tensor, batch_draws: int, uniform_draws: int, c
     return torch.log(-torch.expm1(stays_out)).float()
 
 
+class ExplicitNegatives(NamedTuple):
+    """Extra negatives, such as disliked items. row: [e] int64, the position that each belongs to; candidate: [e, d]."""
+
+    row: Tensor
+    candidate: Tensor
+
+
 def softmax_loss(
     query: Tensor,
     candidate: Tensor,
     target: Tensor,
     *,
+    row_weight: Tensor,
     temperature: float = 0.07,
     log_q: Tensor | None = None,
-    weight: Tensor | None = None,
-    total_weight: Tensor | float | None = None,
-    candidate_ids: Tensor | None = None,
-    explicit_row: Tensor | None = None,
-    explicit_candidate: Tensor | None = None,
+    explicit: ExplicitNegatives | None = None,
     label_smoothing: float = 0.0,
-    max_logits: int = MAX_LOGITS,
 ) -> Tensor:
-    """Weighted mean of -log softmax of each position's target among shared candidates.
+    """Weighted sum of -log softmax of each position's target among shared candidates.
 
     With s = query . candidate / temperature, the logit of column j is s_j - log_q_j (the logQ correction of Bengio &
     Senecal 2008 and Yi et al. 2019; without it, frequently sampled items are penalised too often).
 
-    query: [p, d]; candidate: [c, d]; target: [p] int64 columns.
+    query: [p, d]; candidate: [c, d], without duplicates; target: [p] int64 columns.
+    row_weight: [p] of each position; with a sum of 1 the loss is a mean.
     log_q: [c], log of the probability of each column to be in the set. None: no correction (complete catalogue).
-    weight: [p] of each position; total_weight: divisor of the sum, by default the sum of `weight`.
-    candidate_ids: [c], only needed when ids repeat among the columns: then a column with the target's id that is not
-        the target (an accidental hit) is left out of that position's denominator.
-    explicit_row, explicit_candidate: [e] int64 and [e, d], extra negatives (e.g. disliked items), each of which joins
-        the denominator of one position only, uncorrected.
+    explicit: extra negatives, each of which joins the denominator of one position only, uncorrected.
     label_smoothing: share of the target's mass that is spread over all columns.
-    max_logits: bound on the logits in memory; positions are processed in chunks of max_logits / c.
-
-    Raises:
-        ValueError: only one of the two explicit arguments is given.
     """
-    if (explicit_row is None) != (explicit_candidate is None):
-        raise ValueError("explicit_row and explicit_candidate go together")
-    p = query.shape[0]
-    if weight is None:
-        weight = torch.ones(p, device=query.device)
-    if total_weight is None:
-        total_weight = weight.sum().clamp(min=1e-12)
-    row_weight = weight / total_weight
     extra = None
-    if explicit_row is not None and explicit_candidate is not None:
-        scores = (query[explicit_row] * explicit_candidate).sum(1) / temperature
-        extra = _logsumexp_by_row(scores.float(), explicit_row, p)
-    loss: Tensor = _ChunkedSoftmax.apply(
-        query, candidate, target, row_weight, extra, log_q, candidate_ids, 1 / temperature, max_logits
-    )
+    if explicit is not None:
+        scores = (query[explicit.row] * explicit.candidate).sum(1) / temperature
+        extra = _logsumexp_by_row(scores.float(), explicit.row, len(query))
+    loss: Tensor = _ChunkedSoftmax.apply(query, candidate, target, row_weight, extra, log_q, 1 / temperature)
     if label_smoothing:
         # Cross entropy against (1 - e) * target + e / c differs by e * (target's logit - mean logit): two products.
         spread = (query * (candidate[target] - candidate.mean(0))).sum(1) / temperature
@@ -186,12 +173,10 @@ class _ChunkedSoftmax(torch.autograd.Function):
         row_weight: Tensor,
         extra: Tensor | None,
         log_q: Tensor | None,
-        candidate_ids: Tensor | None,
         scale: float,
-        max_logits: int,
     ) -> Tensor:
         p, c = query.shape[0], candidate.shape[0]
-        chunk = max(1, min(p, max_logits // max(c, 1)))
+        chunk = max(1, min(p, MAX_LOGITS // max(c, 1)))
         query_gradient = torch.empty_like(query)
         candidate_gradient = torch.zeros_like(candidate)
         extra_gradient = None if extra is None else torch.empty_like(extra)
@@ -204,25 +189,27 @@ class _ChunkedSoftmax(torch.autograd.Function):
             logits = torch.mm(q, candidate.float().T, out=buffer[: len(q)])
             if log_q is not None:
                 logits.sub_(log_q)
-            if candidate_ids is not None:
-                hit = candidate_ids[None] == candidate_ids[columns]
-                logits.masked_fill_(hit.scatter_(1, columns, False), float("-inf"))
             of_target = logits.gather(1, columns)
             most = logits.amax(1, keepdim=True)
-            summed = logits.sub_(most).exp_().sum(1, keepdim=True)
+            logits.sub_(most).exp_()
+            own = logits.gather(1, columns)
+            others = logits.scatter_(1, columns, 0.0).sum(1, keepdim=True)
+            summed = others + own
             total = most + summed.log()
             if extra is not None and extra_gradient is not None:
                 seen = total
                 total = torch.logaddexp(seen, extra[part, None])
                 extra_gradient[part] = (weight * (extra[part, None] - total).exp())[:, 0]
-                summed = summed * (total - seen).exp()
+                added = summed * torch.expm1(total - seen)
+                others, summed = others + added, summed + added
             loss += (weight * (total - of_target)).sum()
+            # With p - 1 in the target's column, as the negative sum of the others, no product has to be subtracted from
+            # another one: in bf16 that difference lost most of its digits where the loss is low.
+            logits.scatter_(1, columns, -others)
             # The softmax is never normalised in place: a row's factor goes to the small side of each product.
             factor = weight / summed
-            of_query = (logits @ candidate.float()).mul_(factor).sub_(weight * candidate[target[part]])
-            query_gradient[part] = of_query.mul_(scale).to(query.dtype)
+            query_gradient[part] = (logits @ candidate.float()).float().mul_(factor * scale).to(query.dtype)
             candidate_gradient += (logits.T @ (q * factor)).to(candidate.dtype)
-            candidate_gradient.index_add_(0, target[part], (q * -weight).to(candidate.dtype))
         ctx.save_for_backward(query_gradient, candidate_gradient, extra_gradient)
         return loss
 
@@ -230,4 +217,4 @@ class _ChunkedSoftmax(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         query, candidate, extra = ctx.saved_tensors
         extra = None if extra is None else extra * gradient
-        return query * gradient, candidate * gradient, None, None, extra, None, None, None, None
+        return query * gradient, candidate * gradient, None, None, extra, None, None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,38 +33,14 @@ from rec_ray.retrieval.lists.user_rules import (
 from rec_ray.retrieval.ragged import row_offsets
 from rec_ray.schema import FIRST_SEEN, TIMESTAMP, FeatureDeclaration
 
+if TYPE_CHECKING:
+    from rec_ray.config.candidates import FilterSettings
+
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 _KEPT_MASKS = 50_000_000
 """Bytes of masks of single rules that are cached for the next block of users."""
-
-
-class _DeclaredFilters(Protocol):
-    """Declared filters; the names are those of the settings section `candidates.filters`."""
-
-    @property
-    def available(self) -> str | None: ...
-    @property
-    def available_from(self) -> str | None: ...
-    @property
-    def available_until(self) -> str | None: ...
-    @property
-    def category(self) -> str | None: ...
-    @property
-    def separator(self) -> str | None: ...
-    @property
-    def allowed_categories(self) -> Sequence[str]: ...
-    @property
-    def blocked_categories(self) -> Sequence[str]: ...
-    @property
-    def most_per_category(self) -> int | None: ...
-    @property
-    def category_level(self) -> int | None: ...
-    @property
-    def rules(self) -> Sequence[Any]: ...
-    @property
-    def always_include(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
@@ -133,11 +109,13 @@ class ItemFilters:
 
     def _mask(self, number: int, codes: Array) -> Mask:
         key = (number, codes[codes != NO_VALUE].tobytes())
-        if key not in self._masks:
+        mask = self._masks.get(key)
+        if mask is None:
             if len(self._masks) * self.count > _KEPT_MASKS:
                 self._masks.clear()
-            self._masks[key] = self.rules[number].mask(codes)
-        return self._masks[key]
+            # Other threads may clear the cache at any time.
+            mask = self._masks[key] = self.rules[number].mask(codes)
+        return mask
 
     def capacity(self, mask: Mask) -> int:
         """Return the largest number of items of a mask that a list can hold, given `most_per_category`."""
@@ -166,7 +144,7 @@ def raw_columns(table: pa.Table, beginning: str, fields: Sequence[str]) -> dict[
 
 
 def evaluate_item_filters(
-    declared: _DeclaredFilters,
+    declared: FilterSettings,
     items: pa.Table,
     item_ids: pa.Array,
     now: datetime,
@@ -247,7 +225,7 @@ def evaluate_item_filters(
 
 
 def try_filters(
-    declared: _DeclaredFilters,
+    declared: FilterSettings,
     items: pa.Schema,
     users: pa.Schema,
     item_features: Mapping[str, FeatureDeclaration],

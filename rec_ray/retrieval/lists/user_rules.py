@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,27 +21,16 @@ from rec_ray.retrieval.features.columns import as_values, index_of, is_list
 from rec_ray.retrieval.ragged import row_offsets
 from rec_ray.schema import FeatureDeclaration
 
+if TYPE_CHECKING:
+    from rec_ray.config.candidates import UserRule
+
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
-Comparison = Literal["equal", "at_least", "at_most", "contains", "contained_in"]
 
 REFUSED, FREE = -2, -3
 """Codes of a user without a value: REFUSED allows only items without a value, FREE allows all items."""
 NO_VALUE = -1
 """Padding of rows of codes."""
-
-
-class _DeclaredRule(Protocol):
-    """Rule between an item field and a user field, with the names of the settings."""
-
-    @property
-    def item(self) -> str: ...
-    @property
-    def must_be(self) -> Comparison: ...
-    @property
-    def user(self) -> str: ...
-    @property
-    def unknown_user(self) -> Literal["refuse", "allow"]: ...
 
 
 @dataclass(frozen=True)
@@ -144,7 +133,7 @@ class ComparedSets:
 
 
 def prepare_rule(
-    rule: _DeclaredRule,
+    rule: UserRule,
     items: pa.Table,
     item_features: Mapping[str, FeatureDeclaration],
     user_features: Mapping[str, FeatureDeclaration],

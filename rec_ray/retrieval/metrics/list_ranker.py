@@ -6,10 +6,9 @@ list that the candidates step makes from the fields of items and users at the te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,24 +29,10 @@ from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue,
 from rec_ray.retrieval.search import ExactTopK
 from rec_ray.schema import FIRST_SEEN, RAW_ITEM, RAW_TEST, QueryTime, Split
 
+if TYPE_CHECKING:
+    from rec_ray.config.candidates import CandidateSettings
+
 Array = npt.NDArray[Any]
-
-
-class _ListSettings(Protocol):
-    @property
-    def k(self) -> int: ...
-    @property
-    def exclude_seen(self) -> bool: ...
-    @property
-    def filters(self) -> Any: ...
-    @property
-    def diversity(self) -> float: ...
-    @property
-    def fresh_share(self) -> float: ...
-    @property
-    def fresh_days(self) -> float: ...
-    @property
-    def item_fields(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -62,13 +47,13 @@ class ListRanker:
     items: Tensor
     history: Tensor
     lists: ListBuilder
-    settings: _ListSettings
+    settings: CandidateSettings
     seen_types: Array | None
     seen_since: float | None
 
     @classmethod
     def of(
-        cls, table: pa.Table, catalogue: Catalogue, bundle: TwoTowerBundle, settings: _ListSettings, now: datetime
+        cls, table: pa.Table, catalogue: Catalogue, bundle: TwoTowerBundle, settings: CandidateSettings, now: datetime
     ) -> ListRanker:
         """Evaluate the filters and embed the catalogue. table: rows of `CATALOGUE` with raw fields. now: test start."""
         fields = [*settings.item_fields, *([FIRST_SEEN] if settings.fresh_share else [])]

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-USER_SEGMENTS = ("cold_users", "warm_users", "activity_1", "activity_2", "activity_3", "activity_4")
-ITEM_SEGMENTS = ("cold_items", "warm_items")
 QUARTERS = 4
 
 Mask = NDArray[np.bool_]
@@ -35,7 +33,7 @@ def activity_bounds(users_by_events: Counts) -> tuple[int, int, int]:
 
 
 def segment_users(events: Counts, bounds: tuple[int, int, int]) -> dict[str, Mask]:
-    """Return the mask of each of `USER_SEGMENTS`: [users].
+    """Return the mask of each segment: cold_users, warm_users and activity_1 to activity_4; [users].
 
     events: [users] events before the test. A user without events is cold; the others are in a quarter by `bounds`.
     """
@@ -47,7 +45,7 @@ def segment_users(events: Counts, bounds: tuple[int, int, int]) -> dict[str, Mas
 
 
 def segment_items(learned: Counts) -> dict[str, Mask]:
-    """Return the mask of each of `ITEM_SEGMENTS`: [targets].
+    """Return the mask of each segment: cold_items and warm_items; [targets].
 
     learned: [targets] training positives of the item; an item without any is cold.
     """

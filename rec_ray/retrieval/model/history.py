@@ -86,7 +86,11 @@ class MeanHistory(nn.Module):
         self.begin = init_parameter(embedding_size)
         self.norm = nn.LayerNorm(embedding_size)
         self.dropout = nn.Dropout(dropout)
+        # Starts as the identity: a user lies close to the items of the history, as in item-kNN.
         self.output = nn.Linear(embedding_size, embedding_size)
+        nn.init.zeros_(self.output.weight)
+        nn.init.ones_(self.output.weight.diagonal())
+        nn.init.zeros_(self.output.bias)
 
     def forward(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
         """vectors: [b, L, d]; event_type, gap_seconds: [b, L]; length: [b] -> [b, L + 1, d]."""
@@ -151,9 +155,9 @@ class TransformerHistory(nn.Module):
         Raises:
             ValueError: L is more than `history_length`.
         """
-        x, seen = self._slots(vectors, event_type, gap_seconds, length)
+        x = self._slots(vectors, event_type, gap_seconds)
         for block in self.blocks:
-            x = block(x, seen[:, None])
+            x = block(x)
         return self.output_norm(x)
 
     def at_end(
@@ -166,14 +170,14 @@ class TransformerHistory(nn.Module):
         return torch.cat([self._at_end(item_vectors[part[0]], *part[1:]) for part in parts])
 
     def _at_end(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> Tensor:
-        x, seen = self._slots(vectors, event_type, gap_seconds, length)
+        x = self._slots(vectors, event_type, gap_seconds)
         blocks = cast(list[_Block], list(self.blocks))
         for block in blocks[:-1]:
-            x = block(x, seen[:, None])
-        return self.output_norm(blocks[-1].at(x, seen[:, None], length))
+            x = block(x)
+        return self.output_norm(blocks[-1].at(x, length))
 
-    def _slots(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the input of the first block, [b, L + 1, d], and a mask of the slots that each position may see."""
+    def _slots(self, vectors: Tensor, event_type: Tensor, gap_seconds: Tensor) -> Tensor:
+        """Return the input of the first block, [b, L + 1, d]: slot s contains event s - 1."""
         events = self.events(vectors, event_type, gap_seconds)
         slots = torch.cat([self.begin.expand(events.shape[0], 1, -1), events], dim=1)
         n = slots.shape[1]
@@ -182,11 +186,7 @@ class TransformerHistory(nn.Module):
                 f"timelines of {n - 1} events came, the model was built for {self.position.shape[0] - 1}: "
                 "cut them to their latest events or raise history_length"
             )
-        x = self.dropout(self.input_norm(slots + self.position[:n]))
-        # Slot s contains event s - 1: position t sees the slots up to t, and no padding slot.
-        slot = torch.arange(n, device=x.device)
-        seen = (slot <= slot[:, None]) & (slot <= length[:, None, None])
-        return x, seen
+        return cast(Tensor, self.dropout(self.input_norm(slots + self.position[:n])))
 
 
 class _Block(nn.Module):
@@ -201,16 +201,16 @@ class _Block(nn.Module):
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(size), nn.LayerNorm(size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """x: [b, n, d]; seen: [b, 1, n, n] bool, the slots (last axis) that each position (last but one) may read."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [b, n, d]; each position reads the slots up to its own, so that padding at the end reaches no other."""
         if self.pre:
-            x = x + self.dropout(self._attend(self.norm_attention(x), seen))
+            x = x + self.dropout(self._attend(self.norm_attention(x)))
             return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
-        x = self.norm_attention(x + self.dropout(self._attend(x, seen)))
+        x = self.norm_attention(x + self.dropout(self._attend(x)))
         return self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
 
-    def at(self, x: Tensor, seen: Tensor, position: Tensor) -> Tensor:
-        """Arguments as in `forward`; position: [b], the requested position of each row -> [b, d]. Without dropout."""
+    def at(self, x: Tensor, position: Tensor) -> Tensor:
+        """x as in `forward`; position: [b], the requested position of each row -> [b, d]. Without dropout."""
         row = torch.arange(len(x), device=x.device)
         own, size = x[row, position], x.shape[2]
         normed = self.norm_attention(x) if self.pre else x
@@ -218,7 +218,7 @@ class _Block(nn.Module):
         heads = (self.heads, size // self.heads)
         query = F.linear(normed[row, position], weight[:size], bias[:size]).view(-1, heads[0], 1, heads[1])
         key, value = F.linear(normed, weight[size:], bias[size:]).view(*x.shape[:2], 2, *heads).permute(2, 0, 3, 1, 4)
-        mask = seen[row, :, position][:, :, None]
+        mask = (torch.arange(x.shape[1], device=x.device) <= position[:, None])[:, None, None]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).reshape(-1, size)
         mixed = self.attention_output(mixed)
         if self.pre:
@@ -227,9 +227,9 @@ class _Block(nn.Module):
         own = self.norm_attention(own + mixed)
         return self.norm_feed_forward(own + self.feed_forward(own))
 
-    def _attend(self, x: Tensor, seen: Tensor) -> Tensor:
+    def _attend(self, x: Tensor) -> Tensor:
         b, n, size = x.shape
         query, key, value = self.query_key_value(x).view(b, n, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
         return self.attention_output(mixed.transpose(1, 2).reshape(b, n, size))

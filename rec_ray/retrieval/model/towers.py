@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,30 @@ second rows overfit small data; see docs/experiments.md."""
 SPARSE_ROWS = 32_768
 """Number of rows from which a table has sparse gradients. In a smaller table a step touches most rows, and adding up
 the repeated rows of a sparse gradient costs more than it saves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Sizes and kinds of both towers. item_shape, user_shape: `dataclasses.asdict` of a `FeatureShape`.
+
+    history: "none" (features only), "mean" or "transformer". similarity: "cosine" or "dot".
+    """
+
+    vocabulary_size: int
+    item_shape: Mapping[str, int]
+    user_shape: Mapping[str, int]
+    embedding_size: int = 64
+    similarity: str = "cosine"
+    id_dropout: float = 0.1
+    history: str = "transformer"
+    history_length: int = 50
+    event_types: int = 1
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.2
+    norm: str = "post"
+    time_gaps: bool = False
+    history_rows: bool = False
 
 
 def _table(rows: int, embedding_size: int) -> nn.Embedding:
@@ -110,8 +135,6 @@ class ItemTower(nn.Module):
         embedding_size: int,
         *,
         id_dropout: float = 0.1,
-        dropout: float = 0.0,
-        hidden: int = 0,
         history_rows: bool = False,
         history_row_dropout: float = 0.0,
     ) -> None:
@@ -132,12 +155,11 @@ class ItemTower(nn.Module):
             for table in (self.ids, self.history_ids):
                 if table is not None:
                     table.weight[0] = 0.0
-        self.features = FeatureEncoder(shape, embedding_size, hidden, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.features = FeatureEncoder(shape, embedding_size)
 
     def forward(self, id_index: Tensor, features: FeatureBatch) -> Tensor:
         """id_index: [n] int64, 0 for unknown ids; features: n rows -> [n, d]."""
-        return self.dropout(self.ids(self._some_hidden(id_index)) + self.features(features))
+        return cast(Tensor, self.ids(self._some_hidden(id_index)) + self.features(features))
 
     def as_history(self, vectors: Tensor, id_index: Tensor) -> Tensor:
         """Return the history-input vectors of items: their own vectors plus their second rows.
@@ -160,45 +182,37 @@ class ItemTower(nn.Module):
 class UserTower(nn.Module):
     """User tower: a vector at every position of a timeline, from the history so far and the features as of then."""
 
-    def __init__(
-        self,
-        shape: FeatureShape,
-        embedding_size: int,
-        *,
-        history: str = "transformer",
-        history_length: int = 50,
-        event_types: int = 1,
-        layers: int = 2,
-        heads: int = 2,
-        dropout: float = 0.2,
-        norm: str = "post",
-        time_gaps: bool = False,
-        hidden: int = 0,
-    ) -> None:
-        """history: "none" (features only), "mean" or "transformer".
+    def __init__(self, shape: FeatureShape, architecture: Architecture) -> None:
+        """shape: of the user features.
 
         Raises:
-            ValueError: `history` is none of the three.
+            ValueError: the history encoder is none of the three.
         """
         super().__init__()
-        self.embedding_size, self.history_length = embedding_size, history_length
-        self.features = FeatureEncoder(shape, embedding_size, hidden or 2 * embedding_size, dropout)
+        d, history = architecture.embedding_size, architecture.history
+        self.embedding_size, self.history_length = d, architecture.history_length
+        self.features = FeatureEncoder(shape, d, 2 * d, architecture.dropout)
         self.begin: nn.Parameter | None = None
         self.history: MeanHistory | TransformerHistory | None = None
         if history == "none":
-            self.begin = init_parameter(embedding_size)
+            self.begin = init_parameter(d)
         elif history == "mean":
-            self.history = MeanHistory(embedding_size, event_types=event_types, time_gaps=time_gaps, dropout=dropout)
+            self.history = MeanHistory(
+                d,
+                event_types=architecture.event_types,
+                time_gaps=architecture.time_gaps,
+                dropout=architecture.dropout,
+            )
         elif history == "transformer":
             self.history = TransformerHistory(
-                embedding_size,
-                history_length,
-                event_types=event_types,
-                time_gaps=time_gaps,
-                layers=layers,
-                heads=heads,
-                dropout=dropout,
-                norm=norm,
+                d,
+                architecture.history_length,
+                event_types=architecture.event_types,
+                time_gaps=architecture.time_gaps,
+                layers=architecture.layers,
+                heads=architecture.heads,
+                dropout=architecture.dropout,
+                norm=architecture.norm,
             )
         else:
             raise ValueError(f"history must be 'none', 'mean' or 'transformer', got {history!r}")
@@ -284,53 +298,22 @@ class TwoTower(nn.Module):
         return F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
 
-def build_two_tower(
-    *,
-    vocabulary_size: int,
-    item_shape: Mapping[str, int],
-    user_shape: Mapping[str, int],
-    embedding_size: int = 64,
-    similarity: str = "cosine",
-    id_dropout: float = 0.1,
-    item_dropout: float = 0.0,
-    item_hidden: int = 0,
-    user_hidden: int = 0,
-    history: str = "transformer",
-    history_length: int = 50,
-    event_types: int = 1,
-    layers: int = 2,
-    heads: int = 2,
-    dropout: float = 0.2,
-    norm: str = "post",
-    time_gaps: bool = False,
-    history_rows: bool = False,
-) -> TwoTower:
-    """Return a new model from plain JSON-able arguments, which a bundle stores to rebuild the model.
+def build_two_tower(**arguments: Any) -> TwoTower:
+    """Return a new model from plain JSON-able arguments, the fields of `Architecture`; a bundle stores them.
 
-    item_shape, user_shape: `dataclasses.asdict` of a `FeatureShape`.
+    Raises:
+        TypeError: an argument is missing or unknown.
+        ValueError: `history`, `norm` or `similarity` has an unknown value.
     """
+    architecture = Architecture(**arguments)
     item_tower = ItemTower(
-        vocabulary_size,
-        FeatureShape(**item_shape),
-        embedding_size,
-        id_dropout=id_dropout,
-        dropout=item_dropout,
-        hidden=item_hidden,
-        history_rows=history_rows and history != "none",
+        architecture.vocabulary_size,
+        FeatureShape(**architecture.item_shape),
+        architecture.embedding_size,
+        id_dropout=architecture.id_dropout,
+        history_rows=architecture.history_rows and architecture.history != "none",
         # Without dropout anywhere a step is the same each time.
-        history_row_dropout=HISTORY_ROW_DROPOUT if dropout > 0 else 0.0,
+        history_row_dropout=HISTORY_ROW_DROPOUT if architecture.dropout > 0 else 0.0,
     )
-    user_tower = UserTower(
-        FeatureShape(**user_shape),
-        embedding_size,
-        history=history,
-        history_length=history_length,
-        event_types=event_types,
-        layers=layers,
-        heads=heads,
-        dropout=dropout,
-        norm=norm,
-        time_gaps=time_gaps,
-        hidden=user_hidden,
-    )
-    return TwoTower(item_tower, user_tower, similarity)
+    user_tower = UserTower(FeatureShape(**architecture.user_shape), architecture)
+    return TwoTower(item_tower, user_tower, architecture.similarity)

@@ -9,10 +9,10 @@ shapes (at least 16 queries, at least 64 items, one thread each) for which torch
 chain, and `int8_search` computes the chain itself. So scores and ranks depend neither on the kind of pass, nor on the
 block size, nor on the other queries of a batch, nor on the shards of a catalogue; tests compare both.
 
-There are two kinds of passes. On processors that multiply bytes (AVX-512 VNNI), for catalogues from 4,096 items and k
-up to a 32nd of them, a first pass over bytes with a proven bound leaves few items, whose float32 scores are then
-computed. All other searches use blocked float32 products. Memory is a few MB per thread, and d + 12 bytes per item for
-the bytes.
+There are two kinds of passes. On processors that multiply bytes (AVX2, AVX-VNNI, AVX-512 VNNI, ARM dot products), for
+catalogues from 4,096 items and k up to a 32nd of them, a first pass over bytes with a proven bound leaves few items,
+whose float32 scores are then computed. All other searches use blocked float32 products. Memory is a few MB per thread,
+and d + 12 bytes per item for the bytes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from rec_ray.errors import DataError
+from rec_ray.retrieval.search.byte_products import FLOAT32, KERNELS, check_kernel, fastest_kernel
 from rec_ray.retrieval.search.float32 import (
     MAX_ITEMS,
     QUERY_BLOCK,
@@ -61,10 +62,11 @@ class ExactTopK:
 
     items: [n, d] float32; a C-contiguous array is used without a copy and may be read-only, as in shared memory.
     threads: threads of this process that a search runs on; None takes torch's number. quantised: the items as bytes,
-    from `quantise_items`, possibly in shared memory; None makes them when a search is large enough.  use_bytes: False
-    never passes over bytes.
+    from `quantise_items`, possibly in shared memory; None makes them when a search is large enough.  kernel: a name
+    of `available_kernels`, or "float32" for no pass over bytes; None takes the fastest of this processor.
 
-    Raises DataError when items hold NaN or infinity, or are more than `MAX_ITEMS`.
+    Raises DataError when items hold NaN or infinity, or are more than `MAX_ITEMS`, and if the processor lacks the
+    kernel.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class ExactTopK:
         *,
         threads: int | None = None,
         quantised: QuantisedItems | None = None,
-        use_bytes: bool = True,
+        kernel: str | None = None,
     ) -> None:
         if items.ndim != 2 or items.dtype != np.float32:
             raise ValueError(f"items must be a float32 matrix [n, d], got {items.dtype} {list(items.shape)}")
@@ -86,10 +88,9 @@ class ExactTopK:
         if len(items) < SMALLEST_TILE:
             items = np.concatenate([items, np.zeros((SMALLEST_TILE - len(items), items.shape[1]), np.float32)])
         self._items = as_tensor(np.ascontiguousarray(items))
-        self._quantised = (
-            None if quantised is None else QuantisedItems(*(as_tensor(part).numpy() for part in quantised))
-        )
-        self._use_bytes = use_bytes and len(items) >= FEWEST_ITEMS and self._largest_norm < 1e15
+        self.kernel = fastest_kernel() if kernel is None else check_kernel(kernel)
+        self._quantised = None if quantised is None else quantised.writable()
+        self._use_bytes = self.kernel != FLOAT32 and len(items) >= FEWEST_ITEMS and self._largest_norm < 1e15
 
     def search(
         self,
@@ -171,26 +172,24 @@ class ExactTopK:
     def uses_bytes(self, query_count: int, k: int, allowed: NDArray[np.bool_] | None = None) -> bool:
         """Return True if a search of so many queries begins with a pass over bytes."""
         enough = self._quantised is not None or query_count >= FEWEST_QUERIES
-        if not (self._use_bytes and enough and 32 * k <= (self.item_count if allowed is None else allowed.sum())):
-            return False
-        # Lazy import: numba takes a second to load, which only large searches recover.
-        from rec_ray.retrieval.search.int8 import is_supported
-
-        return is_supported()
+        few = 32 * k <= (self.item_count if allowed is None else allowed.sum())
+        return bool(self._use_bytes and enough and few)
 
     def _passes(self, count: int, k: int, allowed: NDArray[np.bool_] | None) -> list[tuple[int, Callable[[], _Search]]]:
         """Return the block size and the search of each pass; a pass searches what the earlier ones have not proven."""
         passes: list[tuple[int, Callable[[], _Search]]] = []
         if self.uses_bytes(count, k, allowed):
+            # Lazy import: numba takes a second to load, which only large searches recover.
             from rec_ray.retrieval.search.int8 import ByteSearch
 
-            items = self._items.numpy()
-            if self._quantised is None:
-                self._quantised = quantise_items(items)
+            items, kernel = self._items.numpy(), self.kernel
+            if self._quantised is None or not self._quantised.fits(kernel):
+                # Also if another kind of processor of a cluster has made the bytes.
+                self._quantised = quantise_items(items, bits=KERNELS[kernel].item_bits)
             quantised, allow = self._quantised, self._quantised.allow_bits(allowed)
             passes += [
-                (BYTE_BLOCK, lambda: ByteSearch(quantised, items, allow, guesses=True)),
-                (BYTE_BLOCK, lambda: ByteSearch(quantised, items, allow, guesses=False)),
+                (BYTE_BLOCK, lambda: ByteSearch(quantised, items, allow, kernel, guesses=True)),
+                (BYTE_BLOCK, lambda: ByteSearch(quantised, items, allow, kernel, guesses=False)),
             ]
         passes.append(self._float_pass(count, allowed, guesses=True))
         if len(self._items) > SMALLEST_TILE:

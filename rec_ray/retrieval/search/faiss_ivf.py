@@ -120,7 +120,7 @@ class FaissTopK:
         parameters: Any,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the lists [rows, k] of some queries, chosen from `wanted` items each."""
-        from rec_ray.retrieval.search.int8 import chain_scores
+        from rec_ray.retrieval.search.int8_scores import chain_scores
 
         chosen = np.ascontiguousarray(queries[rows])
         found = self._index.search(chosen, wanted, params=parameters)[1]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
+
+# Alembic is imported where it is used, because commands that only read versions need none of it.
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 HISTORY = "rec_ray_migration"
 """Table with the last applied migration; not Alembic's default, which another program may use in this database."""
@@ -33,6 +34,8 @@ def upgrade(connection: Connection) -> None:
     Raises:
         NewerDatabaseError: a later program applied a migration of another name.
     """
+    from alembic import command
+
     configuration = _configuration()
     if _is_newer(connection, configuration):
         return
@@ -46,17 +49,23 @@ def is_current(connection: Connection) -> bool:
     Raises:
         NewerDatabaseError: as `upgrade`.
     """
+    from alembic.script import ScriptDirectory
+
     configuration = _configuration()
     heads = set(ScriptDirectory.from_config(configuration).get_heads())
     return _current_heads(connection) == heads or _is_newer(connection, configuration)
 
 
 def _current_heads(connection: Connection) -> set[str]:
+    from alembic.runtime.migration import MigrationContext
+
     context = MigrationContext.configure(connection, opts={"version_table": HISTORY})
     return set(context.get_current_heads())
 
 
 def _is_newer(connection: Connection, configuration: Config) -> bool:
+    from alembic.script import ScriptDirectory
+
     known = {script.revision for script in ScriptDirectory.from_config(configuration).walk_revisions()}
     later = sorted(_current_heads(connection) - known)
     breaking = [revision for revision in later if not re.fullmatch(r"\d{4}", revision)]
@@ -69,6 +78,8 @@ def _is_newer(connection: Connection, configuration: Config) -> bool:
 
 
 def _configuration() -> Config:
+    from alembic.config import Config
+
     configuration = Config()
     # Alembic reads values as format strings.
     configuration.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))

@@ -9,14 +9,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rec_ray.contracts import TEST, TRAIN, VALIDATION, SplitTimes
 from rec_ray.errors import SchemaError
 from rec_ray.retrieval.features.dislikes import with_disliked
 from rec_ray.retrieval.features.encoding import LEAST_VALUE, LabelledEvents, Labelling, encode_timelines, label_events
 from rec_ray.retrieval.features.preprocessing import Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import TIMELINES, Timelines
-from rec_ray.schema import INTERACTIONS, FeatureDeclaration
+from rec_ray.schema import INTERACTIONS, FeatureDeclaration, Split, SplitTimes
 from tests.retrieval.tensors import to_batch
+
+TRAIN, VALIDATION, TEST = Split
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 ITEMS = pa.array(["a", "b", "c", "d", "ü" * 3000])
@@ -430,7 +431,7 @@ def test_the_meaning_of_events_and_the_times_make_a_labelling() -> None:
 
 
 def test_lists_longer_than_arrow_can_count_are_refused_and_not_wrapped() -> None:
-    from rec_ray.retrieval.features.catalogue import lists_of
+    from rec_ray.retrieval.ragged import lists_of
 
     with pytest.raises(pa.ArrowInvalid, match="not in range"):
         lists_of(np.array([2**31]), np.zeros(0), pa.float32())

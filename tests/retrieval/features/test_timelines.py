@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rec_ray.contracts import TEST, TRAIN, VALIDATION
 from rec_ray.retrieval.features.batch import FeatureShape
 from rec_ray.retrieval.features.timelines import (
     QUERIES,
@@ -18,6 +17,9 @@ from rec_ray.retrieval.features.timelines import (
     training_batch,
     training_windows,
 )
+from rec_ray.schema import Split
+
+TRAIN, VALIDATION, TEST = Split
 
 SHAPE = FeatureShape(numeric=2, fields=1, tokens=9, vector=1)
 EVERYTHING = TEST + 1

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
-from rec_ray.contracts import TEST, VALIDATION, SplitTimes
+from rec_ray.config import InteractionSettings
 from rec_ray.retrieval.features.encoding import Labelling, encode_timelines, label_events
 from rec_ray.retrieval.features.preprocessing import Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import Timelines, training_batch, training_windows
@@ -13,7 +13,9 @@ from rec_ray.retrieval.features.user_share import LEAST_BOUND, beyond_newest, la
 from rec_ray.retrieval.lists.popularity import count_by_segment
 from rec_ray.retrieval.metrics.holdout import positives_before_test
 from rec_ray.retrieval.model.inference import seen_items
-from rec_ray.schema import INTERACTIONS
+from rec_ray.schema import INTERACTIONS, Split, SplitTimes
+
+VALIDATION, TEST = Split.VALIDATION, Split.TEST
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 TIMES = SplitTimes(*(START + timedelta(days=day) for day in (70, 80, 100)))
@@ -63,7 +65,7 @@ def test_every_reader_of_timelines_agrees_on_what_is_a_positive() -> None:
         INTERACTIONS
     )
     items = pa.array([*"abcdefgh", "x"])
-    labelling = Labelling.of(_Meaning(), "time", TIMES).with_events_per_user(3)
+    labelling = Labelling.of(InteractionSettings(negative_types=["skip"]), "time", TIMES).with_events_per_user(3)
     labelled = label_events(block, items, labelling)
     none = fit_features(collect_statistics(block, {}), {}, text_buckets=8, max_vocabulary=10)
     preprocessor = Preprocessor(none, none, tuple(items.to_pylist()), ("skip", "view", "view (disliked)"))
@@ -89,9 +91,3 @@ def test_every_reader_of_timelines_agrees_on_what_is_a_positive() -> None:
     assert sorted(named(batch.negative[batch.negative > 0].numpy())) == ["d"]
     seen, first = seen_items(timelines, np.array([0, 1]), TEST)
     assert named(seen[first[0] : first[1]]) == list("abcdefg"), "history only, or disliked: seen all the same"
-
-
-class _Meaning:
-    weights: dict[str, float] = {}
-    negative_types = ("skip",)
-    min_positive_value = None

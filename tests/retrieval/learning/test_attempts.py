@@ -14,7 +14,6 @@ from rec_ray.retrieval.learning.attempts import (
     measure_spread,
     plan_attempts,
 )
-from rec_ray.retrieval.learning.learner import LearningSettings
 
 ORDERED, RANDOM = EventOrder(1000, 500, 100), EventOrder(1000, 100, 100)
 
@@ -36,7 +35,7 @@ def test_a_history_that_is_set_is_the_only_attempt_and_stays_after_a_collapse(hi
 
 
 def test_a_careful_attempt_learns_slower_and_warms_up_longer() -> None:
-    settings = LearningSettings.of(TrainSettings())
+    settings = TrainSettings()
     careful = careful_attempt("auto").adapt(settings)
     assert careful_attempt("auto").history == "mean"
     assert careful.learning_rate == pytest.approx(settings.learning_rate / 3) and careful.warmup == 0.3

@@ -12,29 +12,27 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from rec_ray.config import ModelSettings, TrainSettings
-from rec_ray.contracts import TEST, VALIDATION, SplitTimes
+from rec_ray.config import InteractionSettings, ModelSettings, TrainSettings
 from rec_ray.data.events import as_events, with_query_rows
 from rec_ray.retrieval.features.catalogue import Catalogue, catalogue_rows
 from rec_ray.retrieval.features.encoding import Labelling, encode_timelines, label_events
 from rec_ray.retrieval.features.preprocessing import Preprocessor, collect_statistics, fit_features
 from rec_ray.retrieval.features.timelines import Timelines, query_batch, training_windows
-from rec_ray.retrieval.learning.learner import Learner, LearningSettings, shuffled_batches
+from rec_ray.retrieval.learning.learner import Learner, shuffled_batches
 from rec_ray.retrieval.metrics.metrics import recall_at_k
 from rec_ray.retrieval.model.inference import embed_as_history, embed_catalogue, embed_queries
 from rec_ray.retrieval.model.towers import build_two_tower
 from rec_ray.retrieval.ragged import take_rows
 from rec_ray.retrieval.search import ExactTopK
 from rec_ray.sample import shop
-from rec_ray.schema import EVENT_TIMESTAMP, EVENT_TYPE, ITEM_ID, USER_ID
+from rec_ray.schema import EVENT_TIMESTAMP, EVENT_TYPE, ITEM_ID, USER_ID, Split, SplitTimes
+
+VALIDATION, TEST = Split.VALIDATION, Split.TEST
 
 COLD = 20
 
 
-class _Meaning:
-    weights = {"view": 1.0, "cart": 2.0, "purchase": 3.0}
-    negative_types = ("negative_view",)
-    min_positive_value = None
+MEANING = InteractionSettings(weights={"view": 1.0, "cart": 2.0, "purchase": 3.0}, negative_types=["negative_view"])
 
 
 def encoded_shop() -> tuple[Timelines, Catalogue, Preprocessor]:
@@ -55,7 +53,7 @@ def encoded_shop() -> tuple[Timelines, Catalogue, Preprocessor]:
     for name in shop.USER_FEATURES:
         block = block.append_column(name, pa.array(features[name].tolist(), tables.users.schema.field(name).type))
 
-    labelling = Labelling.of(_Meaning(), "time", SplitTimes(*starts, end))
+    labelling = Labelling.of(MEANING, "time", SplitTimes(*starts, end))
     items = tables.items.sort_by(ITEM_ID)
     ids = items[ITEM_ID].combine_chunks()
     labelled = label_events(block, ids, labelling)
@@ -83,9 +81,6 @@ def encoded_shop() -> tuple[Timelines, Catalogue, Preprocessor]:
 def test_items_without_any_training_event_are_recalled_at_50_five_times_as_often_as_by_chance() -> None:
     timelines, catalogue, preprocessor = encoded_shop()
     model, train = ModelSettings(history="mean"), TrainSettings(epochs=5)
-    settings = LearningSettings.of(train)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     towers = build_two_tower(
         vocabulary_size=preprocessor.vocabulary_size,
@@ -95,8 +90,8 @@ def test_items_without_any_training_event_are_recalled_at_50_five_times_as_often
         **model.model_dump(),
     )
     windows = training_windows(timelines, model.history_length, VALIDATION)
-    steps = train.epochs * len(shuffled_batches(windows, settings.batch_size, 0))
-    learner = Learner(towers, catalogue, settings, total_steps=steps)
+    steps = train.epochs * len(shuffled_batches(windows, train.batch_size, 0))
+    learner = Learner(towers, catalogue, train, total_steps=steps)
     for epoch in range(1, train.epochs + 1):
         for batch in learner.batches(timelines, windows, epoch):
             learner.step(batch)
@@ -110,7 +105,6 @@ def test_items_without_any_training_event_are_recalled_at_50_five_times_as_often
     items = embed_catalogue(towers, learner.catalogue)
     query = query_batch(timelines, users, split=TEST, query=1, history_length=model.history_length)
     queries = embed_queries(towers, query, embed_as_history(towers, learner.catalogue, items))
-    torch.set_num_threads(threads)
     ranks = ExactTopK(items.numpy()).target_ranks(queries.numpy(), targets[cold], offsets, allowed=catalogue.known)
     assert cold.sum() > 100, "so many targets that the share of those found is no accident"
     chance = 50 / catalogue.known.sum()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from rec_ray.config import TrainSettings
 from rec_ray.retrieval.features.batch import FeatureBatch
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.timelines import TimelineBatch
-from rec_ray.retrieval.learning.learner import Learner, LearningSettings
+from rec_ray.retrieval.learning.learner import Learner
 from rec_ray.retrieval.learning.losses import inclusion_log_q
 from rec_ray.retrieval.model.inference import embed_catalogue
 from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
@@ -20,7 +19,7 @@ from rec_ray.retrieval.model.towers import TwoTower, build_two_tower
 COUNTS = [50, 30, 15, 4, 1]
 PROBABILITY = torch.tensor([0, *COUNTS]) / sum(COUNTS)
 POSITIVES, UNIFORM, BATCHES = 3, 2, 1000
-SETTINGS = LearningSettings(
+SETTINGS = TrainSettings(
     batch_size=POSITIVES,
     learning_rate=0.001,
     weight_decay=0.0,
@@ -84,16 +83,6 @@ def batch_of(targets: torch.Tensor) -> TimelineBatch:
     )
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads cost more than the tiny products of these batches."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_sampled_items_are_included_as_often_as_corrected_for_and_their_sum_is_unbiased() -> None:
     """All users have one vector, so each batch gives the sum of the denominator that its positions share."""
     towers = model()

@@ -1,11 +1,10 @@
-"""The row-wise optimizer against torch's AdamW, and what it leaves alone."""
+"""The row-wise optimizer against torch's Adam without momentum, and what it leaves alone."""
 
 import copy
 
-import pytest
 import torch
 
-from rec_ray.retrieval.learning.optimizer import RowwiseAdamW
+from rec_ray.retrieval.learning.optimizer import RowwiseAdam
 
 
 def tables(rows: int = 6) -> tuple[torch.nn.Embedding, torch.nn.Embedding]:
@@ -16,11 +15,10 @@ def tables(rows: int = 6) -> tuple[torch.nn.Embedding, torch.nn.Embedding]:
     return sparse, dense
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_equals_dense_adamw_when_every_row_is_touched_at_each_step(weight_decay: float) -> None:
+def test_equals_dense_adam_when_every_row_is_touched_at_each_step() -> None:
     sparse, dense = tables()
-    ours = RowwiseAdamW(sparse.parameters(), lr=0.01, betas=(0.9, 0.999), weight_decay=weight_decay)
-    torchs = torch.optim.AdamW(dense.parameters(), lr=0.01, weight_decay=weight_decay)
+    ours = RowwiseAdam(sparse.parameters(), lr=0.01)
+    torchs = torch.optim.Adam(dense.parameters(), lr=0.01, betas=(0.0, 0.999))
     index = torch.tensor([0, 1, 2, 3, 4, 5, 5, 0])  # repeats add up
     for step in range(5):
         for table, optimizer in ((sparse, ours), (dense, torchs)):
@@ -30,23 +28,25 @@ def test_equals_dense_adamw_when_every_row_is_touched_at_each_step(weight_decay:
     torch.testing.assert_close(sparse.weight, dense.weight)
 
 
-def test_moments_of_a_row_that_paused_are_those_of_dense_adam() -> None:
+def test_the_second_moment_of_a_row_that_paused_is_that_of_dense_adam() -> None:
     sparse, dense = tables()
-    ours = RowwiseAdamW(sparse.parameters(), lr=0.01, betas=(0.9, 0.999))
-    torchs = torch.optim.Adam(dense.parameters(), lr=0.01)
+    ours = RowwiseAdam(sparse.parameters(), lr=0.01)
+    torchs = torch.optim.Adam(dense.parameters(), lr=0.01, betas=(0.0, 0.999))
     for index in ([0, 1], [1], [1], [1], [0, 1]):
         for table, optimizer in ((sparse, ours), (dense, torchs)):
             optimizer.zero_grad()
             (table(torch.tensor(index)) * torch.tensor([1.0, -2.0, 3.0, 0.5])).sum().backward()
             optimizer.step()
-    for moment in ("exp_avg", "exp_avg_sq"):
-        torch.testing.assert_close(ours.state[sparse.weight][moment][:2], torchs.state[dense.weight][moment][:2])
+    moments = [
+        optimizer.state[table.weight]["exp_avg_sq"][:2] for table, optimizer in ((sparse, ours), (dense, torchs))
+    ]
+    torch.testing.assert_close(*moments)
 
 
 def test_rows_without_gradient_keep_their_weights() -> None:
     sparse, _ = tables()
     before = sparse.weight.detach().clone()
-    optimizer = RowwiseAdamW(sparse.parameters(), lr=0.1, weight_decay=0.1)
+    optimizer = RowwiseAdam(sparse.parameters(), lr=0.1)
     sparse(torch.tensor([2, 2])).sum().backward()
     optimizer.step()
     untouched = torch.tensor([0, 1, 3, 4, 5])
@@ -57,11 +57,11 @@ def test_rows_without_gradient_keep_their_weights() -> None:
 def test_state_survives_a_checkpoint() -> None:
     first, second = tables()
     second.sparse = True
-    one = RowwiseAdamW(first.parameters(), lr=0.01)
+    one = RowwiseAdam(first.parameters(), lr=0.01)
     first(torch.tensor([1, 2])).sum().backward()
     one.step()
     second.load_state_dict(first.state_dict())
-    two = RowwiseAdamW(second.parameters(), lr=0.01)
+    two = RowwiseAdam(second.parameters(), lr=0.01)
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     for table, optimizer in ((first, one), (second, two)):
         optimizer.zero_grad()

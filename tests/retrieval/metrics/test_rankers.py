@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rec_ray.contracts import TEST, TRAIN, VALIDATION
 from rec_ray.retrieval.features.batch import FeatureBatch, FeatureShape
 from rec_ray.retrieval.features.catalogue import Catalogue
 from rec_ray.retrieval.features.preprocessing import FeaturePreprocessor, Preprocessor
@@ -20,6 +19,9 @@ from rec_ray.retrieval.metrics.rankers import CountingRanker, TowerRanker, best_
 from rec_ray.retrieval.metrics.segment_metrics import EVERYONE, SegmentMetrics
 from rec_ray.retrieval.model.bundle import TwoTowerBundle, as_evaluated
 from rec_ray.retrieval.model.towers import build_two_tower
+from rec_ray.schema import Split
+
+TRAIN, VALIDATION, TEST = Split
 
 EMPTY = FeatureShape(numeric=0, fields=0, tokens=0, vector=0)
 LATE = 5

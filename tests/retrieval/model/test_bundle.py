@@ -121,7 +121,7 @@ def test_reading_a_bundle_does_not_move_the_random_numbers(bundle: TwoTowerBundl
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("history", ["none", "mean", "transformer"])
 def test_reading_a_bundle_does_not_load_the_compiler(tmp_path: Path, history: str) -> None:
-    arguments = {**make_bundle().arguments, "history": history, "time_gaps": True, "item_hidden": 4, "user_hidden": 4}
+    arguments = {**make_bundle().arguments, "history": history, "time_gaps": True}
     files = dataclasses.replace(make_bundle(), model=build_two_tower(**arguments), arguments=arguments).to_files()
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)

@@ -88,12 +88,11 @@ def test_an_item_vector_is_its_id_plus_the_mean_of_each_bag_plus_its_numbers() -
 
 
 @pytest.mark.parametrize("ids", [True, False])
-@pytest.mark.parametrize("hidden", [0, 128])
-@pytest.mark.parametrize("numbers", [0, 1, 2, 5, 30])
+@pytest.mark.parametrize("numbers", [0, 1, 30])
 @pytest.mark.parametrize("fields", [0, 1, 8])
-@pytest.mark.parametrize("vector", [0, 16, 512])
+@pytest.mark.parametrize("vector", [0, 512])
 def test_fresh_items_differ_and_have_a_short_mean_whatever_their_features(
-    ids: bool, hidden: int, numbers: int, fields: int, vector: int
+    ids: bool, numbers: int, fields: int, vector: int
 ) -> None:
     """No feature drowns the others: with ids vectors fill the space, without them as much of it as features span."""
     if not (ids or numbers + fields + vector):
@@ -114,7 +113,6 @@ def test_fresh_items_differ_and_have_a_short_mean_whatever_their_features(
         vocabulary_size=rows + 1,
         item_shape=dataclasses.asdict(shape),
         user_shape=dataclasses.asdict(shape),
-        item_hidden=hidden,
     ).eval()
     index = torch.arange(1, rows + 1) if ids else torch.zeros(rows, dtype=torch.long)
     with torch.no_grad():

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,50 +15,12 @@ from rec_ray.retrieval.search import (
     Exclusions,
     exact,
     merge_top_k,
-    quantise_items,
 )
 from rec_ray.retrieval.search import (
     float32 as float_search,
 )
-from rec_ray.retrieval.search import (
-    int8 as int8_search,
-)
 from rec_ray.retrieval.search.threads import run_on_threads
-
-
-def chain(queries, items):
-    """Scores [q, n]: the float32 chain of fused multiply-adds in the order of dimensions, in plain arithmetic."""
-    score = np.zeros((len(queries), len(items)), np.float32)
-    for i in range(queries.shape[1]):
-        score = (score + queries[:, i, None].astype(float) * items[None, :, i].astype(float)).astype(np.float32)
-    return score
-
-
-def brute_force(queries, items, k, exclude=None, allowed=None):
-    scores = chain(queries, items)
-    if allowed is not None:
-        scores[:, ~allowed] = -np.inf
-    for row in range(len(queries)) if exclude is not None else ():
-        scores[row, exclude[0][exclude[1][row] : exclude[1][row + 1]]] = -np.inf
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    found = np.take_along_axis(scores, order, axis=1)
-    return np.where(np.isinf(found), -1, order), found
-
-
-def agree(result, expected):
-    np.testing.assert_array_equal(result[0], expected[0])
-    np.testing.assert_array_equal(result[1], expected[1])
-
-
-def vectors(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def random_exclusions(seed, query_count, item_count, most):
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(0, most + 1, query_count)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Exclusions(rng.integers(0, item_count, offsets[-1]).astype(np.int32), offsets)
+from tests.retrieval.search.brute_force import agree, brute_force, chain, random_exclusions, vectors
 
 
 @pytest.mark.parametrize("size", [1, 7, 33, 64, 130])
@@ -269,147 +227,9 @@ def test_an_error_in_a_search_thread_reaches_the_caller():
     assert counts == [1, 1]
 
 
-needs_bytes = pytest.mark.skipif(not int8_search.is_supported(), reason="this processor has no product of bytes")
-
-
-def by_bytes(items, queries, k, *rules, threads=1):
-    """Search with a pass over bytes whatever the number of queries, and make sure that it was one."""
-    search = ExactTopK(items, threads=threads, quantised=quantise_items(items))
-    allowed = rules[1] if len(rules) > 1 else None
-    assert search.uses_bytes(len(queries), k, allowed)
-    return search.search(queries, k, *rules)
-
-
-def proven_by_bytes(items, queries, k, guesses, exclude=None):
-    """Return how many lists of a first pass are proven."""
-    quantised = quantise_items(items)
-    search = int8_search.ByteSearch(quantised, items, quantised.allow_bits(None), guesses=guesses)
-    offsets = np.zeros(len(queries) + 1, np.int64)
-    found, _ = search.top_k(queries, exclude or Exclusions(np.zeros(0, np.int64), offsets), k)
-    return int((found[:, -1] >= 0).sum())
-
-
-@needs_bytes
-@pytest.mark.parametrize("size", [1, 2, 7, 33, 64, 130])
-@pytest.mark.parametrize("query_count, item_count", [(1, 4096), (7, 4161), (97, 6001), (200, 4500)])
-def test_bytes_equal_brute_force_over_shapes(query_count, item_count, size):
-    items, queries = vectors(40, item_count, size), vectors(41, query_count, size)
-    expected = brute_force(queries, items, 100)
-    for k in (1, 10, 100):
-        agree(by_bytes(items, queries, k), tuple(part[:, :k] for part in expected))
-
-
-@pytest.mark.usefixtures("processes")
-@needs_bytes
-def test_nothing_is_read_that_was_freed():
-    """With freed memory overwritten at once; numba frees an array after the last line that names it."""
-    shapes = [(1, 4096, 7), (97, 6001, 64), (7, 4161, 33)]
-    program = f"import test_exact as t; [t.test_bytes_equal_brute_force_over_shapes(*shape) for shape in {shapes}]"
-    environment = {**os.environ, "MALLOC_PERTURB_": "165"}
-    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, env=environment, check=True)
-
-
-@needs_bytes
-@pytest.mark.parametrize("kind", ["unit", "norms", "clusters", "sorted", "popular", "small", "large", "zeros", "few"])
-def test_bytes_equal_brute_force_over_kinds_of_items(kind):
-    rng = np.random.default_rng(42)
-    items, queries = vectors(43, 9001, 32), vectors(44, 60, 32)
-    if kind == "unit":
-        items /= np.linalg.norm(items, axis=1, keepdims=True)
-    elif kind == "norms":
-        items *= np.exp(3 * rng.standard_normal((9001, 1))).astype(np.float32)
-    elif kind == "clusters":
-        items = items[rng.integers(0, 40, 9001)] + np.float32(0.01) * vectors(45, 9001, 32)
-    elif kind == "sorted":
-        items = items[np.argsort(items @ queries[0])]
-    elif kind == "popular":
-        items += 5
-    elif kind == "small":
-        items *= np.float32(1e-22)
-        queries *= np.float32(1e-21)
-    elif kind == "large":
-        items *= np.float32(1e12)
-        queries *= np.float32(1e12)
-    elif kind == "zeros":
-        items[rng.random(9001) < 0.99] = 0
-        queries[::2] = 0
-    elif kind == "few":
-        items = rng.integers(-1, 2, (9001, 32)).astype(np.float32)
-        queries = rng.integers(-1, 2, (60, 32)).astype(np.float32)
-    for k in (1, 100, 281):
-        agree(by_bytes(items, queries, k), brute_force(queries, items, k))
-
-
-@needs_bytes
-@pytest.mark.parametrize("most, share", [(0, 0.5), (5, 1.0), (400, 0.6), (400, 1.0)])
-def test_bytes_with_exclusions_and_items_not_allowed(most, share):
-    items, queries = vectors(46, 9001, 16), vectors(47, 140, 16)
-    exclude = random_exclusions(48, 140, 9001, most)
-    allowed = np.random.default_rng(49).random(9001) < share
-    agree(by_bytes(items, queries, 60, exclude, allowed), brute_force(queries, items, 60, exclude, allowed))
-
-
-@needs_bytes
-def test_bytes_when_the_best_thousands_are_excluded():
-    items, queries = vectors(50, 9000, 16), vectors(51, 13, 16)
-    order, scores = brute_force(queries, items, 9000)
-    for most in (3000, 8950):
-        exclude = Exclusions(order[:, :most].reshape(-1), np.arange(0, 13 * most + 1, most))
-        found, reached = by_bytes(items, queries, 100, exclude)
-        kept = min(100, 9000 - most)
-        np.testing.assert_array_equal(found[:, :kept], order[:, most : most + kept])
-        np.testing.assert_array_equal(reached[:, :kept], scores[:, most : most + kept])
-        assert (found[:, kept:] == -1).all()
-
-
-@needs_bytes
-def test_the_first_pass_proves_nearly_all_lists_and_never_a_wrong_one():
-    """Or the speed is lost in repeats; and thresholds without guesses leave no list unproven but among many ties."""
-    items, queries = vectors(52, 20000, 64), vectors(53, 96, 64)
-    assert proven_by_bytes(items, queries, 100, guesses=True) >= 90
-    assert proven_by_bytes(items, queries, 100, guesses=False) == 96
-    assert proven_by_bytes(np.zeros((5000, 8), np.float32), vectors(54, 9, 8), 100, guesses=False) == 0
-
-
-@needs_bytes
-def test_a_threshold_that_was_too_high_is_noticed():
-    items, queries = vectors(55, 9001, 16), vectors(56, 40, 16)
-    expected = brute_force(queries, items, 100)
-    # the first 256 items hold the best of four queries, so that thresholds guessed from them are too high for these
-    best = np.unique(expected[0][:4, :60])
-    rest = np.setdiff1d(np.arange(9001), best)
-    misled = quantise_items(items, order=np.concatenate([best, rest]))
-    search = int8_search.ByteSearch(misled, items, misled.allow_bits(None), guesses=True)
-    found, scores = search.top_k(queries, Exclusions(np.zeros(0, np.int64), np.zeros(41, np.int64)), 100)
-    proven = found[:, -1] >= 0
-    assert not proven[:4].any() and proven.sum() > 20
-    agree((found[proven], scores[proven]), tuple(part[proven] for part in expected))
-    agree(ExactTopK(items, threads=1, quantised=misled).search(queries, 100), expected)
-
-
-@needs_bytes
-def test_bytes_give_the_same_whatever_batch_and_threads_and_compile_once():
-    items, queries = vectors(57, 12345, 64), vectors(58, 300, 64)
-    items.flags.writeable = queries.flags.writeable = False
-    expected = ExactTopK(items, threads=1, use_bytes=False).search(queries, 100)
-    agree(ExactTopK(items, threads=2).search(queries, 100), expected)
-    for row in (0, 17, 299):
-        agree(by_bytes(items, queries[row : row + 1], 100), tuple(part[row : row + 1] for part in expected))
-    assert len(int8_search.survivors.signatures) == 1
-
-
-def test_without_a_product_of_bytes_the_lists_are_the_same(monkeypatch):
+def test_without_a_product_of_bytes_the_lists_are_the_same():
     items, queries = vectors(59, 5000, 16), vectors(60, 70, 16)
-    expected = ExactTopK(items).search(queries, 30)
-    monkeypatch.setattr(int8_search, "is_supported", lambda: False)
-    search = ExactTopK(items)
+    search = ExactTopK(items, kernel="float32")
     assert not search.uses_bytes(70, 30)
-    agree(search.search(queries, 30), expected)
-    agree(expected, brute_force(queries, items, 30))
-
-
-def test_shards_by_bytes_merge_to_the_same_lists():
-    items, queries = vectors(61, 13000, 32), vectors(62, 100, 32)
-    items[::3] = items[0]
-    parts = [ExactTopK(items[a:b]).search(queries, 80) for a, b in ((0, 5000), (5000, 13000))]
-    agree(merge_top_k(parts, [0, 5000], 80), brute_force(queries, items, 80))
+    agree(search.search(queries, 30), ExactTopK(items).search(queries, 30))
+    agree(search.search(queries, 30), brute_force(queries, items, 30))

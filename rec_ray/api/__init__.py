@@ -1,0 +1,1 @@
+"""Python API: `Recommender` for stored versions, and `fit` for tables in memory."""

@@ -1,0 +1,194 @@
+"""Search for better settings with Ray Tune: random trials, the weak ones stopped early (ASHA, Li et al. 2020).
+
+Input: encoded training data and a space of settings. Output: the trials, best first. Each trial is a training as in a
+run, without a refit, judged by the validation NDCG@10 of its best epoch; the test events are not used. A search of the
+same name resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from rec_ray.config import EvaluationSettings, ModelSettings, RaySettings, TrainSettings
+from rec_ray.config.tuning import SECTIONS, TuneSettings
+from rec_ray.contracts import TrainingData, Trial
+from rec_ray.errors import RecRayError
+from rec_ray.logs import LOGGER
+from rec_ray.storage.object_store import Storage
+from rec_ray.training.trainer import TRAINING_FOLDER, train_two_tower
+
+METRIC = "validation_ndcg@10"
+GRACE_EPOCHS, REDUCTION = 2, 3
+"""Epochs that every trial gets; share of trials that continue at each later check is one in `REDUCTION`."""
+CPUS_OF_A_TRIAL = 0.01
+"""CPUs of the process that starts the workers of a trial and waits for them; Ray Tune does not accept 0."""
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Everything of a training but the settings that are tried; arguments as in `train_two_tower`."""
+
+    data: TrainingData
+    model: ModelSettings
+    train: TrainSettings
+    ray: RaySettings
+    evaluation: EvaluationSettings
+    exclude_seen: bool
+    storage: Storage
+
+
+def tune_settings(inputs: TrainingInputs, settings: TuneSettings, *, name: str) -> list[Trial]:
+    """Try settings until the time is over and return the trials, the best one first; the project's own are one of them.
+
+    name: of the search, which resumes after a failure.
+
+    Raises:
+        RecRayError: no trial has finished an epoch.
+    """
+    # Only the older output of Ray Tune (2.60) is silent with `verbose=0`.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    own = _own_values(inputs, settings.space)
+    folder = inputs.storage.path(f"{TRAINING_FOLDER}/{name}")
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(_try, inputs=inputs, name=name), {"CPU": CPUS_OF_A_TRIAL}
+    )
+    if ray.tune.Tuner.can_restore(folder, storage_filesystem=inputs.storage.filesystem):
+        LOGGER.info("the search continues with the trials of an earlier attempt")
+        tuner = ray.tune.Tuner.restore(
+            folder, trainable, resume_errored=True, storage_filesystem=inputs.storage.filesystem
+        )
+    else:
+        cpus = inputs.train.cpus_per_worker * inputs.train.most_workers
+        tuner = ray.tune.Tuner(
+            trainable,
+            # The project's own values belong to the space: Ray Tune warns of others in `points_to_evaluate`.
+            param_space={
+                key: ray.tune.choice(values if own[key] in values else [own[key], *values])
+                for key, values in settings.space.items()
+            },
+            tune_config=ray.tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                num_samples=settings.trials,
+                time_budget_s=settings.minutes * 60,
+                search_alg=BasicVariantGenerator(
+                    points_to_evaluate=[own],
+                    max_concurrent=max(1, int(ray.cluster_resources().get("CPU", 1) // cpus)),
+                    random_state=inputs.train.seed,
+                ),
+                scheduler=ASHAScheduler(
+                    max_t=inputs.train.passes(1), grace_period=GRACE_EPOCHS, reduction_factor=REDUCTION
+                ),
+                reuse_actors=False,
+            ),
+            run_config=ray.tune.RunConfig(
+                name=name,
+                storage_path=inputs.storage.path(TRAINING_FOLDER),
+                storage_filesystem=inputs.storage.filesystem,
+                callbacks=[_LogTrials()],
+                verbose=0,
+            ),
+        )
+    return _rank(_fit(tuner), own)
+
+
+def _own_values(inputs: TrainingInputs, space: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Return the project's values of the settings of the space; history auto tries what a run would choose first."""
+    sections = {"model": inputs.model, "train": inputs.train}
+    return {key: getattr(sections[key.partition(".")[0]], key.partition(".")[2]) for key in space}
+
+
+def _try(config: dict[str, Any], inputs: TrainingInputs, name: str) -> None:
+    """Train once with some settings, in a process of Ray Tune, to which each epoch is reported."""
+    trial = f"{name}.{ray.tune.get_context().get_trial_id()}"
+    changed: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for key, value in config.items():
+        section, _, field = key.partition(".")
+        changed[section][field] = value
+    model = ModelSettings.model_validate({**inputs.model.model_dump(), **changed["model"]})
+    train = TrainSettings.model_validate({**inputs.train.model_dump(), **changed["train"], "refit": "off"})
+    try:
+        train_two_tower(
+            inputs.data,
+            model,
+            train,
+            inputs.ray,
+            inputs.storage,
+            run_id=trial,
+            validation_users=inputs.evaluation.validation_users,
+            exclude_seen=inputs.exclude_seen,
+            metadata={},
+            callbacks=[TuneReportCallback()],
+        )
+    finally:
+        inputs.storage.delete_prefix(f"{TRAINING_FOLDER}/{trial}")
+
+
+class _LogTrials(ray.tune.Callback):
+    """Logs the end of each trial."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Log the result of a trial and the best one so far."""
+        done = [each for each in trials if each.is_finished()]
+        best = max((_best(each.metric_analysis) for each in trials), default=0.0)
+        LOGGER.info(
+            "trial %d of %.0f s: validation NDCG@10 %.4f, best so far %.4f",
+            len(done),
+            trial.last_result.get("time_total_s", 0.0),
+            _best(trial.metric_analysis),
+            best,
+        )
+
+
+def _best(analysis: Mapping[str, Mapping[str, float]]) -> float:
+    return float(analysis.get(METRIC, {}).get("max", 0.0))
+
+
+def _fit(tuner: ray.tune.Tuner) -> ray.tune.ResultGrid:
+    """Fit in a thread, because in the main thread Ray Tune handles Ctrl-C itself and continues until trials end."""
+    outcome: Future[ray.tune.ResultGrid] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(tuner.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=fit, name="ray-tune", daemon=True).start()
+    return outcome.result()
+
+
+def _rank(results: ray.tune.ResultGrid, own: Mapping[str, Any]) -> list[Trial]:
+    trials = []
+    for result in results:
+        course = result.metrics_dataframe
+        if course is None or METRIC not in course:
+            continue
+        trials.append(
+            Trial(
+                settings={key: value for key, value in (result.config or {}).items() if value != own[key]},
+                validation_ndcg=float(course[METRIC].max()),
+                epochs=len(course),
+                seconds=float(course["time_total_s"].max()),
+                stopped=not (result.metrics or {}).get("done", False),
+            )
+        )
+    if not trials:
+        failures = [str(error).strip().splitlines()[-1] for error in results.errors]
+        raise RecRayError(f"no trial finished an epoch: {failures[0] if failures else 'tune.minutes is too short'}")
+    return sorted(trials, key=lambda trial: -trial.validation_ndcg)
