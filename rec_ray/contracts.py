@@ -6,7 +6,8 @@ than Arrow at run time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -58,6 +59,14 @@ class FeatureTables:
     raw_users: pa.Schema = field(default_factory=lambda: pa.schema([]))
     notes: tuple[str, ...] = ()
     sources: dict[str, int] = field(default_factory=dict)
+
+    def map_rows(self, change: Callable[[pa.Table], pa.Table]) -> FeatureTables:
+        """Return the tables with a change of each block of interactions and of items."""
+        return replace(
+            self,
+            interactions=self.interactions.map_batches(change, batch_size=None, batch_format="pyarrow"),
+            items=self.items.map_batches(change, batch_size=None, batch_format="pyarrow"),
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from rec_ray.candidate_store.erasure import Erased
 from rec_ray.candidate_store.increments import RecordedTimelines, increments_folder
 from rec_ray.candidate_store.manifest import PENDING
 from rec_ray.candidates.generate import generate_candidates
@@ -170,15 +169,6 @@ def _live_bundle(context: RunContext) -> TwoTowerBundle | None:
     return None if live is None else load_model(live, context.storage)
 
 
-def without_erased(tables: FeatureTables, erased: Erased) -> FeatureTables:
-    """Leave the rows of forgotten users and items out of what Feast holds."""
-    return dataclasses.replace(
-        tables,
-        interactions=tables.interactions.map_batches(erased.without, batch_size=None, batch_format="pyarrow"),
-        items=tables.items.map_batches(erased.without, batch_size=None, batch_format="pyarrow"),
-    )
-
-
 def _load(
     context: RunContext, text_encoder: str, active: ActiveUsers | None = None, *, live: bool = False
 ) -> tuple[FeatureTables, FeatureSettings]:
@@ -201,7 +191,7 @@ def _load(
         )
         erased = context.database.erased()
         if erased:
-            tables = without_erased(tables, erased)
+            tables = tables.map_rows(erased.without)
         running.add(rows=tables.rows.kept, read=tables.rows.read)
         if not live:
             running.result = tables.rows

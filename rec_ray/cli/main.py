@@ -13,7 +13,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -43,6 +42,7 @@ from rec_ray.cli.options import (
     redirect_stdout,
     settings_of,
 )
+from rec_ray.cli.vector_index import vector_index_app
 from rec_ray.cli.versions import versions_app
 from rec_ray.config import Settings
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
@@ -51,13 +51,6 @@ from rec_ray.step_events import StepEvent, StepFinished, subscribe, unsubscribe
 
 INTERRUPTED, TERMINATED = 130, 143
 STOPPED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
-
-
-class VectorIndex(StrEnum):
-    """Index types of pgvector."""
-
-    HNSW = "hnsw"
-    IVFFLAT = "ivfflat"
 
 
 app = typer.Typer(
@@ -301,32 +294,7 @@ app.add_typer(forget_app)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(lookup_app)
-
-
-@app.command("vector-index")
-def vector_index(
-    kind: Annotated[VectorIndex, typer.Option(help="Kind of pgvector index.")] = VectorIndex.HNSW,
-    drop: Annotated[
-        bool, typer.Option("--drop", help="Remove the indexes; needed before embedding_size changes.")
-    ] = False,
-    project: Project = None,
-    config: Config = None,
-    overrides: Set = None,
-    as_json: AsJson = False,
-) -> None:
-    """Create the vector indexes in a PostgreSQL online store, which Feast does not create."""
-    settings = settings_of(project, config, overrides)
-    from rec_ray.cli.maintenance import run_indexing
-
-    done = redirect_stdout(run_indexing, settings, kind.value, drop=drop)
-    if as_json:
-        print(json.dumps(done))
-        return
-    from rec_ray.reports.terminal import print_rows
-
-    console = open_console()
-    print_rows(console, "Vector indexes", done)
-    print_next(console, "rec-ray doctor")
+app.add_typer(vector_index_app)
 
 
 @app.callback(invoke_without_command=True)

@@ -109,7 +109,6 @@ def test_a_run_reads_no_row_of_the_forgotten() -> None:
     from rec_ray.candidate_store.erasure import Erased
     from rec_ray.contracts import FeatureTables, RowCounts
     from rec_ray.schema import SplitTimes
-    from rec_ray.steps import without_erased
 
     events = pa.table({"user_id": ["a", "a", "b"], "item_id": ["i1", None, "i2"]})
     items = pa.table({"item_id": ["i1", "i2"], "price": [1.0, 2.0]})
@@ -117,6 +116,6 @@ def test_a_run_reads_no_row_of_the_forgotten() -> None:
     tables = FeatureTables(
         ray.data.from_arrow(events), ray.data.from_arrow(items), SplitTimes(now, now, now), RowCounts(3, 3)
     )
-    left = without_erased(tables, Erased.of(["b"], ["i1"]))
+    left = tables.map_rows(Erased.of(["b"], ["i1"]).without)
     assert left.interactions.take_all() == [{"user_id": "a", "item_id": None}]
     assert left.items.take_all() == [{"item_id": "i2", "price": 2.0}]
