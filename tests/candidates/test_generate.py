@@ -15,6 +15,7 @@ from rec_ray.config import CandidateSettings
 from rec_ray.errors import DataError, GateError
 from rec_ray.retrieval.features.catalogue import CATALOGUE, Catalogue
 from rec_ray.retrieval.features.timelines import TimelineInputs, Timelines
+from rec_ray.retrieval.profiles.list_profile import LISTS
 from rec_ray.storage.object_store import open_storage
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.usefixtures("local_ray")]
@@ -167,7 +168,7 @@ def test_the_manifest_lists_exactly_the_parts_and_is_written_last(made):
         "embedding_size": 16,
     }
     list_names = {f"{PREFIX}/{folder}/{part.name}" for folder, parts in manifest.parts.items() for part in parts}
-    assert list_names | {f"{PREFIX}/manifest.json"} == set(storage.list(PREFIX))
+    assert list_names | {f"{PREFIX}/manifest.json", f"{PREFIX}/{LISTS}"} == set(storage.list(PREFIX))
     files = {key: Path(storage.path(key)) for key in list_names}
     for folder, parts in manifest.parts.items():
         for part in parts:
@@ -206,7 +207,7 @@ def test_a_second_run_replaces_the_first_in_one_write_and_changes_nothing_when_i
     assert generate(tiny_data, tmp_path, data)[0].users == 5
     assert read_manifest(storage, PREFIX).version == "7"
     assert rows_of(storage, "recommendations").num_rows == 5
-    parts = {key: data for key, data in first.items() if not key.endswith("manifest.json")}
+    parts = {key: data for key, data in first.items() if key.endswith(".parquet")}
     assert {key: storage.read_bytes(key) for key in parts} == parts, "the parts of the first are as they were"
     second = storage.read_bytes(f"{PREFIX}/manifest.json")
 
