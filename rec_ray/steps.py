@@ -214,11 +214,10 @@ def encode_data(
 ) -> TrainingData:
     """Load and encode the data for a stored model, below the prefix of the run.
 
-    live: it is the live version, which takes features as unknown that the settings no longer declare. With
-    `features: auto` the features are those that were decided for this model.
+    live: it is the live version, which takes features as unknown that the settings no longer declare.
     """
-    settings = with_stored_features(context.settings, bundle.metadata)
-    context = dataclasses.replace(context, settings=settings)
+    context = dataclasses.replace(context, settings=with_stored_features(context.settings, bundle.metadata))
+    settings = context.settings
     tables, features = _load(context, str(bundle.metadata.get("text_encoder") or HASHING), active, live=live)
     if live:
         tables = add_removed_features(tables, bundle.preprocessor, features)

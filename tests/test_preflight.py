@@ -110,7 +110,7 @@ def test_all_mistakes_are_told_in_one_go(repo):
 
 
 def test_many_mistakes_of_a_command_are_refused_together_and_before_the_slow_imports(repo, tmp_path):
-    """Torch and the training take longer to import than Feast, the registry and the footers together to read."""
+    """The pipeline and the training take longer to import than Feast, the registry and the footers together to read."""
     values = {
         "feast": {**VIEWS, "repo": str(repo), "events_view": "event", "item_views": ["itms", "users"]},
         "features": {"user": {"aeg": {"kind": "numeric"}, "tags": {"kind": "categorical"}, "city": {"kind": "text"}}},
@@ -119,7 +119,7 @@ def test_many_mistakes_of_a_command_are_refused_together_and_before_the_slow_imp
     (tmp_path / "rec_ray.yaml").write_text(yaml.safe_dump(values))
     script = (
         "import sys; from rec_ray.cli.main import main; code = main(['run', '-C', sys.argv[1]]); "
-        "print(code, sorted({'torch', 'rec_ray.pipeline', 'ray.train'} & set(sys.modules)))"
+        "print(code, sorted({'rec_ray.pipeline', 'rec_ray.training.trainer', 'ray.train'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "2 []\n"

@@ -44,7 +44,6 @@ from rec_ray.cli.options import (
 )
 from rec_ray.cli.vector_index import vector_index_app
 from rec_ray.cli.versions import versions_app
-from rec_ray.config import Settings
 from rec_ray.errors import EXIT_CODES, ConfigError, RecRayError, find_known_cause
 from rec_ray.logs import LOGGER, configure_logging, mask_secrets, printable
 from rec_ray.step_events import StepEvent, StepFinished, subscribe, unsubscribe
@@ -114,8 +113,7 @@ def run(
     settings = settings_of(project, config, overrides)
     from rec_ray.cli import refusals
 
-    refusals.require_run_id(run_id)
-    _check_new_run(settings, run_id)
+    redirect_stdout(refusals.check_new_run, settings, run_id)
     from rec_ray.pipeline import run_pipeline
 
     if again and run_id:
@@ -127,14 +125,6 @@ def run(
     _print_report(report, as_json, "rec-ray recommend --any")
 
 
-def _check_new_run(settings: Settings, run_id: str | None) -> None:
-    """Check the definitions before importing the pipeline; a finished run of a given id needs no registry."""
-    if run_id is None:
-        from rec_ray.preflight import check_early
-
-        redirect_stdout(check_early, settings)
-
-
 @app.command()
 def train(
     project: Project = None, config: Config = None, overrides: Set = None, run_id: RunId = None, as_json: AsJson = False
@@ -143,8 +133,7 @@ def train(
     settings = settings_of(project, config, overrides)
     from rec_ray.cli import refusals
 
-    refusals.require_run_id(run_id)
-    _check_new_run(settings, run_id)
+    redirect_stdout(refusals.check_new_run, settings, run_id)
     from rec_ray.pipeline import run_training
 
     report = redirect_stdout(run_training, settings, run_id=run_id)

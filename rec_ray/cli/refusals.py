@@ -92,3 +92,12 @@ def is_live(settings: Settings, version: str) -> bool:
         return True
     require_candidates(settings, version)
     return False
+
+
+def check_new_run(settings: Settings, run_id: str | None) -> None:
+    """Check id and definitions before importing the pipeline; a finished run of a given id needs no registry."""
+    require_run_id(run_id)
+    if run_id is None:
+        from rec_ray.preflight import check_early
+
+        check_early(settings)
