@@ -36,7 +36,6 @@ from rec_ray.feature_store.source_files import find_files, is_parquet, read_foot
 from rec_ray.logs import LOGGER
 from rec_ray.publishing.materialize_features import wanted_views
 from rec_ray.publishing.push import check_push_target, wanted_targets
-from rec_ray.publishing.user_encoder import check_user_encoder
 from rec_ray.retrieval.features.columns import as_numbers, as_values, as_vectors
 from rec_ray.retrieval.lists.item_filters import try_filters
 from rec_ray.sample.own_tables import PLACEHOLDER
@@ -141,7 +140,11 @@ def find_faults(
             for wanted in wanted_targets(settings.publish).values():
                 publishing.attempt(check_push_target, store, wanted, model.similarity, model.embedding_size)
             publishing.attempt(wanted_views, store, settings.feast, settings.publish)
-            publishing.attempt(check_user_encoder, settings)
+            if settings.publish.legacy_user_encoder:
+                # Imports torch, which takes longer than all other checks.
+                from rec_ray.publishing.user_encoder import check_user_encoder
+
+                publishing.attempt(check_user_encoder, settings)
         publishing.attempt(find_search_targets, store, settings.search)
     return [fault for group in found if group in set(groups) for fault in found[group]]
 
