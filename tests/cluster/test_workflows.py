@@ -143,6 +143,9 @@ def test_a_version_is_pushed_by_its_tag_alone_and_only_once() -> None:
 def test_the_tests_run_as_in_continuous_integration_on_every_supported_python() -> None:
     workflow = load("tests.yaml")
 
-    assert [step["run"] for step in steps(workflow) if "run" in step] == ["make test"]
+    runs = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in workflow["jobs"].items()}
+    assert runs == {"test": ["make test"], "smoke": ["make test-fast", "make demo"]}
     assert "exec make test" in (ROOT / ".ci" / "run").read_text()
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    others = {entry["python"] for entry in workflow["jobs"]["smoke"]["strategy"]["matrix"]["include"]}
+    assert others == {"3.11", "3.13", "3.14"}
