@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.definitions import Side, SideName, arrow_type, find_side
 from rec_ray.feature_store.offline_source import FeatureSource, read_slice, slice_source
 from rec_ray.feature_store.online_deletion import delete_online_rows
+from rec_ray.feature_store.online_values import is_same
 from rec_ray.feature_store.point_in_time import in_repo, point_in_time, portable_config
 from rec_ray.feature_store.registry import first_line, read_registry
 from rec_ray.schema import ITEM_ID, USER_ID
@@ -154,7 +154,7 @@ def compare_online(store: FeatureStore, view: OnlineView, ids: Sequence[str], no
     for row in range(len(ids)):
         expected = {field: values[row] for field, values in offline.items()}
         if any(value is not None for value in expected.values()):
-            differing += any(not _is_same(value, online[field][row]) for field, value in expected.items())
+            differing += any(not is_same(value, online[field][row]) for field, value in expected.items())
     return OnlineState(len(ids), sum(there), differing)
 
 
@@ -230,23 +230,3 @@ def _as_keys(view: OnlineView, ids: Sequence[str]) -> list[Any]:
     except pa.ArrowInvalid as error:
         raise SchemaError(f"view {view.name!r} has {key} as {kind}, but an id has another type: {error}") from None
     return keys
-
-
-def _is_same(expected: Any, online: Any) -> bool:
-    """Compare a value of the offline store with one of the online store, which may have less precise numbers."""
-    if isinstance(expected, datetime) and isinstance(online, datetime):
-        both = [each if each.tzinfo else each.replace(tzinfo=UTC) for each in (expected, online)]
-        return abs((both[0] - both[1]).total_seconds()) < 1
-    if isinstance(expected, float) and isinstance(online, int | float):
-        both_missing = math.isnan(expected) and math.isnan(online)
-        return both_missing or math.isclose(expected, online, rel_tol=1e-5, abs_tol=1e-9)
-    if isinstance(expected, list) and isinstance(online, list | tuple):
-        return len(expected) == len(online) and all(map(_is_same, expected, online))
-    if _is_nothing(expected) or _is_nothing(online):
-        return _is_nothing(expected) and _is_nothing(online)
-    return bool(expected == online)
-
-
-def _is_nothing(value: Any) -> bool:
-    """Return whether a value is null: online stores return null for NaN and for an empty list."""
-    return value is None or value == [] or (isinstance(value, float) and math.isnan(value))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from rec_ray.errors import FeatureStoreError
 from rec_ray.feature_store.api import FeatureStore
 from rec_ray.feature_store.definitions import Side
 from rec_ray.feature_store.feature_join import FeatureJoin, JoinedView, as_key
+from rec_ray.feature_store.online_values import is_equal, plain_value
 from rec_ray.feature_store.point_in_time import point_in_time, portable_config
 
 EARLIER = (timedelta(hours=1), timedelta(days=1), timedelta(days=2), timedelta(days=7), timedelta(days=30))
@@ -79,12 +80,12 @@ def find_skew(
     for view, key_of, columns in _views(join):
         online = _online(store, view, key_of, list(columns.values()), ids)
         for name, field in columns.items():
-            skew = _compare(view, name, ids, offline[name], online[field])
+            skew = compare_values(view, name, ids, offline[name], online[field])
             if skew.differ and not skew.cause:
                 for age in EARLIER:
                     if age not in earlier:
                         earlier[age] = _offline(store, join, ids, as_of - age)
-                    if not _compare(view, name, ids, earlier[age][name], online[field]).differ:
+                    if not compare_values(view, name, ids, earlier[age][name], online[field]).differ:
                         skew = _because(skew, f"the values are those of {_in_words(age)} before; is it materialised?")
                         break
             found.append(skew)
@@ -119,10 +120,13 @@ def _online(
     return {field: answer[field] for field in fields}
 
 
-def _compare(view: str, name: str, ids: Sequence[str], offline: Values, online: Values) -> Skew:
-    pairs = [(each, _plain(one), _plain(other)) for each, one, other in zip(ids, offline, online, strict=True)]
+def compare_values(view: str, name: str, ids: Sequence[str], offline: Values, online: Values) -> Skew:
+    """Return the difference of one field. offline, online: its values for the ids."""
+    pairs = [
+        (each, plain_value(one), plain_value(other)) for each, one, other in zip(ids, offline, online, strict=True)
+    ]
     known = [pair for pair in pairs if pair[1] is not None or pair[2] is not None]
-    other = [pair for pair in known if not _equal(pair[1], pair[2])]
+    other = [pair for pair in known if not is_equal(pair[1], pair[2])]
     missing = sum(online is None for _, _, online in other)
     if not other:
         return Skew(view, name, len(known), 0)
@@ -133,32 +137,6 @@ def _compare(view: str, name: str, ids: Sequence[str], offline: Values, online: 
 
 def _because(skew: Skew, cause: str) -> Skew:
     return Skew(skew.view, skew.field, skew.compared, skew.differ, skew.missing, cause, skew.example)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value in a form that both stores share: no numpy types, times in UTC, empty lists and NaN as None."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    if isinstance(value, date):
-        return datetime(value.year, value.month, value.day, tzinfo=UTC)
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(each) for each in value] or None
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, bool) or isinstance(other, bool) or one is None or other is None:
-        return one is other or (one is not None and other is not None and type(one) is type(other) and one == other)
-    if isinstance(one, datetime) and isinstance(other, datetime):
-        # Online stores keep seconds.
-        return abs((one - other).total_seconds()) < 1
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-9)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return type(one) is type(other) and bool(one == other)
 
 
 def _cause(pairs: Sequence[tuple[str, Any, Any]]) -> str:

@@ -109,9 +109,9 @@ def test_values_that_have_expired(store: Any) -> None:
 
 
 def test_a_type_is_compared_too() -> None:
-    from rec_ray.feature_store.online_skew import _compare
+    from rec_ray.feature_store.online_skew import compare_values
 
-    found = _compare("profile", "age", ["a", "b"], [7, 8], ["7", "8"])
+    found = compare_values("profile", "age", ["a", "b"], [7, 8], ["7", "8"])
     assert (found.differ, found.cause) == (2, "the type is int offline and str online")
 
 
