@@ -1,7 +1,7 @@
 """Feast's registry server, in a process of its own: `python serve_registry.py REPOSITORY PORT CERTIFICATE KEY`.
 
-`feast serve_registry` also needs the packages of gRPC's health and reflection services; where they are missing, these
-two services are left out and the registry is served alone.
+`feast serve_registry` also needs the packages of gRPC's health and reflection services; where one is missing, both
+services are left out and the registry is served alone.
 """
 
 import importlib.util
@@ -11,9 +11,10 @@ from unittest.mock import MagicMock
 
 def main() -> None:
     """Serve until the process is ended."""
-    for package, module in (("grpc_health", "grpc_health.v1"), ("grpc_reflection", "grpc_reflection.v1alpha")):
-        if importlib.util.find_spec(package) is None:
-            sys.modules |= {package: MagicMock(), module: MagicMock()}
+    services = {"grpc_health": "grpc_health.v1", "grpc_reflection": "grpc_reflection.v1alpha"}
+    # The reflection service lists the names of the health service.
+    if any(importlib.util.find_spec(package) is None for package in services):
+        sys.modules |= {name: MagicMock() for names in services.items() for name in names}
     from feast import FeatureStore
 
     repository, port, certificate, key = sys.argv[1:]
