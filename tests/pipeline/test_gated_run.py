@@ -27,7 +27,8 @@ USERS, ITEMS, GROUPS, EVENTS = 150, 60, 4, 3000
 NEWER = [f"i{n}" for n in range(4)]
 """Items that nobody took yet when the first version learned: the most popular ones of each group."""
 LEARNS = ("--set", "train.epochs=8", "--set", "train.learning_rate=0.02")
-LEARNS_NOTHING = ("--set", "train.epochs=1", "--set", "train.learning_rate=0.000000001")
+# Without a history all users have the same vector, which one step at this rate leaves where it started.
+LEARNS_NOTHING = ("--set", "model.history=none", "--set", "train.epochs=1", "--set", "train.learning_rate=0.000000001")
 
 
 def call(command: str, *arguments: object) -> tuple[int, Any, str]:
@@ -150,7 +151,10 @@ def test_a_warning_publishes_all_the_same(runs: Any, project: Path) -> None:
     facts = report["evaluation"]["facts"]
     removed = ["category", *(["name"] if "name" in facts["live_without"] else [])]
     assert sorted(facts["live_without"]) == removed
-    assert f"version {runs['passed'][1]['version']} is compared without 'category'" in said
+    (without,) = (
+        line for line in said.splitlines() if f"version {runs['passed'][1]['version']} is compared without" in line
+    )
+    assert all(f"'{name}'" in without for name in removed)
     assert "Traceback" not in said
     (live,) = (row for row in call("versions", "-C", project)[1]["versions"] if row["state"] == "live")
     assert live["version"] == report["version"]

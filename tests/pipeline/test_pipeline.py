@@ -62,7 +62,7 @@ def test_the_model_finds_the_structure_of_the_shop(report: Any) -> None:
 def test_the_stored_layout_is_the_documented_one(shop: Path, report: Any) -> None:
     version = shop / "store" / "two-tower" / report["version"]
     files = {"weights.safetensors", "model.json", "preprocessor.json", "metadata.json", "manifest.json", "candidates"}
-    files |= {"evaluated.safetensors", "report.html", "report.json"}
+    files |= {"evaluated.safetensors", "report.html", "report.json", "profile.json", "checks.json"}
     assert {path.name for path in version.iterdir()} == files
     lists = pq.read_table(version / "candidates" / "recommendations")
     assert [str(field.type) for field in lists.schema] == [
