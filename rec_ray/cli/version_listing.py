@@ -13,7 +13,14 @@ from rec_ray.candidate_store.manifest import read_manifest, require_complete
 from rec_ray.config import Settings
 from rec_ray.errors import DataError
 from rec_ray.runs.stores import open_object_store, open_version_database
-from rec_ray.storage.model_store import candidates_folder, find_model, model_folder, read_metadata, stored_versions
+from rec_ray.storage.model_store import (
+    candidates_folder,
+    find_model,
+    has_model_files,
+    model_folder,
+    read_metadata,
+    stored_versions,
+)
 from rec_ray.storage.object_store import Storage
 from rec_ray.versions.registry import Reservation
 
@@ -36,7 +43,13 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
         for place, row in enumerate(rows)
     ]
     known = {row.version for row in rows}
-    stored = [version for version in stored_versions(storage) if version not in known]
+    # A run writes the checks of its data before it trains; such a folder is no version until the upload begins.
+    stored = [
+        version
+        for version in stored_versions(storage)
+        if version not in known
+        and (_state(reserved.get(version), "stored") != "reserved" or has_model_files(version, storage))
+    ]
     return published + [
         {
             "version": version,

@@ -55,6 +55,15 @@ def stored_versions(storage: Storage) -> list[str]:
     return sorted(storage.folders(MODELS), key=lambda name: (name.isdecimal(), len(name), name), reverse=True)
 
 
+def has_model_files(version: str, storage: Storage) -> bool:
+    """Return whether the upload of a version's model has begun.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    return any(key.endswith((MANIFEST, ".safetensors")) for key in storage.list(model_folder(version)))
+
+
 def save_model(bundle: TwoTowerBundle, version: str, storage: Storage) -> StoredModel:
     """Store a bundle under a version; the manifest is written last, so an interrupted upload is not a model.
 

@@ -178,7 +178,7 @@ def test_random_data_do_not_pass_for_learning(tmp_path: Path) -> None:
     assert "does not beat popularity" in shown.stdout
     assert as_json("versions", "-C", folder)["versions"][0]["state"] == "live"
     refused = rec_ray("train", "-C", folder, "--set", "train.epochs=4", "--set", "model.historie=mean", code=2)
-    assert "did you mean 'history'" in refused.stderr
+    assert "did you mean model.history" in refused.stderr
 
 
 @needs_shared
