@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from servers import PostgreSQL, Redis, SeaweedFS
+from tiny_project import TINY_START, change_settings
 
 # Before Ray or Feast is imported: no calls home, and what a cluster of somebody else sets does not count here.
 os.environ |= {
@@ -32,7 +33,6 @@ for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Columns = Mapping[str, Any] | pa.Table
-TINY_START = datetime(2024, 1, 1, tzinfo=UTC)
 CITIES = ["Rome", "Oslo", "Bern", "Riga", "Wien"]
 """`city_number` of the repository worked out by hand is the place in this list."""
 
@@ -211,15 +211,6 @@ def make_project() -> Callable[..., Path]:
         return project
 
     return make
-
-
-def change_settings(project: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put settings over those of a project's file; its comments are lost."""
-    file = project / "rec_ray.yaml"
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for section, changed in settings.items():
-        values[section] = {**values.get(section, {}), **changed}
-    file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -59,15 +60,36 @@ def train_two_tower(
         DataError: the loss became infinite.
         RecRayError: the workers failed more often than `train.max_failures`.
     """
+    plan = plan_training(data, model, train, ray_settings, storage, validation_users, exclude_seen=exclude_seen)
+    if live is not None:
+        if plan.history == "auto":
+            # The weights of a warm start fit only the history encoder with which they were trained.
+            plan = replace(plan, history=str(live.arguments["history"]))
+        plan = replace(
+            plan, start=_write_start(live, {**plan.arguments, "history": plan.history}, data, storage, run_id)
+        )
+    progress = _run(plan, train, storage, run_id, callbacks, local=ray_settings.address is None)
+    return build_trained_model(
+        progress, plan, data.preprocessor, metadata, warm_start="live" if live is not None else "off"
+    )
+
+
+def plan_training(
+    data: TrainingData,
+    model: ModelSettings,
+    train: TrainSettings,
+    ray_settings: RaySettings,
+    storage: Storage,
+    validation_users: int,
+    *,
+    exclude_seen: bool,
+) -> TrainingPlan:
+    """Return the input of the workers of a training that starts now, without weights of an earlier version."""
     preprocessor = data.preprocessor
     architecture = model.model_dump()
     history = architecture.pop("history")
-    if live is not None and history == "auto":
-        # The weights of a warm start fit only the history encoder with which they were trained.
-        history = str(live.arguments["history"])
-    arguments = tower_arguments(preprocessor, architecture)
-    plan = TrainingPlan(
-        arguments=arguments,
+    return TrainingPlan(
+        arguments=tower_arguments(preprocessor, architecture),
         history=history,
         user_shape=preprocessor.users.shape,
         item_shape=preprocessor.items.shape,
@@ -82,12 +104,7 @@ def train_two_tower(
         exclude_seen=exclude_seen,
         threads=ray_settings.threads,
         started=time.time(),
-        start=_write_start(live, {**arguments, "history": history}, data, storage, run_id)
-        if live is not None
-        else None,
     )
-    progress = _run(plan, train, storage, run_id, callbacks, local=ray_settings.address is None)
-    return build_trained_model(progress, plan, preprocessor, metadata, warm_start="live" if live is not None else "off")
 
 
 def _write_start(

@@ -1,8 +1,8 @@
 """Search for better settings with Ray Tune: random trials, the weak ones stopped early (ASHA, Li et al. 2020).
 
-Input: encoded training data and a space of settings. Output: the trials, best first. Each trial is a training as in a
-run, without a refit, judged by the validation NDCG@10 of its best epoch; the test events are not used. A search of the
-same name resumes.
+Input: encoded training data and a space of settings. Output: the trials, best first. Each trial is a training on one
+worker, without a refit, judged by the validation NDCG@10 of its best epoch; the test events are not used. A search of
+the same name resumes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import ray.tune
-from ray.tune.integration.ray_train import TuneReportCallback
+import torch
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
@@ -27,13 +26,13 @@ from rec_ray.contracts import TrainingData, Trial
 from rec_ray.errors import RecRayError
 from rec_ray.logs import LOGGER
 from rec_ray.storage.object_store import Storage
-from rec_ray.training.trainer import TRAINING_FOLDER, train_two_tower
+from rec_ray.training.checkpoint import Progress
+from rec_ray.training.trainer import TRAINING_FOLDER, plan_training
+from rec_ray.training.worker import train_stages
 
 METRIC = "validation_ndcg@10"
 GRACE_EPOCHS, REDUCTION = 2, 3
 """Epochs that every trial gets; share of trials that continue at each later check is one in `REDUCTION`."""
-CPUS_OF_A_TRIAL = 0.01
-"""CPUs of the process that starts the workers of a trial and waits for them; Ray Tune does not accept 0."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,14 @@ def tune_settings(inputs: TrainingInputs, settings: TuneSettings, *, name: str) 
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     own = _own_values(inputs, settings.space)
     folder = inputs.storage.path(f"{TRAINING_FOLDER}/{name}")
-    trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(_try, inputs=inputs, name=name), {"CPU": CPUS_OF_A_TRIAL}
-    )
+    resources = {"CPU": inputs.train.cpus_per_worker} | ({"GPU": 1} if inputs.train.use_gpu else {})
+    trainable = ray.tune.with_resources(ray.tune.with_parameters(_try, inputs=inputs), resources)
     if ray.tune.Tuner.can_restore(folder, storage_filesystem=inputs.storage.filesystem):
         LOGGER.info("the search continues with the trials of an earlier attempt")
         tuner = ray.tune.Tuner.restore(
             folder, trainable, resume_errored=True, storage_filesystem=inputs.storage.filesystem
         )
     else:
-        cpus = inputs.train.cpus_per_worker * inputs.train.most_workers
         tuner = ray.tune.Tuner(
             trainable,
             # The project's own values belong to the space: Ray Tune warns of others in `points_to_evaluate`.
@@ -85,7 +82,6 @@ def tune_settings(inputs: TrainingInputs, settings: TuneSettings, *, name: str) 
                 time_budget_s=settings.minutes * 60,
                 search_alg=BasicVariantGenerator(
                     points_to_evaluate=[own],
-                    max_concurrent=max(1, int(ray.cluster_resources().get("CPU", 1) // cpus)),
                     random_state=inputs.train.seed,
                 ),
                 scheduler=ASHAScheduler(
@@ -110,30 +106,30 @@ def _own_values(inputs: TrainingInputs, space: Mapping[str, list[Any]]) -> dict[
     return {key: getattr(sections[key.partition(".")[0]], key.partition(".")[2]) for key in space}
 
 
-def _try(config: dict[str, Any], inputs: TrainingInputs, name: str) -> None:
-    """Train once with some settings, in a process of Ray Tune, to which each epoch is reported."""
-    trial = f"{name}.{ray.tune.get_context().get_trial_id()}"
+def _try(config: dict[str, Any], inputs: TrainingInputs) -> None:
+    """Train once with some settings in this process of Ray Tune, to which each epoch is reported."""
     changed: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in config.items():
         section, _, field = key.partition(".")
         changed[section][field] = value
     model = ModelSettings.model_validate({**inputs.model.model_dump(), **changed["model"]})
     train = TrainSettings.model_validate({**inputs.train.model_dump(), **changed["train"], "refit": "off"})
-    try:
-        train_two_tower(
-            inputs.data,
-            model,
-            train,
-            inputs.ray,
-            inputs.storage,
-            run_id=trial,
-            validation_users=inputs.evaluation.validation_users,
-            exclude_seen=inputs.exclude_seen,
-            metadata={},
-            callbacks=[TuneReportCallback()],
-        )
-    finally:
-        inputs.storage.delete_prefix(f"{TRAINING_FOLDER}/{trial}")
+    plan = plan_training(
+        inputs.data,
+        model,
+        train,
+        inputs.ray,
+        inputs.storage,
+        inputs.evaluation.validation_users,
+        exclude_seen=inputs.exclude_seen,
+    )
+    device = torch.device("cuda" if train.use_gpu else "cpu")
+    train_stages(plan, Progress(), rank=0, world=1, device=device, send=_report)
+
+
+def _report(metrics: dict[str, Any], folder: str | None) -> None:
+    """Report an epoch; its checkpoint is not kept, because a trial that was lost starts again."""
+    ray.tune.report(metrics)
 
 
 class _LogTrials(ray.tune.Callback):

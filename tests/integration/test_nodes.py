@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import TINY_START, change_settings
 from node_jobs import Job, manifest_environment
 from nodes import BIN, RayNodes, why_not
 from servers import Redis
+from tiny_project import TINY_START, change_settings
 
 from rec_ray.candidate_store.manifest import RECOMMENDATION_FOLDER, read_manifest, read_parts
 from rec_ray.config.loading import load_settings
