@@ -44,6 +44,9 @@ class TinySource(DataSource):
             field_mapping=dict(data_source.field_mapping),
         )
 
+    def source_type(self) -> DataSourceProto.SourceType.ValueType:
+        return DataSourceProto.CUSTOM_SOURCE
+
     def _to_proto_impl(self) -> DataSourceProto:
         options = DataSourceProto.CustomSourceOptions(configuration=json.dumps({"table": self.table}).encode())
         return DataSourceProto(
