@@ -50,8 +50,8 @@ def context_of(tmp_path: Path, **checks: Any) -> RunContext:
 
 
 def data_of(context: RunContext, found: DataProfile) -> Any:
-    context.storage.write_bytes("runs/second/work/data/profile.json", found.to_json())
-    return SimpleNamespace(profile="runs/second/work/data/profile.json")
+    context.storage.write_bytes("runs/second/data/profile.json", found.to_json())
+    return SimpleNamespace(profile="runs/second/data/profile.json")
 
 
 def test_good_data_pass_and_their_profile_and_checks_are_kept(tmp_path: Path) -> None:
