@@ -1,7 +1,7 @@
 """Frozen objects that the steps pass on, in the order of the steps.
 
-Each is produced by one step and read by later ones, and holds data without logic. The module imports nothing heavier
-than Arrow at run time.
+Each is produced by one step and read by later ones, and holds data with hardly any logic. The module imports nothing
+heavier than Arrow at run time.
 """
 
 from __future__ import annotations

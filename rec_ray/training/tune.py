@@ -101,7 +101,7 @@ def tune_settings(inputs: TrainingInputs, settings: TuneSettings, *, name: str) 
 
 
 def _own_values(inputs: TrainingInputs, space: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """Return the project's values of the settings of the space; history auto tries what a run would choose first."""
+    """Return the project's values of the settings of the space, by full name."""
     sections = {"model": inputs.model, "train": inputs.train}
     return {key: getattr(sections[key.partition(".")[0]], key.partition(".")[2]) for key in space}
 
